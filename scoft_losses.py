@@ -1,0 +1,606 @@
+"""What SCoFT trains with: section 4 of the paper as pure functions, in three shelves.
+
+1. Losses (equations 1 to 4).  2. Denoising with one recorded step (section 4.3).  3. Perceptual distances S.
+
+    symbol      meaning                                                              shape, range
+    z_0, z_t    latent of the photograph x+, and the same noised to timestep t       (B, 4, h, w)
+    t           timestep, 1 .. T-1                                                   (B,) integers
+    abar        alphas_cumprod of the noise scheduler: z_t = sqrt(abar) z_0 + sqrt(1 - abar) eps
+    eps         the noise; under v-prediction, the velocity takes its place          (B, 4, h, w)
+    eps_theta   the UNet's prediction, in the model's own prediction space           (B, 4, h, w)
+    z_hat_0     clean latent after DDIM from z_t; x_hat = decode(z_hat_0)            (B, 4, h, w)
+    x_hat, x+   generated image and photograph;  x-_k: its negatives                 (B, 3, H, W) in [-1, 1]
+    S           a perceptual *distance*: 0 for identical images, larger is less alike
+
+Losses return one value per sample, (B,); the caller reduces.  No function here knows of command-line arguments, of a
+dataset or of a pipeline.  Every departure is marked "Differs from the paper:" or "Differs from the authors' code:".
+
+Paper: SCoFT: Self-Contrastive Fine-Tuning for Equitable Image Generation, https://arxiv.org/abs/2401.08053
+"""
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import huggingface_hub
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+RECORDED_STEPS = ("first", "last", "random")
+RECORDED_STEP_SCALINGS = ("paper", "normalized")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 1. Losses
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def ldm_loss(eps_theta: torch.Tensor, eps: torch.Tensor, *, w_t: torch.Tensor | None = None) -> torch.Tensor:
+    """L_LDM (equation 1): w_t || eps - eps_theta(z_t, c_ccub, t) ||^2, the mean over a sample's elements.
+
+    eps_theta, eps (B, ...): prediction and target, both noise or both velocity.  w_t (B,): 1 if absent.  Returns (B,).
+
+    Differs from the paper: it prints the norm unsquared; the authors' code, whose weights we use, takes this mean.
+    """
+    loss = (_at_least_float32(eps_theta) - _at_least_float32(eps)).square().flatten(1).mean(1)
+    return loss if w_t is None else w_t * loss
+
+
+def min_snr_weights(
+    t: torch.Tensor, alphas_cumprod: torch.Tensor, *, gamma: float, prediction_type: str
+) -> torch.Tensor:
+    """w_t of "Efficient Diffusion Training via Min-SNR Weighting Strategy" (https://arxiv.org/abs/2303.09556).
+
+    min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v-prediction.  t (B,) integers; returns (B,).
+    The first is written as min(1, gamma / SNR), which stays 1 where zero terminal SNR makes diffusers' script divide
+    by zero.
+    """
+    abar = alphas_cumprod[t]
+    snr = abar / (1 - abar)
+    if prediction_type == "v_prediction":
+        return snr.clamp(max=gamma) / (snr + 1)
+    return (gamma / snr).clamp(max=1)
+
+
+def memorization_loss(eps_theta: torch.Tensor, eps_blip: torch.Tensor, is_caption: torch.Tensor) -> torch.Tensor:
+    """L_M (equation 2): || eps_theta(z_t, c_ccub, t) - mean_i sg[eps_theta(z_t, c_blip_i, t)] ||^2.
+
+    eps_theta (B, ...).  eps_blip (B, K, ...): predictions for the naive captions, padded to K; never carries gradient.
+    is_caption (B, K): True where a caption exists; each row needs at least one.  Returns (B,).
+
+    The gradient for one caption drawn at random equals in expectation that for the mean over all captions; more
+    captions only lower its variance.
+    """
+    share = is_caption.to(eps_blip.dtype) / is_caption.sum(1, keepdim=True)
+    teacher = torch.einsum("bk,bk...->b...", share, eps_blip.detach())
+    return ldm_loss(eps_theta, teacher)
+
+
+def perceptual_loss(distance: "PerceptualDistance", f_hat: torch.Tensor, f_pos: torch.Tensor) -> torch.Tensor:
+    """L_P (equation 3): S(x_hat, x+), from the features of both.
+
+    f_hat, f_pos (B, P, D): `distance.embed` of x_hat (with gradient) and of x+ (a constant, so it can be cached).
+    Returns (B,).  Differs from the authors' code: they take unweighted VGG-16 feature differences here and another
+    distance in L_C; the paper has one S for both.
+    """
+    return distance.compare(f_hat, f_pos)
+
+
+def self_contrastive_loss(
+    d_pos: torch.Tensor, d_neg: torch.Tensor, is_negative: torch.Tensor, *, negative_weight: float, margin: float
+) -> torch.Tensor:
+    """L_C (equation 4): mean over k of max(S(x_hat, x+) - lambda S(x_hat, x-_k) + m, 0).
+
+    d_pos (B,): distances to the photographs.  d_neg (B, K): to the negatives, padded to K.  is_negative (B, K): True
+    where a negative exists.  negative_weight: lambda.  margin: m.  Returns (B,).
+
+    A row without negatives gives 0 and still counts in the batch mean, so batches keep their size.
+    Differs from the paper: it calls S a similarity; the equation only works with a distance.
+    Differs from the authors' code: there is no hinge and no margin there, so the loss is unbounded below.
+    """
+    hinge = (d_pos[:, None] - negative_weight * d_neg + margin).clamp(min=0)
+    return torch.where(is_negative, hinge, 0).sum(1) / is_negative.sum(1).clamp(min=1)
+
+
+def weighted_sum(terms: dict[str, torch.Tensor], weights: dict[str, float]) -> torch.Tensor:
+    """L = sum over the terms of weight times term (section 4).  A term without a weight is a KeyError."""
+    return sum(weights[name] * term for name, term in terms.items())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 2. Denoising with one recorded step (section 4.3)
+# ---------------------------------------------------------------------------------------------------------------------
+#
+# z_t is denoised by DDIM (eta 0) under classifier-free guidance, and the gradient flows through the conditional noise
+# prediction of one step alone.  Every other noise prediction is a constant (.sg), eps(null) too, and nothing is
+# clipped.  The final latent is then affine in the recorded prediction: z_hat_0 = A + c eps_theta, with a scalar c per
+# sample that is known beforehand.  So the gradient of any loss of x_hat needs no graph through the sampler:
+#
+#     g = d loss / d z_hat_0  at a leaf,   then   <sg[c g], eps_theta>   has the same gradient in the UNet's weights.
+#
+# Under v-prediction the noise prediction is eps_theta = sqrt(1 - abar) z + sqrt(abar) v_theta, and it is this eps that
+# .sg holds constant at the other steps, as in the paper: the method does not depend on the network's parametrisation.
+
+
+def denoising_timetables(t: torch.Tensor, *, num_steps: int) -> torch.Tensor:
+    """Each row's own way from t to clean in n = min(num_steps, t) steps: t_j = t - floor(j t / n), then -1 for clean.
+
+    t (B,) integers >= 1.  Returns (B, num_steps + 1): row b starts at t[b], falls strictly for n steps and stays at -1
+    (abar = 1) from column n on.
+
+    Differs from the authors' code: k = t // 19 makes uneven steps, two steps for every t < 19, and fails at t = 0.
+    """
+    if t.min() < 1:
+        raise ValueError(f"denoising starts at a timestep t >= 1, got t = {int(t.min())}")
+    t = t[:, None]
+    n = t.clamp(max=num_steps)
+    j = torch.arange(num_steps + 1)
+    return torch.where(j < n, t - j * t // n, -1)
+
+
+def recorded_index(which: str, t: torch.Tensor, u: torch.Tensor, *, num_steps: int) -> torch.Tensor:
+    """Which step of each row's timetable records the gradient: first 0, last n - 1, random uniform on 0 .. n - 1.
+
+    t (B,) integers.  u (B,): uniform draws in [0, 1), used by random alone.  Returns (B,) integers.
+    """
+    n = t.clamp(max=num_steps)
+    return {"first": torch.zeros_like(t), "last": n - 1, "random": (u * n).long().clamp(max=n - 1)}[which]
+
+
+def ddim_coefficients(
+    abar: torch.Tensor, abar_next: torch.Tensor, *, prediction_type: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """a, b of the DDIM step z' = a z + b prediction (eta 0, no clipping of the predicted z_0).
+
+    From abar to abar_next >= abar, elementwise.  At abar = 1, a finished row, a = 1 and b = 0: it stands still.
+    """
+    if prediction_type == "v_prediction":
+        a = (abar_next * abar).sqrt() + ((1 - abar_next) * (1 - abar)).sqrt()
+        b = ((1 - abar_next) * abar).sqrt() - (abar_next * (1 - abar)).sqrt()
+    else:
+        a = (abar_next / abar).sqrt()
+        b = (1 - abar_next).sqrt() - (abar_next * (1 - abar) / abar).sqrt()
+    return a, b
+
+
+def recorded_gain(
+    abar: torch.Tensor, abar_next: torch.Tensor, *, guidance_scale: float, prediction_type: str
+) -> torch.Tensor:
+    """c of z_hat_0 = A + c eps_theta for a gradient recorded at the step abar -> abar_next; guidance_scale is 1 + w.
+
+    The step's b times the scale; every later step multiplies z by sqrt(abar_next / abar), which telescopes to
+    1 / sqrt(abar_next).  Under v-prediction b already holds the factor sqrt(abar), so c stays finite at zero SNR.
+    """
+    _, b = ddim_coefficients(abar, abar_next, prediction_type=prediction_type)
+    return guidance_scale * b / abar_next.sqrt()
+
+
+def guide(eps_cond: torch.Tensor, eps_null: torch.Tensor, *, guidance_scale: float) -> torch.Tensor:
+    """Classifier-free guidance (1 + w) eps_cond - w eps_null with guidance_scale = 1 + w (section 4.3)."""
+    return eps_null + guidance_scale * (eps_cond - eps_null)
+
+
+class Rollout(NamedTuple):
+    """What `RecordedStepDenoiser` returns."""
+
+    z_hat_0: torch.Tensor  # (B, 4, h, w) clean latent, no gradient
+    z_recorded: torch.Tensor  # (B, 4, h, w) latent at which the recorded step's prediction is made
+    t_recorded: torch.Tensor  # (B,) its timestep
+    c: torch.Tensor  # (B,) d z_hat_0 / d eps_theta(z_recorded, c_ccub, t_recorded), scaled as asked for
+
+
+class RecordedStepDenoiser:
+    """DDIM from z_t to clean in `num_steps` steps; rows of different t go together, each on its own timetable.
+
+    alphas_cumprod (T,): the noise scheduler's.  guidance_scale: 1 + w.  recorded_step: first, last or random.
+    scaling: `paper` takes c as derived; it grows about 1300-fold from t = 37 to t = 999 on SD's schedule.
+    `normalized` puts sign(c) times the root mean square of c over t = 1 .. T-1 (and, for random, over the steps) in
+    its place, so that every t pulls alike.
+
+    Tables are float64; timesteps and tables live on the CPU, where they are drawn, so nothing here waits for a device.
+    Raises ValueError on epsilon prediction with zero terminal SNR, where DDIM divides by zero.
+    """
+
+    def __init__(
+        self,
+        alphas_cumprod: torch.Tensor,
+        *,
+        prediction_type: str,
+        num_steps: int,
+        guidance_scale: float,
+        recorded_step: str = "first",
+        scaling: str = "paper",
+    ):
+        if recorded_step not in RECORDED_STEPS or scaling not in RECORDED_STEP_SCALINGS:
+            raise ValueError(
+                f"recorded_step is one of {RECORDED_STEPS} and scaling one of {RECORDED_STEP_SCALINGS}, "
+                f"got {recorded_step!r} and {scaling!r}"
+            )
+        if prediction_type == "epsilon" and alphas_cumprod.min() <= 0:
+            raise ValueError("epsilon prediction cannot start from zero terminal SNR; use a v-prediction model")
+        # The appended 1 is what the clean mark -1 of a timetable indexes.
+        self.abar = torch.cat([alphas_cumprod.detach().double().cpu(), torch.ones(1, dtype=torch.float64)])
+        self.prediction_type = prediction_type
+        self.num_steps = num_steps
+        self.guidance_scale = guidance_scale
+        self.recorded_step = recorded_step
+        self.rms_gain = self._rms_gain() if scaling == "normalized" else None
+
+    def _rms_gain(self) -> torch.Tensor:
+        t = torch.arange(1, len(self.abar) - 1)
+        draws = self.num_steps if self.recorded_step == "random" else 1
+        # For t < num_steps several of the evenly spread draws fall on one step, each step equally often on average.
+        c = torch.stack([self._gain(t, torch.full(t.shape, (k + 0.5) / draws)) for k in range(draws)])
+        return c.square().mean().sqrt()
+
+    def _gain(self, t: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        timetables = denoising_timetables(t, num_steps=self.num_steps)
+        index = recorded_index(self.recorded_step, t, u, num_steps=self.num_steps)[:, None]
+        return recorded_gain(
+            self.abar[timetables.gather(1, index)[:, 0]],
+            self.abar[timetables.gather(1, index + 1)[:, 0]],
+            guidance_scale=self.guidance_scale,
+            prediction_type=self.prediction_type,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        predict: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+        z_t: torch.Tensor,
+        t: torch.Tensor,
+        u: torch.Tensor,
+        *,
+        first: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> Rollout:
+        """Denoise z_t (B, 4, h, w) from t (B,), on the CPU; u (B,) are the draws for `recorded_step="random"`.
+
+        predict(z, t) returns the predictions (eps_cond, eps_null) at z, each (B, 4, h, w).  first: those at z_t, where
+        the caller has them already.  No call runs with gradients on; the latents stay in z_t's dtype.
+        """
+        timetables = denoising_timetables(t, num_steps=self.num_steps)
+        recorded = recorded_index(self.recorded_step, t, u, num_steps=self.num_steps)
+        a, b = ddim_coefficients(
+            self.abar[timetables[:, :-1]], self.abar[timetables[:, 1:]], prediction_type=self.prediction_type
+        )
+        a, b = (table.to(z_t)[..., None, None, None] for table in (a, b))
+        is_recorded = (torch.arange(self.num_steps) == recorded[:, None]).to(z_t.device)[..., None, None, None]
+
+        z = z_recorded = z_t
+        for j in range(int(t.max().clamp(max=self.num_steps))):
+            z_recorded = torch.where(is_recorded[:, j], z, z_recorded)
+            # A finished row rests at the mark -1; the UNet gets timestep 0 for it and b = 0 drops the answer.
+            eps_cond, eps_null = first if j == 0 and first else predict(z, timetables[:, j].clamp(min=0))
+            z = a[:, j] * z + b[:, j] * guide(eps_cond, eps_null, guidance_scale=self.guidance_scale).to(z)
+
+        c = self._gain(t, u)
+        if self.rms_gain is not None:
+            c = c.sign() * self.rms_gain
+        return Rollout(z, z_recorded, timetables.gather(1, recorded[:, None])[:, 0], c.to(z))
+
+
+def latent_gradient(
+    image_terms: Callable[[torch.Tensor], dict[str, torch.Tensor]], weights: dict[str, float], z_hat_0: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """g = d sum_b (w_p L_P + w_c L_C)_b / d z_hat_0 with z_hat_0 as a leaf; its graph is freed before this returns.
+
+    image_terms: z (B, 4, h, w) -> the image-space losses of decode(z) by name, each (B,).  weights: by the same names.
+    Returns g (B, 4, h, w) and the losses, detached.
+    """
+    with torch.enable_grad():
+        z = z_hat_0.detach().requires_grad_(True)
+        terms = image_terms(z)
+        (g,) = torch.autograd.grad(weighted_sum(terms, weights).sum(), z)
+    return g, {name: term.detach() for name, term in terms.items()}
+
+
+def recorded_step_surrogate(eps_theta: torch.Tensor, c: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """<sg[c g], eps_theta> per sample: its gradient is that of the image losses through the recorded step.
+
+    eps_theta (B, 4, h, w): the conditional prediction at the recorded step, with gradient.  c (B,).  g (B, 4, h, w).
+    Returns (B,), summed over elements in at least float32.  The value means nothing: add it to the objective, never
+    log it as a loss.
+    """
+    eps_theta = _at_least_float32(eps_theta)
+    weight = (c[:, None, None, None] * g).detach().to(eps_theta)
+    return (weight * eps_theta).flatten(1).sum(1)
+
+
+def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 3. Perceptual distances
+# ---------------------------------------------------------------------------------------------------------------------
+
+DREAMSIM_TYPES = ("ensemble", "dino_vitb16", "clip_vitb32", "open_clip_vitb32", "dinov2_vitb14", "synclr_vitb16")
+
+
+class PerceptualDistance(nn.Module):
+    """S(x, y): how unlike two images are to a frozen encoder, as 1 - cosine of its features.
+
+    forward(x, y): both (B, 3, H, W) floats in [-1, 1]; returns (B,): 0 for identical images, larger is less alike,
+    2 at most.  Differentiable in x, deterministic, always frozen and in eval mode, indifferent to autocast.
+    Its halves are `embed` and `compare`, so that the features of constant images can be computed once.
+
+    A subclass loads its encoder and says in `features` what is compared.  All of them are 1 - cosine, so one margin m
+    of equation 4 means the same for each: `default_margin` is a twentieth of the distance between orthogonal features,
+    and the margin DreamSim itself was trained with.  The paper's value is lost, and this one is not tuned.
+    """
+
+    default_margin = 0.05
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.size = size
+        self.dtype = dtype
+        # [-1, 1] -> [0, 1] -> (pixel - mean) / std, as one scale and one shift for each colour.
+        mean, std = torch.tensor([mean, std]).view(2, 3, 1, 1)
+        self.register_buffer("scale", 0.5 / std, persistent=False)
+        self.register_buffer("shift", (0.5 - mean) / std, persistent=False)
+        self.to(device).requires_grad_(False).eval()
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What is compared: (B, P, D) of normalised pixels (B, 3, size, size); P places or tokens of D channels."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.compare(self.embed(x), self.embed(y))
+
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        """Unit vectors (B, P, D), float32 at least, of images (B, 3, H, W) in [-1, 1] of any size.
+
+        Images are squashed to the encoder's square and not clamped: at a pixel beyond [-1, 1] a clamp would erase the
+        gradient that pulls it back.  Differs from the authors' code: it clamps for CLIP and DINO, and resizes for
+        DreamSim without antialiasing, then crops.
+        """
+        if x.ndim != 4 or x.shape[1] != 3:
+            raise ValueError(f"a perceptual distance takes images of shape (B, 3, H, W), got {tuple(x.shape)}")
+        with torch.autocast(x.device.type, enabled=False):
+            x = _at_least_float32(x)
+            if x.shape[-2:] != (self.size, self.size):
+                x = F.interpolate(x, size=(self.size, self.size), mode="bicubic", antialias=True)
+            pixels = x * self.scale + self.shift
+            return F.normalize(_at_least_float32(self.features(pixels.to(self.dtype))), dim=-1)
+
+    def compare(self, f_x: torch.Tensor, f_y: torch.Tensor) -> torch.Tensor:
+        """1 - cosine, averaged over the P places: (..., P, D) and (..., P, D), broadcast, to (...).
+
+        Written as half the squared distance of unit vectors, it is exactly 0 for identical images; even where a ReLU
+        left a place without any feature, of which 1 - cosine would say 1.
+        """
+        return 0.5 * (f_x - f_y).square().sum(-1).mean(-1)
+
+    def train(self, mode: bool = True) -> "PerceptualDistance":
+        """Stays in eval mode, whatever the model around it does: dropout would put noise into S."""
+        return super().train(False)
+
+
+class ClipConv(PerceptualDistance):
+    """The paper's CLIPConv: 1 - cosine over the channels at each place of a CLIP ResNet's fifth feature map.
+
+    model_name_or_path: Hub id or folder of a timm model with five feature maps.
+
+    Differs from the authors' code: under this name it compares the tokens of the last block of CLIP's ViT-B/32, with
+    the cosine taken over the token axis, after ten random augmentations; no convolution, and noise in the loss.
+    """
+
+    default_model = "timm/resnet101_clip.openai"
+
+    def __init__(
+        self,
+        model_name_or_path: str | None = None,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+        cache_dir: str | None = None,
+    ):
+        timm = _import_optional("timm")
+        name = model_name_or_path or self.default_model
+        source = "local-dir" if Path(name).is_dir() else "hf-hub"
+        with _loading(name, kind="a timm model with five feature maps", default=self.default_model):
+            encoder = timm.create_model(
+                f"{source}:{name}", pretrained=True, features_only=True, out_indices=(4,), cache_dir=cache_dir
+            )
+        config = encoder.pretrained_cfg
+        super().__init__(
+            encoder.to(dtype),
+            size=config["input_size"][-1],
+            mean=config["mean"],
+            std=config["std"],
+            device=device,
+            dtype=dtype,
+        )
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        (fifth_map,) = self.encoder(pixels)
+        return fifth_map.flatten(2).mT  # (B, D, h, w) -> (B, h w, D)
+
+
+class DreamSim(PerceptualDistance):
+    """DreamSim (https://arxiv.org/abs/2306.09344), a distance tuned to human judgement, by the dreamsim package.
+
+    model_name_or_path: the package's cache folder, `dreamsim/` in `cache_dir` or in the Hugging Face home by default.
+    The package downloads into it what `dreamsim_type` lacks, and two processes must not do so at once: construct it on
+    the main one first.  Always float32, because the package supports nothing else.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str | None = None,
+        *,
+        device: torch.device | str,
+        dreamsim_type: str = "ensemble",
+        cache_dir: str | None = None,
+    ):
+        dreamsim = _import_optional("dreamsim").dreamsim
+        if dreamsim_type not in DREAMSIM_TYPES:
+            raise ValueError(f"--dreamsim_type: got {dreamsim_type!r}, allowed are {', '.join(DREAMSIM_TYPES)}.")
+        default = Path(cache_dir or huggingface_hub.constants.HF_HOME, "dreamsim")
+        if model_name_or_path is None:
+            default.mkdir(parents=True, exist_ok=True)
+        folder = Path(model_name_or_path or default)
+        with _loading(str(folder), kind="a cache folder of the dreamsim package", default=str(default)):
+            if not folder.is_dir():
+                raise FileNotFoundError("there is no such folder; create it to have DreamSim downloaded into it")
+            hub_folder = torch.hub.get_dir()
+            encoder, _ = dreamsim(device=device, cache_dir=str(folder), dreamsim_type=dreamsim_type)
+            torch.hub.set_dir(hub_folder)  # the package moves it for the whole process
+        extractors = encoder.base_model.model.extractor_list
+        for extractor in extractors:
+            if isinstance(getattr(extractor, "proj", None), torch.Tensor):
+                extractor.proj = extractor.proj.to(device)  # or the package copies it from the CPU in each call
+        # The package takes [0, 1] and normalises for each of its backbones itself.
+        super().__init__(encoder, size=224, mean=(0, 0, 0), std=(1, 1, 1), device=device, dtype=torch.float32)
+        self.extractors = extractors
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        features = self.encoder.embed(pixels)
+        for extractor in self.extractors:
+            extractor._feats = []  # where the package would keep this image's graph alive until the next call
+        return features[:, None]
+
+
+class DinoV2(PerceptualDistance):
+    """1 - cosine of DINOv2's class token after the last layer norm.
+
+    model_name_or_path: Hub id or folder of a transformers model with a class token first, and its image processor.
+
+    Differs from the authors' code: it takes the mean squared difference of all tokens before that norm, unbounded.
+    """
+
+    default_model = "facebook/dinov2-base"
+
+    def __init__(
+        self,
+        model_name_or_path: str | None = None,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+        cache_dir: str | None = None,
+    ):
+        from transformers import AutoModel
+
+        name = model_name_or_path or self.default_model
+        with _loading(name, kind="a DINOv2 model in safetensors with its image processor", default=self.default_model):
+            encoder = AutoModel.from_pretrained(name, dtype=dtype, use_safetensors=True, cache_dir=cache_dir)
+            pixels = _pixels_of_processor(name, cache_dir=cache_dir)
+        super().__init__(encoder, **pixels, device=device, dtype=dtype)
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.encoder(pixels).last_hidden_state[:, :1]
+
+
+class Blip2(PerceptualDistance):
+    """1 - cosine of each image token of BLIP-2's Q-Former, averaged over the tokens.
+
+    model_name_or_path: Hub id or folder of a `Blip2ForImageTextRetrieval` and its image processor.
+
+    Differs from the authors' code: it takes the mean squared difference of these tokens, unbounded.
+    """
+
+    default_model = "Salesforce/blip2-itm-vit-g"
+
+    def __init__(
+        self,
+        model_name_or_path: str | None = None,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+        cache_dir: str | None = None,
+    ):
+        from transformers import Blip2ForImageTextRetrieval
+
+        name = model_name_or_path or self.default_model
+        with _loading(
+            name, kind="a BLIP-2 retrieval model in safetensors with its image processor", default=self.default_model
+        ):
+            encoder = Blip2ForImageTextRetrieval.from_pretrained(
+                name, dtype=dtype, use_safetensors=True, cache_dir=cache_dir
+            )
+            pixels = _pixels_of_processor(name, cache_dir=cache_dir)
+        # Images never meet a text here: what is kept are the vision model, the query tokens and the Q-Former.
+        del encoder.embeddings, encoder.vision_projection, encoder.text_projection, encoder.itm_head
+        super().__init__(encoder, **pixels, device=device, dtype=dtype)
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        image = self.encoder.vision_model(pixels).last_hidden_state
+        queries = self.encoder.query_tokens.expand(len(pixels), -1, -1)
+        return self.encoder.qformer(query_embeds=queries, encoder_hidden_states=image.to(queries)).last_hidden_state
+
+
+DISTANCES = {"clip_conv": ClipConv, "dreamsim": DreamSim, "dinov2": DinoV2, "blip2": Blip2}
+
+
+def load_distance(
+    name: str,
+    *,
+    model_name_or_path: str | None,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+    dreamsim_type: str = "ensemble",
+    cache_dir: str | None = None,
+) -> PerceptualDistance:
+    """The distance `name` of DISTANCES, frozen, on `device`.
+
+    model_name_or_path: Hub id or folder of its encoder; None for the distance's own.  dtype: what the encoder computes
+    in, float64, float32 or bfloat16; dreamsim stays in float32.  dreamsim_type: for dreamsim alone.  cache_dir: where
+    downloads go.  Raises ImportError without the package, OSError without the model, ValueError for a bad choice.
+    """
+    if name not in DISTANCES:
+        raise ValueError(f"--perceptual_distance: got {name!r}, allowed are {', '.join(DISTANCES)}.")
+    if dtype not in (torch.float64, torch.float32, torch.bfloat16):
+        raise ValueError(
+            f"a perceptual distance in {dtype} is not supported, because its gradient in the pixels would underflow; "
+            "use torch.float32 or torch.bfloat16."
+        )
+    options = {"dreamsim_type": dreamsim_type} if name == "dreamsim" else {"dtype": dtype}
+    return DISTANCES[name](model_name_or_path, device=device, cache_dir=cache_dir, **options)
+
+
+def _pixels_of_processor(name: str, *, cache_dir: str | None) -> dict[str, int | Sequence[float]]:
+    """The square a transformers encoder sees, and the mean and std of its normalisation."""
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(name, cache_dir=cache_dir)
+    square = getattr(processor, "crop_size", None) or processor.size
+    return {"size": square["height"], "mean": processor.image_mean, "std": processor.image_std}
+
+
+def _import_optional(package: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(
+            f"--perceptual_distance: this distance needs {package}, which cannot be imported ({error}): "
+            f"pip install {package}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _loading(name: str, *, kind: str, default: str) -> Iterator[None]:
+    try:
+        yield
+    # timm reports a model with fewer than five maps as an IndexError.
+    except (OSError, ValueError, RuntimeError, IndexError) as error:
+        raise OSError(
+            f"--perceptual_model_name_or_path: {name!r} cannot be loaded as {kind} "
+            f"({type(error).__name__}: {error}). Give a Hub id or a folder that holds one, downloaded beforehand if "
+            f"this machine is offline, or leave the flag out for {default!r}."
+        ) from error

@@ -1,0 +1,920 @@
+"""scoft_data: every layout is read alike, everything bad is found early and named, and nothing depends on hidden state."""
+
+import csv
+import io
+import json
+import logging
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+import scoft_data
+from scoft_data import DataError, DatasetSource, ImageTransform, find_dataset, open_image, read_dataset
+
+
+ROOT = Path(scoft_data.__file__).parent
+COLOURS = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255)}
+BLIP = [["a door", "a gate"], ["a bowl"], ["a hat"]]
+NEGATIVES = [("green", "blue"), (), ("red",)]
+
+
+def encoded(image, file_format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def plain(colour, size=(24, 16)):
+    return encoded(Image.new("RGB", size, colour))
+
+
+def records(*, negatives_key="negatives_file_names", prefix="images/"):
+    """Three rows: photographs red, green, blue; two, no and one negatives."""
+    return [
+        {
+            "file_name": f"{prefix}{colour}.png",
+            "text": f"a {colour} house",
+            "blip_text": BLIP[i],
+            negatives_key: [f"{prefix}{each}_negative.png" for each in NEGATIVES[i]],
+        }
+        for i, colour in enumerate(COLOURS)
+    ]
+
+
+def write_folder(folder, rows, *, kind="jsonl", images=True):
+    """An imagefolder: metadata, and for each path in it an image of the colour in its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in rows if images else ():
+        negatives = row.get("negatives_file_names") or row.get("negative_imgpath") or []
+        for name in [row["file_name"], *negatives]:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(plain(Path(name).stem.split("_")[0]))
+    if kind == "jsonl":
+        (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        cells = [{k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()} for row in rows]
+        with (folder / "metadata.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, cells[0])
+            writer.writeheader()
+            writer.writerows(cells)
+    return folder
+
+
+def write_parquet(file, *, photographs=None, columns=("image", "text", "blip_text", "negatives")):
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "text": datasets.Value("string"),
+            "blip_text": datasets.List(datasets.Value("string")),
+            "negatives": datasets.List(datasets.Image()),
+        }
+    )
+    photographs = photographs or [plain(colour) for colour in COLOURS]
+    rows = {
+        "image": [{"bytes": data, "path": f"{c}.png"} for data, c in zip(photographs, COLOURS, strict=True)],
+        "text": [f"a {colour} house" for colour in COLOURS],
+        "blip_text": BLIP,
+        "negatives": [[{"bytes": plain(each), "path": None} for each in names] for names in NEGATIVES],
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_dict(rows, features=features).select_columns(list(columns)).to_parquet(file)
+
+
+def write_card(root, *cultures):
+    lines = [f"- config_name: {c}\n  data_files:\n  - split: train\n    path: {c}/train-*\n" for c in cultures]
+    (root / "README.md").write_text("---\nconfigs:\n" + "".join(lines) + "---\n# card\n")
+
+
+def read(folder, *, culture="korea", needs_blip=True, needs_negatives=True, **options):
+    source = find_dataset(str(folder), culture=culture)
+    cache = folder.parent / "datasets_cache"
+    options = {"cache_dir": cache, "needs_blip": needs_blip, "needs_negatives": needs_negatives} | options
+    return read_dataset(source, culture=culture, **options)
+
+
+@pytest.fixture(autouse=True)
+def nobody_logged_in(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "whoami", refuse(huggingface_hub.errors.LocalTokenNotFoundError("none"))
+    )
+
+
+def refuse(error):
+    def call(*_, **__):
+        raise error
+
+    return call
+
+
+def test_import_is_light():
+    """Importing scoft_data loads neither torch nor datasets, so that a mistyped flag is answered at once."""
+    code = "import sys, scoft_data; sys.exit(bool({'torch', 'datasets', 'torchvision'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("culture", "words"),
+    [
+        ("united_states", "the United States"),
+        ("korea", "Korea"),
+        ("new-zealand", "New Zealand"),
+        ("ivory_coast", "Ivory Coast"),
+        ("USA", "USA"),
+    ],
+)
+def test_culture_words(culture, words):
+    """A culture of CCUB has its own words; any other is its name with capitals and spaces."""
+    assert scoft_data.culture_words(culture) == words
+
+
+def test_blank_culture():
+    """A culture without letters is refused by its flag."""
+    with pytest.raises(DataError, match="--culture ' '"):
+        scoft_data.culture_words(" ")
+
+
+# Layouts -------------------------------------------------------------------------------------------------------------
+
+
+def authors_in_train(root):
+    write_folder(root / "train", records(negatives_key="negative_imgpath"))
+
+
+def authors_at_root(root):
+    write_folder(root, records(negatives_key="negative_imgpath"))
+
+
+def imagefolder_jsonl(root):
+    write_folder(root, records(prefix="deep/er/"))
+
+
+def imagefolder_csv_in_train(root):
+    write_folder(root / "train", records(), kind="csv")
+
+
+def parquet_plain(root):
+    write_parquet(root / "train-00000-of-00001.parquet")
+
+
+def parquet_in_data(root):
+    write_parquet(root / "data" / "train-00000-of-00001.parquet")
+
+
+def parquet_with_configs(root):
+    for culture in ("korea", "china"):
+        write_parquet(root / culture / "train-00000-of-00001.parquet")
+    write_card(root, "korea", "china")
+
+
+def culture_folders(root):
+    write_folder(root / "korea" / "train", records())
+    write_folder(root / "china", [{"file_name": "red.png", "text": "elsewhere"}])
+    (root / "images").mkdir()
+
+
+def culture_folders_of_parquet(root):
+    write_parquet(root / "korea" / "data" / "train-00000-of-00001.parquet")
+    write_parquet(root / "china" / "train-00000-of-00001.parquet")
+
+
+LAYOUTS = [
+    authors_in_train,
+    authors_at_root,
+    imagefolder_jsonl,
+    imagefolder_csv_in_train,
+    parquet_plain,
+    parquet_in_data,
+    parquet_with_configs,
+    culture_folders,
+    culture_folders_of_parquet,
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+def test_layout(tmp_path, layout):
+    """Every layout gives the same rows and fingerprint, also after a trip through pickle."""
+    root = tmp_path / "data_set"
+    layout(root)
+    loaded = read(root)
+    for data in (loaded, pickle.loads(pickle.dumps(loaded))):
+        assert len(data) == 3 and data.dropped == 0
+        assert data.captions == [["a red house"], ["a green house"], ["a blue house"]]
+        assert data.blip_captions == BLIP
+        assert data.num_negatives == [2, 0, 1]
+        assert [data.image(i).getpixel((0, 0)) for i in range(3)] == list(COLOURS.values())
+        seen = [[image.getpixel((0, 0)) for image in data.negatives(i)] for i in range(3)]
+        assert seen == [[COLOURS[each] for each in names] for names in NEGATIVES]
+        assert data.row_name(1).startswith("row 1 (") and "green.png" in data.row_name(1)
+    write_folder(tmp_path / "reference", records())
+    assert loaded.fingerprint == read(tmp_path / "reference").fingerprint
+
+
+@pytest.mark.parametrize("where", ["", "train"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_diffusers_imagefolder(tmp_path, where, kind):
+    """What diffusers' --train_data_dir reads, file_name and text alone in nested folders, is read by a method without more."""
+    rows = [{"file_name": "a/b/red.png", "text": "one, two"}, {"file_name": "blue.png", "text": "[sic] three"}]
+    write_folder(tmp_path / "d" / where, rows, kind=kind)
+    data = read(tmp_path / "d", needs_blip=False, needs_negatives=False)
+    assert data.captions == [["one, two"], ["[sic] three"]]
+    assert data.blip_captions == [[], []] and data.num_negatives == [0, 0]
+    assert data.image(0).getpixel((0, 0)) == COLOURS["red"]
+
+
+def test_what_is_not_needed_is_not_read(tmp_path):
+    """Listed negatives that were never shipped do not hinder a method without them."""
+    rows = records()
+    write_folder(tmp_path / "d", rows)
+    (tmp_path / "d" / "images" / "green_negative.png").unlink()
+    assert read(tmp_path / "d", needs_negatives=False).num_negatives == [0, 0, 0]
+
+
+def test_caption_lists_and_strings(tmp_path):
+    """Captions and BLIP captions may be a string or a list, in JSON as well as in a csv cell that holds a JSON list."""
+    rows = [
+        {"file_name": "red.png", "text": ["one", "two"], "blip_text": "a door"},
+        {"file_name": "blue.png", "text": "three", "blip_text": ["a gate", "a wall"]},
+    ]
+    for kind in ("jsonl", "csv"):
+        data = read(write_folder(tmp_path / kind, rows, kind=kind), needs_negatives=False)
+        assert data.captions == [["one", "two"], ["three"]]
+        assert data.blip_captions == [["a door"], ["a gate", "a wall"]]
+
+
+def test_column_flags_rename(tmp_path):
+    """The four column flags choose other columns, in metadata and in parquet."""
+    flags = {
+        "image_column": "photo",
+        "caption_column": "said",
+        "blip_caption_column": "naive",
+        "negatives_column": "wrong",
+    }
+    row = {"photo_file_name": "red.png", "said": "one", "naive": "two", "wrong_file_names": ["blue.png"]}
+    write_folder(tmp_path / "d", [row], images=False)
+    for name in ("red", "blue"):
+        (tmp_path / "d" / f"{name}.png").write_bytes(plain(name))
+    write_parquet(tmp_path / "p" / "train-0.parquet")
+    table = datasets.Dataset.from_parquet(
+        str(tmp_path / "p" / "train-0.parquet"), cache_dir=str(tmp_path / "from_parquet")
+    )
+    renamed = table.rename_columns(dict(zip(["image", "text", "blip_text", "negatives"], flags.values(), strict=True)))
+    renamed.to_parquet(tmp_path / "q" / "train-0.parquet") if (tmp_path / "q").mkdir() is None else None
+    data = read(tmp_path / "d", **flags)
+    assert (data.captions, data.blip_captions, data.num_negatives) == ([["one"]], [["two"]], [1])
+    assert read(tmp_path / "q", **flags).fingerprint == read(tmp_path / "p").fingerprint
+
+
+def test_splits(tmp_path):
+    """Each split is read from its own folder, and a missing one is named."""
+    write_folder(tmp_path / "d" / "train", records())
+    write_folder(tmp_path / "d" / "test", records()[:1])
+    assert len(read(tmp_path / "d", split="test")) == 1
+    with pytest.raises(DataError, match="no split 'validation'"):
+        read(tmp_path / "d", split="validation")
+
+
+def test_split_missing_in_parquet(tmp_path):
+    """A split that parquet files lack is refused with those there are."""
+    parquet_with_configs(tmp_path / "d")
+    with pytest.raises(DataError, match="(?s)split 'test' cannot be read.*train"):
+        read(tmp_path / "d", split="test")
+
+
+@pytest.mark.parametrize("layout", [culture_folders, parquet_with_configs, culture_folders_of_parquet])
+@pytest.mark.parametrize(("culture", "said"), [("peru", "--culture peru is not among them"), (None, "no --culture")])
+def test_unknown_culture(tmp_path, layout, culture, said):
+    """Where there is a dataset per culture, a culture that is absent or not given is answered with the list."""
+    layout(tmp_path / "d")
+    with pytest.raises(DataError, match=r"\(china, korea\) and " + said):
+        read(tmp_path / "d", culture=culture)
+
+
+def test_only_culture_is_taken(tmp_path):
+    """Without --culture the only culture there is is taken."""
+    write_folder(tmp_path / "d" / "korea", records())
+    assert len(read(tmp_path / "d", culture=None)) == 3
+
+
+def test_max_samples_takes_what_diffusers_takes(tmp_path):
+    """max_samples keeps the rows that datasets' shuffle(seed).select(range(n)) keeps, under their own names."""
+    rows = [{"file_name": f"red_{i}.png", "text": f"caption {i}"} for i in range(9)]
+    write_folder(tmp_path / "d", rows)
+    expected = datasets.Dataset.from_dict({"i": list(range(9))}).shuffle(seed=3).select(range(4))["i"]
+    data = read(tmp_path / "d", needs_blip=False, needs_negatives=False, max_samples=4, seed=3)
+    assert data.captions == [[f"caption {i}"] for i in expected]
+    assert data.row_name(0) == f"row {expected[0]} (red_{expected[0]}.png)"
+    for wrong in (0, 10):
+        with pytest.raises(DataError, match=f"--max_train_samples {wrong} must be 1 to 9"):
+            read(tmp_path / "d", needs_blip=False, needs_negatives=False, max_samples=wrong)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("images/red.png", plain("red", (30, 30))),
+        ("images/green_negative.png", plain("green", (30, 30))),
+        ("metadata.jsonl", lambda text: text.replace(b"a red house", b"a red hut")),
+        ("metadata.jsonl", lambda text: text.replace(b"a door", b"a den")),
+    ],
+    ids=["image", "negative", "caption", "blip caption"],
+)
+def test_fingerprint_sees_every_part(tmp_path, file, change):
+    """A change of the photograph, a negative, a caption or a BLIP caption changes that row's hash and the fingerprint."""
+    before = read(write_folder(tmp_path / "d", records()))
+    path = tmp_path / "d" / file
+    path.write_bytes(change(path.read_bytes()) if callable(change) else change)
+    after = read(tmp_path / "d")
+    assert after.fingerprint != before.fingerprint
+    assert [a == b for a, b in zip(after.row_hashes, before.row_hashes, strict=True)] == [False, True, True]
+    same_photographs = after.image_hashes == before.image_hashes
+    assert same_photographs == (file != "images/red.png")
+
+
+# Bad metadata --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "messages"),
+    [
+        ({"text": "  "}, ["row 1 (images/green.png)", "--caption_column", "'  '"]),
+        ({"text": 7}, ["row 1 (images/green.png): 7", "--caption_column"]),
+        ({"text": []}, ["row 1 (images/green.png): []", "--caption_column"]),
+        ({"text": ["ok", ""]}, ["row 1 (images/green.png)", "--caption_column"]),
+        ({"blip_text": ""}, ["row 1 (images/green.png)", "'blip_text'", "--stages caption", "--method finetune"]),
+        ({"blip_text": None}, ["row 1 (images/green.png): None", "prepare_ccub.py --culture korea"]),
+        ({"file_name": None}, ["row 1", "'file_name'", "None"]),
+        ({"negatives_file_names": [3]}, ["row 1", "'negatives_file_names'", "not 3"]),
+    ],
+)
+def test_bad_row(tmp_path, change, messages):
+    """A bad cell is refused with its row, its flag and the way out."""
+    rows = records()
+    write_folder(tmp_path / "d", rows)
+    rows[1] |= change
+    write_folder(tmp_path / "d", rows, images=False)
+    with pytest.raises(DataError) as error:
+        read(tmp_path / "d")
+    assert all(message in str(error.value) for message in messages), str(error.value)
+
+
+@pytest.mark.parametrize("layout", [imagefolder_jsonl, parquet_plain])
+@pytest.mark.parametrize(
+    ("flag", "fix"),
+    [
+        ("image_column", ""),
+        ("caption_column", ""),
+        ("blip_caption_column", "--method finetune"),
+        ("negatives_column", "--method mp"),
+    ],
+)
+def test_missing_column(tmp_path, layout, flag, fix):
+    """A column that is absent is refused with the flag, its value and the columns found."""
+    layout(tmp_path / "d")
+    with pytest.raises(DataError) as error:
+        read(tmp_path / "d", **{flag: "nowhere"})
+    assert f"'nowhere' (--{flag}); its columns are: " in str(error.value)
+    assert "blip_text" in str(error.value) and fix in str(error.value)
+
+
+def test_no_row_has_a_negative(tmp_path):
+    """A dataset all of whose lists of negatives are empty cannot train with them, and the message says what can."""
+    write_folder(tmp_path / "d", [row | {"negatives_file_names": []} for row in records()])
+    with pytest.raises(DataError, match="no row has a usable negative.*prepare_ccub.py.*--method mp"):
+        read(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("metadata.jsonl", "", "split 'train' is empty.*prepare_ccub.py"),
+        ("metadata.jsonl", '{"file_name": "a.png"', r"metadata.jsonl, line 1 is not JSON"),
+        ("metadata.jsonl", '\n["a.png"]\n', r"metadata.jsonl, line 2 is not a JSON object"),
+        ("metadata.csv", "file_name,text\na.png,a house, in Korea\n", "line 2 has more cells than the header"),
+        ("metadata.json1", "{}", '1 images but no metadata.jsonl.*Found metadata.json1: rename.*"file_name"'),
+        ("metadata.jsonl", b"\xff\xfe", "not UTF-8"),
+        ("README.md", "---\nconfigs: [\n---\n", "README.md begins with metadata that is not valid YAML"),
+    ],
+)
+def test_bad_metadata_file(tmp_path, name, text, message):
+    """A metadata file that is empty, malformed, wrongly named or wrongly encoded is named with its line and the fix."""
+    folder = tmp_path / "d"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(plain("red"))
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError, match=f"(?s){message}"):
+        read(folder)
+
+
+def test_two_metadata_files(tmp_path):
+    """metadata.jsonl beside metadata.csv is ambiguous and refused."""
+    write_folder(tmp_path / "d", records())
+    write_folder(tmp_path / "d", records(), kind="csv")
+    with pytest.raises(DataError, match="both metadata.jsonl and metadata.csv"):
+        read(tmp_path / "d")
+
+
+def test_corrupt_parquet(tmp_path):
+    """A parquet file that is none is a DataError, not a traceback of Arrow."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "train-0.parquet").write_bytes(b"PAR1 not really PAR1")
+    with pytest.raises(DataError, match="split 'train' cannot be read"):
+        read(tmp_path / "d")
+
+
+# Bad images ----------------------------------------------------------------------------------------------------------
+
+
+def noise(size=(64, 48), mode="RGB"):
+    shape = (size[1], size[0], len(mode))
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), mode)
+
+
+def animation(file_format):
+    frames = [Image.new("RGB", (24, 16), colour) for colour in COLOURS]
+    return encoded(frames[0], file_format, save_all=True, append_images=frames[1:], duration=50)
+
+
+def png_header(width, height):
+    """A PNG that claims a size and holds no pixels."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+BAD_IMAGES = {
+    "absent": (None, "the file does not exist"),
+    "not an image": (b"<html>404</html>", "is not an image"),
+    "empty": (b"", "is not an image"),
+    "truncated": (encoded(noise(), "JPEG")[:-400], "damaged"),
+    "truncated png": (encoded(noise())[:-900], "damaged"),
+    "animated gif": (animation("GIF"), "animated or has pages (GIF, 3 frames)"),
+    "animated webp": (animation("WEBP"), "animated or has pages (WEBP, 3 frames)"),
+    "animated png": (animation("PNG"), "animated or has pages (PNG, 3 frames)"),
+    "bomb": (png_header(20000, 20000), "too many pixels"),
+    "large": (png_header(9460, 9460), "too many pixels (9460 x 9460); 89478485 are allowed"),
+    "tiny": (plain("red", (40, 7)), "is 40 x 7 pixels; each side must have at least 8"),
+    "float": (encoded(Image.new("F", (20, 20), 0.5), "TIFF"), "floating-point"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_bad_image(tmp_path, name, caplog):
+    """A bad image is refused with its row, file, reason and --skip_bad_images, which leaves out and counts its row."""
+    data, reason = BAD_IMAGES[name]
+    folder = write_folder(tmp_path / "d", records())
+    path = folder / "images" / "green.png"
+    path.unlink() if data is None else path.write_bytes(data)
+    with pytest.raises(DataError) as error:
+        read(folder)
+    for part in ("row 1 (images/green.png): ", reason, "--skip_bad_images"):
+        assert part in str(error.value)
+
+    with caplog.at_level(logging.WARNING):
+        kept = read(folder, skip_bad_images=True)
+    assert (len(kept), kept.dropped, kept.num_negatives) == (2, 1, [2, 1])
+    assert kept.captions == [["a red house"], ["a blue house"]] and kept.blip_captions == [BLIP[0], BLIP[2]]
+    assert kept.row_name(1) == "row 2 (images/blue.png)"
+    assert [record.message for record in caplog.records if "images/green.png" in record.message]
+
+
+def test_bad_image_in_parquet(tmp_path):
+    """Bytes in a parquet file are checked as files are."""
+    write_parquet(tmp_path / "d" / "train-0.parquet", photographs=[plain("red"), b"nonsense", plain("blue")])
+    with pytest.raises(DataError, match=r"row 1 \(green.png\): is not an image"):
+        read(tmp_path / "d")
+
+
+def test_bad_negative(tmp_path, caplog):
+    """A bad negative is refused with its row and file; with skip_bad_images it alone is left out."""
+    folder = write_folder(tmp_path / "d", records())
+    (folder / "images" / "green_negative.png").write_bytes(b"nonsense")
+    with pytest.raises(
+        DataError, match=r"row 0 \(images/red.png\), negative 0 \(.*green_negative.png\): is not an image"
+    ):
+        read(folder)
+    with caplog.at_level(logging.WARNING):
+        kept = read(folder, skip_bad_images=True)
+    assert (len(kept), kept.dropped, kept.num_negatives) == (3, 0, [1, 0, 1])
+    assert kept.negatives(0)[0].getpixel((0, 0)) == COLOURS["blue"]
+    assert "green_negative.png" in caplog.text
+
+
+def test_all_images_bad(tmp_path):
+    """Skipping does not go on with nothing."""
+    folder = write_folder(tmp_path / "d", records()[:1], images=False)
+    with pytest.raises(DataError, match="no usable image is left of 1 rows: row 0"):
+        read(folder, needs_negatives=False, skip_bad_images=True)
+
+
+def test_image_lost_during_the_run(tmp_path):
+    """An image that vanishes after the check is named by its row when it is read."""
+    folder = write_folder(tmp_path / "d", records())
+    data = read(folder)
+    (folder / "images" / "green.png").unlink()
+    with pytest.raises(DataError, match=r"row 1 \(images/green.png\) was good when the run began"):
+        data.image(1)
+
+
+# Opening -------------------------------------------------------------------------------------------------------------
+
+
+def oriented(value, file_format="JPEG"):
+    """Left half black, right half white, 32 x 16, with an EXIF orientation."""
+    image = Image.new("RGB", (32, 16))
+    image.paste("white", (16, 0, 32, 16))
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return encoded(image, file_format, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("value", "size", "white"),
+    [
+        (1, (32, 16), (28, 8)),
+        (2, (32, 16), (4, 8)),
+        (3, (32, 16), (4, 8)),
+        (6, (16, 32), (8, 28)),
+        (8, (16, 32), (8, 4)),
+        (0, (32, 16), (28, 8)),
+        (77, (32, 16), (28, 8)),
+    ],
+)
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF"])
+def test_orientation(value, size, white, file_format):
+    """The EXIF orientation turns the pixels, once; an invalid one does nothing."""
+    image = open_image(oriented(value, file_format))
+    assert image.size == size
+    assert min(image.getpixel(white)) > 250
+    assert max(image.getpixel((size[0] - 1 - white[0], size[1] - 1 - white[1]))) < 5
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage!", b"Exif\0\0MM\0*", b"Exif\0\0II*\0\xff\xff\xff\xff"])
+@pytest.mark.parametrize("file_format", ["JPEG", "WEBP"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_broken_exif(exif, file_format):
+    """A photograph with an unreadable EXIF block opens as it is."""
+    assert open_image(encoded(Image.new("RGB", (24, 16)), file_format, exif=exif)).size == (24, 16)
+
+
+def test_transparency_on_white():
+    """Transparent pixels show white whatever colour hides below, half transparent ones half of it."""
+    rgba = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    rgba.putpixel((3, 0), (0, 0, 0, 128))
+    palette = Image.new("P", (16, 16), 0)
+    palette.putpalette([200, 0, 0, 0, 0, 200])
+    palette.putpixel((3, 0), 1)
+    assert [open_image(encoded(rgba)).getpixel(at) for at in ((0, 0), (3, 0))] == [(255,) * 3, (127,) * 3]
+    opened = open_image(encoded(palette, transparency=0))
+    assert [opened.getpixel(at) for at in ((0, 0), (3, 0))] == [(255,) * 3, (0, 0, 200)]
+    assert open_image(encoded(Image.new("LA", (16, 16), (0, 0)))).getpixel((0, 0)) == (255,) * 3
+
+
+@pytest.mark.parametrize(
+    ("data", "pixel"),
+    [
+        (encoded(Image.fromarray(np.full((16, 16), 40000, np.uint16))), (156,) * 3),
+        (encoded(Image.fromarray(np.full((16, 16), 40000, np.uint16)), "TIFF"), (156,) * 3),
+        (encoded(Image.fromarray(np.full((16, 16), 40000, np.int32)), "PPM"), (156,) * 3),
+        (encoded(Image.new("L", (16, 16), 77)), (77,) * 3),
+        (encoded(Image.new("1", (16, 16), 1)), (255,) * 3),
+        (encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100), (255, 0, 0)),
+    ],
+    ids=["16-bit png", "16-bit tiff", "16-bit pgm", "grey", "bilevel", "cmyk"],
+)
+def test_modes(data, pixel):
+    """Every colour mode becomes 8-bit RGB of the same look."""
+    image = open_image(data)
+    assert image.mode == "RGB"
+    assert np.abs(np.subtract(image.getpixel((5, 5)), pixel)).max() <= 2
+
+
+def test_wrong_extension(tmp_path):
+    """A PNG named .jpg opens: the content decides."""
+    (tmp_path / "a.jpg").write_bytes(plain("blue"))
+    assert open_image(tmp_path / "a.jpg").getpixel((0, 0)) == COLOURS["blue"]
+
+
+def test_mpo_is_a_photograph():
+    """The further views in a phone's MPO file do not make it an animation; the first is the photograph."""
+    views = [Image.new("RGB", (24, 16), colour) for colour in ("white", "black")]
+    data = encoded(views[0], "MPO", save_all=True, append_images=views[1:])
+    assert open_image(data).getpixel((0, 0)) == (255,) * 3
+
+
+# The transform -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(97, 61), (40, 71), (32, 32), (500, 33)])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+def test_transform_equals_torchvision(size, interpolation):
+    """The center crop is torchvision's Resize, CenterCrop, ToTensor and Normalize, bit for bit."""
+    image = noise(size)
+    reference = transforms.Compose(
+        [
+            transforms.Resize(32, interpolation=transforms.InterpolationMode(interpolation)),
+            transforms.CenterCrop(32),
+            transforms.ToTensor(),
+            transforms.Normalize([0.5], [0.5]),
+        ]
+    )
+    assert torch.equal(ImageTransform(32, interpolation)(image), reference(image))
+
+
+def test_transform_range():
+    """Black is -1, white is 1, in a contiguous float32 tensor (3, R, R)."""
+    for colour, value in (("black", -1), ("white", 1)):
+        pixels = ImageTransform(16)(Image.new("RGB", (40, 24), colour))
+        assert pixels.shape == (3, 16, 16) and pixels.dtype == torch.float32 and pixels.is_contiguous()
+        assert pixels.min() == pixels.max() == value
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("crop", [(0.5, 0.5), (0.0, 0.1), (0.3, 0.9), (1.0, 1.0)])
+def test_transform_keeps_sizes_aligned(flip, crop):
+    """A photograph and the same picture at another size stay aligned to a pixel under the same flip and crop."""
+    across = np.linspace(0, 255, 1200)[None, :, None].repeat(800, 0).repeat(3, 2)
+    across[:, :, 1] = np.linspace(0, 255, 800)[:, None]
+    photograph = Image.fromarray(across.astype(np.uint8))
+    transform = ImageTransform(64)
+    one, other = (transform(image, flip=flip, crop=crop) for image in (photograph, photograph.resize((300, 200))))
+    per_pixel = 2 / 64  # how much the vertical ramp changes from a pixel to the next
+    assert (one - other).abs().max() < per_pixel
+    assert (one - transform(photograph, flip=not flip, crop=crop)).abs().max() > 0.5
+
+
+def test_transform_crop_and_flip_places():
+    """Crop (down, across) 0 is top left and 1 bottom right, and the flip mirrors what the crop chose."""
+    wide = Image.fromarray(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None].repeat(16, 0).repeat(3, 2))
+    transform = ImageTransform(16)
+    left, right = transform(wide, crop=(0.5, 0.0)), transform(wide, crop=(0.5, 1.0))
+    assert left[0, 0, 0] == -1 and right[0, 0, -1] == (252 / 255 - 0.5) / 0.5
+    assert torch.equal(transform(wide, flip=True, crop=(0.5, 0.0)), left.flip(-1))
+    assert torch.equal(transform(wide.rotate(-90, expand=True), crop=(0.0, 0.5))[:, 0, 0], left[:, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ImageTransform(0), "--resolution 0"),
+        (lambda: ImageTransform(8, "cubic"), "--image_interpolation_mode 'cubic'.*lanczos"),
+        (lambda: ImageTransform(8)(Image.new("RGB", (9, 9)), crop=(0.5, 1.5)), r"crop \(0.5, 1.5\)"),
+    ],
+)
+def test_transform_refuses(call, message):
+    """A resolution, interpolation or crop that means nothing is refused by name."""
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# Randomness ----------------------------------------------------------------------------------------------------------
+
+
+def drawn(*key):
+    return torch.randn(4, generator=scoft_data.stable_generator(*key))
+
+
+def test_stable_generator_depends_on_everything():
+    """The same key gives the same numbers; another seed, purpose or place gives others."""
+    assert torch.equal(drawn(0, "noise", 3, 1), drawn(0, "noise", 3, 1))
+    keys = [(0, "noise", 3, 1), (1, "noise", 3, 1), (0, "flip", 3, 1), (0, "noise", 31), (0, "noise", 1, 3)]
+    assert len({tuple(drawn(*key).tolist()) for key in keys}) == len(keys)
+
+
+def test_stable_generator_across_processes():
+    """Another process, with another hash seed, draws the same numbers, and they are those of the day it was written."""
+    code = "import scoft_data as s; print(s.stable_generator(7, 'noise', 12, 3).initial_seed(), end='')"
+    environment = os.environ | {"PYTHONHASHSEED": "99"}
+    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert printed.stdout == str(scoft_data.stable_generator(7, "noise", 12, 3).initial_seed()) == "1164030438"
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 30])
+def test_every_epoch_is_a_permutation(num_rows):
+    """Each run of num_rows entries visits every row once."""
+    order = [scoft_data.row_of_entry(e, num_rows=num_rows, seed=5) for e in range(4 * num_rows)]
+    for start in range(0, len(order), num_rows):
+        assert sorted(order[start : start + num_rows]) == list(range(num_rows))
+
+
+def test_order_differs_by_epoch_and_seed():
+    """Epochs and seeds are ordered differently, and the order does not depend on what was asked before."""
+    order = {
+        (seed, epoch): tuple(scoft_data.row_of_entry(30 * epoch + i, num_rows=30, seed=seed) for i in range(30))
+        for seed in (0, 1)
+        for epoch in (2, 0, 1)
+    }
+    assert len(set(order.values())) == 6
+    scoft_data._permutation.cache_clear()
+    assert scoft_data.row_of_entry(47, num_rows=30, seed=1) == order[1, 1][17]
+
+
+def test_order_refuses_nonsense():
+    """There is no order of no rows, nor an entry before the first."""
+    for entry, num_rows in ((0, 0), (-1, 3)):
+        with pytest.raises(ValueError, match="num_rows >= 1 and entry >= 0"):
+            scoft_data.row_of_entry(entry, num_rows=num_rows, seed=0)
+
+
+# Caches --------------------------------------------------------------------------------------------------------------
+
+
+class Counted:
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        return {"mean": torch.arange(6.0).reshape(2, 3).T, "n": torch.tensor(self.calls)}
+
+
+def test_cache_hit(tmp_path):
+    """The same key computes once and gives the same tensors, and nothing but the file is left behind."""
+    compute, path = Counted(), tmp_path / "deep" / "latents.safetensors"
+    first, second = (scoft_data.cached_tensors(path, key="k", compute=compute) for _ in range(2))
+    assert compute.calls == 1 and first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "key", "reason"),
+    [
+        (lambda path: None, "other", "data or settings were others"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-5]), "k", "unreadable"),
+        (lambda path: path.write_bytes(b""), "k", "unreadable"),
+        (lambda path: path.unlink(), "k", "there was none"),
+    ],
+    ids=["key", "truncated", "empty", "absent"],
+)
+def test_cache_miss(tmp_path, caplog, spoil, key, reason):
+    """Another key, or a file that is broken or gone, computes anew, says why, and heals the file."""
+    compute, path = Counted(), tmp_path / "latents.safetensors"
+    scoft_data.cached_tensors(path, key="k", compute=compute)
+    spoil(path)
+    with caplog.at_level(logging.INFO, logger="scoft_data"):
+        made = scoft_data.cached_tensors(path, key=key, compute=compute)
+    assert made["n"] == 2 and reason in caplog.records[-1].message and str(path) in caplog.records[-1].message
+    assert scoft_data.cached_tensors(path, key=key, compute=compute)["n"] == 2 and compute.calls == 2
+
+
+def test_cache_survives_a_failed_write(tmp_path, monkeypatch):
+    """A write that fails leaves the old file whole and no other."""
+    compute, path = Counted(), tmp_path / "latents.safetensors"
+    scoft_data.cached_tensors(path, key="k", compute=compute)
+    monkeypatch.setattr(os, "replace", refuse(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        scoft_data.cached_tensors(path, key="other", compute=compute)
+    assert list(tmp_path.iterdir()) == [path]
+    assert scoft_data.cached_tensors(path, key="k", compute=compute)["n"] == 1
+
+
+def test_no_cache():
+    """Without a path it computes each time."""
+    compute = Counted()
+    assert [scoft_data.cached_tensors(None, key="", compute=compute)["n"] for _ in range(2)] == [1, 2]
+
+
+def test_content_key():
+    """Equal content gives an equal key, whatever the order of a dict; any difference gives another."""
+    assert scoft_data.content_key({"a": 1, "b": [2]}) == scoft_data.content_key({"b": [2], "a": 1})
+    parts = [("ab", "c"), ("a", "bc"), (1,), ("1",), (1.0,), (b"1",), (None,), (), (ImageTransform(8),)]
+    parts += [(ImageTransform(9),), (ImageTransform(8, "bicubic"),), ([1, 2],), (1, 2)]
+    assert len({scoft_data.content_key(*each) for each in parts}) == len(parts)
+    with pytest.raises(TypeError, match="object has no stable text form"):
+        scoft_data.content_key(object())
+
+
+# Names and the Hub ---------------------------------------------------------------------------------------------------
+
+
+def logged_in(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.HfApi, "whoami", lambda self: {"name": "ada"})
+
+
+def test_name_order(tmp_path, monkeypatch):
+    """Embedded wins over a folder, a folder over the Hub, and a bare name on the Hub is the user's own."""
+    here = tmp_path / "repository"
+    monkeypatch.setattr(scoft_data, "_HERE", here)
+    monkeypatch.chdir(tmp_path)
+    logged_in(monkeypatch)
+    assert find_dataset("pocket", culture=None) == DatasetSource("hub", "ada/pocket", "pocket")
+    (tmp_path / "pocket").mkdir()
+    assert find_dataset("pocket", culture=None) == DatasetSource("folder", str(tmp_path / "pocket"), "pocket")
+    (here / "pocket").mkdir(parents=True)  # code without its dataset is not a dataset
+    assert find_dataset("pocket", culture=None).location == str(tmp_path / "pocket")
+    (here / "pocket" / "ccub").mkdir()
+    assert find_dataset("pocket", culture=None).location == str(here / "pocket" / "ccub")
+
+    assert find_dataset("bob/ccub", culture=None) == DatasetSource("hub", "bob/ccub", "bob/ccub")
+    (tmp_path / "bob" / "ccub").mkdir(parents=True)
+    assert find_dataset("bob/ccub", culture=None).kind == "folder"
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "messages"),
+    [
+        ("ccub", None, ["nobody is logged in (`hf auth login`)", "embedded"]),
+        ("ccub", OSError("no route"), ["did not say who is logged in (no route)", "<your name>/ccub"]),
+        ("./ccub", None, ["not asked"]),
+        ("a/b/c", None, ["not asked"]),
+    ],
+)
+def test_not_found(tmp_path, monkeypatch, name, error, messages):
+    """What is found nowhere is answered with all that was tried, in order, and the command that builds it."""
+    monkeypatch.chdir(tmp_path)
+    if error:
+        monkeypatch.setattr(huggingface_hub.HfApi, "whoami", refuse(error))
+    with pytest.raises(DataError) as raised:
+        find_dataset(name, culture="united_states")
+    message = str(raised.value)
+    assert all(part in message for part in messages), message
+    assert message.index(f"the folder {tmp_path}") < message.index("the Hub")
+    assert f"python prepare_ccub.py --culture united_states --output {name}" in message
+
+
+def test_a_file_is_no_dataset(tmp_path):
+    """The path of a plain file is refused with what to give instead."""
+    (tmp_path / "a.parquet").write_bytes(b"")
+    with pytest.raises(DataError, match="a.parquet: this is a file. Give the folder"):
+        find_dataset(str(tmp_path / "a.parquet"), culture=None)
+
+
+def test_hub_offline(tmp_path, monkeypatch):
+    """A Hub dataset that cannot be reached gives all that was tried, and no traceback of the network."""
+    monkeypatch.chdir(tmp_path)
+    source = find_dataset("org/ccub", culture="korea")
+    with pytest.raises(DataError) as raised:
+        read_dataset(source, culture="korea", needs_blip=False, needs_negatives=False, cache_dir=tmp_path)
+    message = str(raised.value)
+    assert "the Hub, org/ccub: Couldn't reach" in message and "python prepare_ccub.py --culture korea" in message
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The Hub dataset ada/ccub, which `datasets` finds in a folder; other ids do not exist."""
+    parquet_with_configs(tmp_path / "hub")
+    logged_in(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+
+    def served(call):
+        def redirected(location, *rest, **options):
+            if location != "ada/ccub":
+                raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{location}' doesn't exist on the Hub")
+            options["revision"] = None
+            return call(str(tmp_path / "hub"), *rest, **options)
+
+        return redirected
+
+    for name in ("load_dataset", "get_dataset_config_names"):
+        monkeypatch.setattr(datasets, name, served(getattr(datasets, name)))
+    return tmp_path
+
+
+def read_hub(name, culture):
+    source = find_dataset(name, culture=culture)
+    return read_dataset(source, culture=culture, needs_blip=True, needs_negatives=True, cache_dir="cache")
+
+
+def test_hub_dataset(hub):
+    """A bare name is read from the user's own Hub dataset, one config per culture."""
+    assert read_hub("ccub", "china").num_negatives == [2, 0, 1]
+
+
+def test_hub_unknown_culture(hub):
+    """A culture the Hub dataset lacks is answered with those it has."""
+    with pytest.raises(DataError, match=r"ada/ccub holds .* \(china, korea\) and --culture peru is not among them"):
+        read_hub("ccub", "peru")
+
+
+def test_hub_unknown_dataset(hub):
+    """A bare name that the user's Hub account lacks is answered with all that was tried."""
+    with pytest.raises(DataError) as raised:
+        read_hub("cub", "korea")
+    message = str(raised.value)
+    assert "embedded" in message and "the Hub, ada/cub: Dataset 'ada/cub' doesn't exist" in message
+    assert "--output cub" in message
+
+
+def test_revision_of_a_folder(tmp_path):
+    """A revision makes no sense for a folder and is not ignored."""
+    write_folder(tmp_path / "d", records())
+    with pytest.raises(DataError, match="revision 'v1' is of a Hub dataset"):
+        read(tmp_path / "d", revision="v1")

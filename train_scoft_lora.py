@@ -1,0 +1,1535 @@
+#!/usr/bin/env python
+"""Train a culture's LoRA for Stable Diffusion with SCoFT (https://arxiv.org/abs/2401.08053).
+
+    accelerate launch train_scoft_lora.py --dataset ccub --culture nigeria
+
+Mirrors diffusers' `examples/text_to_image/train_text_to_image_lora.py`: its flags keep their names, its sections their
+order.  What SCoFT adds stands in `training_losses` below and in `scoft_losses.py`.
+"""
+
+import argparse
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import math
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import scoft_data
+import scoft_losses
+from scoft_data import DataError, stable_generator
+from scoft_losses import ldm_loss, memorization_loss, perceptual_loss, self_contrastive_loss, weighted_sum
+
+
+# diffusers, transformers, peft and accelerate are imported where they are used: arguments and data are checked first.
+
+logger = logging.getLogger("scoft")
+
+# The terms of each ablation of the paper, and the weights of the authors' code; the paper's own are lost.
+METHODS = {
+    "finetune": ("ldm",),
+    "m": ("ldm", "memorization"),
+    "mp": ("ldm", "memorization", "perceptual"),
+    "mpc": ("ldm", "memorization", "perceptual", "contrastive"),
+}
+DEFAULT_WEIGHTS = {"ldm": 0.7, "memorization": 0.3, "perceptual": 0.01, "contrastive": 0.05}
+IMAGE_TERMS = {"perceptual", "contrastive"}
+
+DEFAULT_TRAIN_STEPS = 3000
+DEFAULT_PROMPTS = ("Photo of a traditional building, in {}", "Two people wearing traditional clothing, in {}")
+TRACKER_PACKAGES = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "comet_ml": "comet_ml",
+    "aim": "aim",
+    "mlflow": "mlflow",
+    "clearml": "clearml",
+    "dvclive": "dvclive",
+    "swanlab": "swanlab",
+    "trackio": "trackio",
+}
+LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers' load_lora_weights looks for
+STATE_FILE = "training_state.pt"
+IMAGES_PER_CALL = 8  # pictures drawn in one pipeline call during validation
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    switch = {"action": argparse.BooleanOptionalAction}
+    parser.add_argument("--config", type=Path, help="YAML file of flags, without dashes; the command line wins")
+
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--pretrained_model_name_or_path",
+        default="CompVis/stable-diffusion-v1-4",
+        help="Hub id or folder of a Stable Diffusion 1.x or 2.x pipeline",
+    )
+    model.add_argument("--revision", help="git revision of the base model")
+    model.add_argument("--variant", help="weight files of the base model, such as fp16")
+    model.add_argument("--cache_dir", help="where downloaded models and datasets are kept")
+    model.add_argument("--prediction_type", choices=["epsilon", "v_prediction"], help="default: the base model's")
+    model.add_argument("--rank", type=int, default=64, help="rank of the LoRA matrices")
+    model.add_argument("--lora_alpha", type=float, help="the LoRA is scaled by lora_alpha / rank; default: rank")
+    model.add_argument(
+        "--lora_layers", default="to_k,to_q,to_v,to_out.0", help="comma-separated UNet modules that get a LoRA"
+    )
+    model.add_argument("--enable_xformers_memory_efficient_attention", action="store_true")
+    model.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
+    model.add_argument("--compile", action="store_true", help="torch.compile the UNet; the first updates are slow")
+
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset",
+        "--dataset_name",
+        "--train_data_dir",
+        required=True,
+        help="an embedded dataset, a folder, a Hub id, or a bare name that is <you>/NAME on the Hub",
+    )
+    data.add_argument(
+        "--culture", "--dataset_config_name", help="the dataset's config; names the LoRA and the default prompts"
+    )
+    data.add_argument("--image_column", default="image")
+    data.add_argument("--caption_column", default="text", help="the cultural caption c_ccub")
+    data.add_argument("--blip_caption_column", default="blip_text", help="naive captions c_blip")
+    data.add_argument("--negatives_column", default="negatives", help="negatives x-")
+    data.add_argument("--max_train_samples", type=int, help="train on this many rows, drawn with --seed")
+    data.add_argument("--skip_bad_images", action="store_true", help="drop unreadable images instead of stopping")
+    data.add_argument("--resolution", type=int, default=512, help="side of the square training images in pixels")
+    data.add_argument("--center_crop", default=True, **switch, help="else a random crop, without caches of images")
+    data.add_argument("--random_flip", action="store_true", help="mirror a photograph and its negatives at random")
+    data.add_argument(
+        "--image_interpolation_mode",
+        default="lanczos",
+        choices=scoft_data.INTERPOLATIONS,
+    )
+    data.add_argument("--cache_latents", default=True, **switch, help="encode each photograph once")
+    data.add_argument("--precompute_dir", type=Path, help="keep latents, embeddings and features in this folder")
+    data.add_argument("--dataloader_num_workers", type=int, default=0)
+
+    scoft = parser.add_argument_group("SCoFT")
+    scoft.add_argument("--method", default="mpc", choices=METHODS, help="the paper's ablations, and plain finetune")
+    for term, symbol in zip(DEFAULT_WEIGHTS, ("L_LDM", "L_M", "L_P", "L_C")):
+        note = "; 1 for finetune" if term == "ldm" else ""
+        scoft.add_argument(
+            f"--{term}_weight", type=float, help=f"weight of {symbol}; default {DEFAULT_WEIGHTS[term]}{note}; 0: off"
+        )
+    scoft.add_argument("--negative_weight", type=float, default=1.0, help="lambda, on the distance to a negative")
+    scoft.add_argument("--margin", type=float, help="m of the hinge; default: the distance's own, see scoft_losses.py")
+    scoft.add_argument("--perceptual_every", type=int, default=10, help="L_P and L_C fall on every n-th update")
+    scoft.add_argument("--perceptual_distance", default="clip_conv", choices=scoft_losses.DISTANCES)
+    scoft.add_argument("--perceptual_model_name_or_path", help="Hub id or folder; default: the distance's own")
+    scoft.add_argument("--dreamsim_type", default="ensemble", help="model of the dreamsim package")
+    scoft.add_argument("--recorded_step", default="first", choices=scoft_losses.RECORDED_STEPS)
+    scoft.add_argument("--recorded_step_scaling", default="paper", choices=scoft_losses.RECORDED_STEP_SCALINGS)
+    scoft.add_argument("--num_denoising_steps", type=int, default=20)
+    scoft.add_argument("--denoising_guidance_scale", type=float, default=4.5, help="1 + w")
+    scoft.add_argument(
+        "--blip_captions_per_step", default="1", help="naive captions drawn per photograph, or `all` (equation 2)"
+    )
+    scoft.add_argument(
+        "--memorization_teacher", default="current", choices=["current", "base"], help="who predicts for c_blip"
+    )
+
+    training = parser.add_argument_group("training")
+    training.add_argument("--output_dir", type=Path, help="default: scoft-<culture>")
+    training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--train_batch_size", type=int, default=1, help="per process")
+    training.add_argument("--gradient_accumulation_steps", type=int, default=1)
+    training.add_argument("--max_train_steps", type=int, help=f"updates; default {DEFAULT_TRAIN_STEPS}")
+    training.add_argument("--num_train_epochs", type=int, help="in place of --max_train_steps")
+    training.add_argument("--learning_rate", type=float, default=1e-4)
+    training.add_argument("--scale_lr", action="store_true", help="multiply the rate by the images of an update")
+    training.add_argument(
+        "--lr_scheduler",
+        default="constant",
+        choices=["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"],
+    )
+    training.add_argument("--lr_warmup_steps", type=int, default=0, help="in updates")
+    training.add_argument("--snr_gamma", type=float, help="min-SNR weighting w_t of L_LDM; 5 is usual")
+    training.add_argument("--noise_offset", type=float, default=0.0)
+    training.add_argument("--use_8bit_adam", action="store_true")
+    training.add_argument("--adam_beta1", type=float, default=0.9)
+    training.add_argument("--adam_beta2", type=float, default=0.999)
+    training.add_argument("--adam_weight_decay", type=float, default=1e-2)
+    training.add_argument("--adam_epsilon", type=float, default=1e-8)
+    training.add_argument("--max_grad_norm", type=float, default=1.0)
+    training.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: accelerate's")
+    training.add_argument("--allow_tf32", action="store_true")
+    training.add_argument("--checkpointing_steps", type=int, default=500, help="updates between checkpoints")
+    training.add_argument("--checkpoints_total_limit", type=int, help="keep this many, the newest")
+    training.add_argument("--resume_from_checkpoint", help="`latest`, or the path of a checkpoint")
+
+    validation = parser.add_argument_group("validation and logging")
+    validation.add_argument("--validation_prompt", help="as --validation_prompts, for one")
+    validation.add_argument("--validation_prompts", nargs="+", help="default: the paper's two, for the culture")
+    validation.add_argument("--num_validation_images", type=int, default=4, help="per prompt; 0: no pictures")
+    validation.add_argument("--validation_epochs", type=int, help="draw after every n-th epoch, besides at the end")
+    validation.add_argument("--validation_steps", type=int, help="draw after every n-th update, besides at the end")
+    validation.add_argument("--validation_inference_steps", type=int, default=30)
+    validation.add_argument("--validation_guidance_scale", type=float, default=4.5)
+    validation.add_argument(
+        "--validation_judge", help="FILE.py:function, called with (images, prompts), returns a dict of numbers"
+    )
+    validation.add_argument("--report_to", default="tensorboard", help="a tracker, `all`, or `none`")
+    validation.add_argument("--logging_dir", default="logs", help="of the trackers, inside --output_dir")
+    validation.add_argument("--logging_steps", type=int, default=10, help="updates between writes of metrics.jsonl")
+
+    argv = sys.argv[1:] if argv is None else argv
+    pre_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    pre_parser.add_argument("--config", type=Path)
+    config = pre_parser.parse_known_args(argv)[0].config
+    args = parser.parse_args((config_arguments(parser, config) if config else []) + argv)
+    check_args(parser, args)
+    return args
+
+
+def config_arguments(parser: argparse.ArgumentParser, path: Path) -> list[str]:
+    """The flags of a YAML file as command-line words, so that one parser checks both."""
+    import yaml
+
+    try:
+        flags = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        parser.error(f"--config {path}: {error}")
+    if not isinstance(flags, dict):
+        parser.error(f"--config {path}: expected lines of `flag: value`")
+    actions = {word.removeprefix("--"): action for action in parser._actions for word in action.option_strings}
+    words = []
+    for flag, value in flags.items():
+        if flag not in actions or flag in ("config", "help"):
+            parser.error(f"--config {path}: unknown flag {flag!r}")
+        if isinstance(value, bool):
+            if not isinstance(actions[flag], (argparse._StoreTrueAction, argparse.BooleanOptionalAction)):
+                parser.error(f"--config {path}: {flag} takes a value, got {value}")
+            negated = f"--no-{flag}"
+            words += [f"--{flag}"] if value else [negated] if negated in actions[flag].option_strings else []
+        elif isinstance(value, list):
+            words += [f"--{flag}", *map(str, value)]
+        elif value is not None:
+            words.append(f"--{flag}={value}")
+    return words
+
+
+def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
+    """Everything that can be said against the arguments alone; ends in `parser.error`."""
+    values = vars(args)
+    if args.culture is None and args.method != "finetune":
+        parser.error(f"--culture is needed with --method {args.method}; only finetune goes without")
+    for flag in (
+        "rank train_batch_size gradient_accumulation_steps perceptual_every num_denoising_steps max_train_samples "
+        "max_train_steps num_train_epochs checkpointing_steps checkpoints_total_limit validation_epochs "
+        "validation_steps validation_inference_steps logging_steps"
+    ).split():
+        if values[flag] is not None and values[flag] < 1:
+            parser.error(f"--{flag} is at least 1, got {values[flag]}")
+    for flag in ("learning_rate lora_alpha snr_gamma max_grad_norm adam_epsilon").split():
+        if values[flag] is not None and not 0 < values[flag] < math.inf:
+            parser.error(f"--{flag} is a positive number, got {values[flag]}")
+    for flag in (
+        "ldm_weight memorization_weight perceptual_weight contrastive_weight negative_weight margin noise_offset "
+        "adam_weight_decay lr_warmup_steps num_validation_images dataloader_num_workers denoising_guidance_scale"
+    ).split():
+        if values[flag] is not None and not 0 <= values[flag] < math.inf:
+            parser.error(f"--{flag} is a number from 0 up, got {values[flag]}")
+    if args.resolution < 8 or args.resolution % 8:
+        parser.error(f"--resolution is a multiple of 8, got {args.resolution}")
+    if args.max_train_steps and args.num_train_epochs:
+        parser.error("--max_train_steps and --num_train_epochs are two ways to say the same; give one")
+    if args.blip_captions_per_step != "all" and not re.fullmatch("[1-9][0-9]*", args.blip_captions_per_step):
+        parser.error(f"--blip_captions_per_step is a number from 1 up or `all`, got {args.blip_captions_per_step!r}")
+    for term in DEFAULT_WEIGHTS:
+        if values[f"{term}_weight"] and term not in METHODS[args.method]:
+            parser.error(f"--{term}_weight {values[f'{term}_weight']} has no effect with --method {args.method}")
+    if not loss_weights(args):
+        parser.error(f"every weight of --method {args.method} is 0: there is nothing to train on")
+    if args.validation_prompt and args.validation_prompts:
+        parser.error("--validation_prompt and --validation_prompts are two ways to say the same; give one")
+    if args.validation_judge and not re.fullmatch(r".+\.py:\w+", args.validation_judge):
+        parser.error(f"--validation_judge is FILE.py:function, got {args.validation_judge!r}")
+    if args.report_to not in (*TRACKER_PACKAGES, "all", "none"):
+        parser.error(f"--report_to is one of {', '.join(TRACKER_PACKAGES)}, all, none; got {args.report_to!r}")
+
+
+def loss_weights(args: argparse.Namespace) -> dict[str, float]:
+    """Weight by term, for the terms of the method that are not switched off."""
+    defaults = {"ldm": 1.0} if args.method == "finetune" else DEFAULT_WEIGHTS
+    given = {term: getattr(args, f"{term}_weight") for term in METHODS[args.method]}
+    weights = {term: defaults[term] if weight is None else weight for term, weight in given.items()}
+    return {term: weight for term, weight in weights.items() if weight > 0}
+
+
+def check_environment(args: argparse.Namespace, output_dir: Path):
+    """What the arguments need from this machine, looked at before any data is read."""
+    packages = {
+        f"--report_to {args.report_to}": TRACKER_PACKAGES.get(args.report_to),
+        "--use_8bit_adam": "bitsandbytes" if args.use_8bit_adam else None,
+        "--enable_xformers_memory_efficient_attention": (
+            "xformers" if args.enable_xformers_memory_efficient_attention else None
+        ),
+    }
+    for flag, package in packages.items():
+        if package and importlib.util.find_spec(package) is None:
+            raise SystemExit(f"{flag} needs the package {package}: pip install {package}")
+    if output_dir.exists() and not output_dir.is_dir():
+        raise SystemExit(f"--output_dir {output_dir} is a file, not a folder")
+    if not args.resume_from_checkpoint and output_dir.is_dir() and any(output_dir.iterdir()):
+        raise SystemExit(
+            f"--output_dir {output_dir} is not empty: choose another folder, or continue the run in it with "
+            "--resume_from_checkpoint latest"
+        )
+
+
+def load_judge(spec: str) -> Callable[[list, list[str]], dict[str, float]]:
+    """The function of FILE.py:function."""
+    path, _, name = spec.rpartition(":")
+    if not Path(path).is_file():
+        raise SystemExit(f"--validation_judge {spec}: there is no file {path}")
+    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not callable(getattr(module, name, None)):
+        raise SystemExit(f"--validation_judge {spec}: {path} has no function {name}")
+    return getattr(module, name)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def load_models(args_path: str, *, revision: str | None, variant: str | None, cache_dir: str | None, prediction_type):
+    """Noise scheduler, tokenizer, text encoder, VAE and UNet, frozen, in float32 on the CPU."""
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    common = {"revision": revision, "cache_dir": cache_dir}
+    weights = {**common, "variant": variant, "use_safetensors": True}
+    noise_scheduler = DDPMScheduler.from_pretrained(args_path, subfolder="scheduler", **common)
+    if prediction_type is not None:
+        noise_scheduler.register_to_config(prediction_type=prediction_type)
+    tokenizer = CLIPTokenizer.from_pretrained(args_path, subfolder="tokenizer", **common)
+    # transformers keeps the checkpoint's dtype unless told otherwise; diffusers loads float32.
+    text_encoder = CLIPTextModel.from_pretrained(args_path, subfolder="text_encoder", dtype=torch.float32, **weights)
+    vae = AutoencoderKL.from_pretrained(args_path, subfolder="vae", **weights)
+    unet = UNet2DConditionModel.from_pretrained(args_path, subfolder="unet", **weights)
+    for model in (text_encoder, vae, unet):
+        model.requires_grad_(False).eval()
+    return noise_scheduler, tokenizer, text_encoder, vae, unet
+
+
+def add_lora(unet, *, rank: int, alpha: float, target_modules: list[str]) -> list[torch.nn.Parameter]:
+    """Put a LoRA adapter on the UNet and return its parameters, a list, in float32 whatever the UNet's dtype.
+
+    diffusers' script returns a `filter` that the optimizer exhausts, so that nothing is clipped later, and leaves a
+    bf16 LoRA in bf16, where most of AdamW's steps round to nothing.
+    """
+    from diffusers.training_utils import cast_training_params
+    from peft import LoraConfig
+
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=target_modules))
+    cast_training_params(unet, dtype=torch.float32)
+    return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+
+
+@contextlib.contextmanager
+def without_lora(unet) -> Iterator[None]:
+    """The base model, for as long as this lasts."""
+    unet.disable_adapters()
+    try:
+        yield
+    finally:
+        unet.enable_adapters()
+
+
+@torch.no_grad()
+def encode_captions(captions: list[str], *, tokenizer, text_encoder, device) -> torch.Tensor:
+    """Text embeddings (N, 77, D) in float32 on the CPU; a caption over the tokenizer's limit is cut."""
+    input_ids = tokenizer(
+        captions, max_length=tokenizer.model_max_length, padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
+    return torch.cat([text_encoder(ids.to(device))[0].cpu() for ids in input_ids.split(32)])
+
+
+@torch.no_grad()
+def encode_photographs(pixel_values: torch.Tensor, *, vae) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation (B, 4, h, w) of the latents of (B, 3, H, W) in [-1, 1], scaled for the UNet."""
+    posterior = vae.encode(pixel_values.to(vae.device, torch.float32)).latent_dist
+    return posterior.mean * vae.config.scaling_factor, posterior.std * vae.config.scaling_factor
+
+
+def decode_latents(z: torch.Tensor, *, vae) -> torch.Tensor:
+    """Images (B, 3, H, W), about [-1, 1] and not clamped, in float32; differentiable in z."""
+    return vae.decode(z.to(next(vae.decoder.parameters()).dtype) / vae.config.scaling_factor).sample.float()
+
+
+def weights_key(model: torch.nn.Module) -> str:
+    """A hash of a model's weights, so that a cache made with other weights is recognised."""
+    tensors = (tensor.detach().cpu().contiguous() for tensor in model.state_dict().values())
+    return scoft_data.content_key(*(bytes(tensor.reshape(-1).view(torch.uint8).numpy()) for tensor in tensors))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class TrainingExamples(torch.utils.data.Dataset):
+    """Everything random about one entry of the endless training order, and its pixels where no cache serves them.
+
+    Entry e stands in update e // entries_per_update at place e % entries_per_update and shows one row of the dataset.
+    Each draw has its own generator, keyed by (seed, purpose, update, place).  So a resumed run goes on exactly, ranks
+    differ, workers change nothing, and a batch of 4, 4 accumulated batches of 1 and 2 processes x 2 are the same run.
+    """
+
+    def __init__(
+        self,
+        dataset: scoft_data.CulturalDataset,
+        *,
+        transform: scoft_data.ImageTransform,
+        seed: int,
+        entries_per_update: int,
+        latent_shape: tuple[int, int, int],
+        num_train_timesteps: int,
+        blip_captions_per_step: int | None,
+        random_flip: bool,
+        random_crop: bool,
+        noise_offset: float,
+        load_photograph: bool,
+        load_negatives_every: int | None,
+    ):
+        self.dataset = dataset
+        self.transform = transform
+        self.seed = seed
+        self.entries_per_update = entries_per_update
+        self.latent_shape = latent_shape
+        self.num_train_timesteps = num_train_timesteps
+        self.blip_captions_per_step = blip_captions_per_step
+        self.random_flip = random_flip
+        self.random_crop = random_crop
+        self.noise_offset = noise_offset
+        self.load_photograph = load_photograph
+        self.load_negatives_every = load_negatives_every
+
+    def __getitem__(self, entry: int) -> dict:
+        place = divmod(entry, self.entries_per_update)
+
+        def draw(purpose: str) -> torch.Generator:
+            return stable_generator(self.seed, purpose, *place)
+
+        row = scoft_data.row_of_entry(entry, num_rows=len(self.dataset), seed=self.seed)
+        flip = self.random_flip and bool(torch.rand((), generator=draw("flip")) < 0.5)
+        crop = tuple(torch.rand(2, generator=draw("crop")).tolist()) if self.random_crop else (0.5, 0.5)
+        eps = torch.randn(self.latent_shape, generator=draw("noise"))
+        if self.noise_offset:
+            eps += self.noise_offset * torch.randn(self.latent_shape[0], 1, 1, generator=draw("noise_offset"))
+        captions, blip_captions = self.dataset.captions[row], self.dataset.blip_captions[row]
+        caption = captions[torch.randint(len(captions), (), generator=draw("caption"))]
+        chosen = torch.randperm(len(blip_captions), generator=draw("blip_caption"))[: self.blip_captions_per_step]
+        example = {
+            "row": row,
+            "flip": flip,
+            "t": torch.randint(1, self.num_train_timesteps, (), generator=draw("timestep")),
+            "eps": eps,
+            "posterior_noise": torch.randn(self.latent_shape, generator=draw("posterior")),
+            "recorded_u": torch.rand((), generator=draw("recorded_step")),
+            "caption": caption,
+            "blip_captions": [blip_captions[i] for i in chosen],
+        }
+        if self.load_photograph:
+            example["photograph"] = self.transform(self.dataset.image(row), flip=flip, crop=crop)
+        if self.load_negatives_every and (place[0] + 1) % self.load_negatives_every == 0:
+            images = self.dataset.negatives(row)
+            example["negatives"] = [self.transform(image, flip=flip, crop=crop) for image in images]
+        return example
+
+
+def entry_batches(
+    updates: range, *, train_batch_size: int, accumulation: int, num_processes: int, process_index: int
+) -> Iterator[list[int]]:
+    """The entries of each micro-batch of this process, for `updates`."""
+    per_step = train_batch_size * num_processes
+    for update in updates:
+        for step in range(accumulation):
+            start = (update * accumulation + step) * per_step + process_index * train_batch_size
+            yield list(range(start, start + train_batch_size))
+
+
+class EntrySampler:
+    """`entry_batches` as the sized batch sampler a DataLoader asks for."""
+
+    def __init__(self, updates: range, **layout: int):
+        self.updates = updates
+        self.layout = layout
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return entry_batches(self.updates, **self.layout)
+
+    def __len__(self) -> int:
+        return len(self.updates) * self.layout["accumulation"]
+
+
+def collate(examples: list[dict]) -> dict:
+    """Stack what has one shape, list the rest."""
+    columns = {name: [example[name] for example in examples] for name in examples[0]}
+    return {
+        name: torch.stack(column) if isinstance(column[0], torch.Tensor) else column
+        for name, column in columns.items()
+    }
+
+
+class ImageFeatures:
+    """Features (1 + K, P, D) of a photograph and its K negatives, computed at first use, one row at a time.
+
+    A row is always embedded alone, so that its features do not depend on when they are asked for: a resumed run sees
+    the same bits.
+    """
+
+    def __init__(self, dataset, *, transform, distance: torch.nn.Module, device: torch.device):
+        self.dataset = dataset
+        self.transform = transform
+        self.distance = distance
+        self.device = device
+        self.cache: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def embed(self, images: list[torch.Tensor]) -> torch.Tensor:
+        return self.distance.embed(torch.stack(images).to(self.device)).cpu()
+
+    def __call__(self, row: int, flip: bool) -> torch.Tensor:
+        key = f"{row}.{int(flip)}"
+        if key not in self.cache:
+            images = [self.dataset.image(row), *self.dataset.negatives(row)]
+            self.cache[key] = self.embed([self.transform(image, flip=flip) for image in images])
+        return self.cache[key]
+
+    def precompute(self, path: Path, *, flips: tuple[bool, ...]):
+        """Fill the cache from a file, made now if its key differs."""
+        from tqdm.auto import tqdm
+
+        keys = [(row, flip) for row in range(len(self.dataset)) for flip in flips]
+        self.cache = scoft_data.cached_tensors(
+            path,
+            key=scoft_data.content_key(
+                "features",
+                self.dataset.fingerprint,
+                self.transform,
+                type(self.distance).__name__,
+                weights_key(self.distance),
+            ),
+            compute=lambda: {f"{row}.{int(flip)}": self(row, flip) for row, flip in tqdm(keys, desc="Features")},
+        )
+
+
+def cache_text(
+    captions: set[str], *, tokenizer, text_encoder, device, dtype: torch.dtype, precompute_dir: Path | None
+) -> Callable[[list[str]], torch.Tensor]:
+    """Embed every caption of the run once; returns captions -> (B, 77, D) on the device.
+
+    Captions longer than the text encoder reads are cut, counted and warned of.
+    """
+    captions = sorted(captions)
+    limit = tokenizer.model_max_length
+    lengths = [len(ids) for ids in tokenizer(captions).input_ids]
+    if too_long := [caption for caption, length in zip(captions, lengths) if length > limit]:
+        logger.warning(
+            "%d of %d captions are longer than %d tokens and lose their end; the first: %s",
+            len(too_long),
+            len(captions),
+            limit,
+            too_long[0],
+        )
+    text_encoder.to(device)
+    table = scoft_data.cached_tensors(
+        precompute_dir / "text.safetensors" if precompute_dir else None,
+        key=scoft_data.content_key("text", captions, weights_key(text_encoder)) if precompute_dir else "",
+        compute=lambda: {
+            "embeddings": encode_captions(captions, tokenizer=tokenizer, text_encoder=text_encoder, device=device)
+        },
+    )["embeddings"].to(dtype)
+    text_encoder.to("cpu")
+    index = {caption: i for i, caption in enumerate(captions)}
+    return lambda wanted: table[[index[caption] for caption in wanted]].to(device)
+
+
+def cache_latents(
+    dataset, *, transform, vae, flips: tuple[bool, ...], device, precompute_dir: Path | None
+) -> dict[str, torch.Tensor]:
+    """Mean and standard deviation of every photograph's latents, each (flips, N, 4, h, w) on the device."""
+    from tqdm.auto import tqdm
+
+    def compute() -> dict[str, torch.Tensor]:
+        moments = [
+            encode_photographs(transform(dataset.image(row), flip=flip)[None], vae=vae)
+            for flip in flips
+            for row in tqdm(range(len(dataset)), desc="Latents", leave=False)
+        ]
+        return {
+            name: torch.cat(parts).unflatten(0, (len(flips), len(dataset))).cpu()
+            for name, parts in zip(("mean", "std"), zip(*moments))
+        }
+
+    latents = scoft_data.cached_tensors(
+        precompute_dir / "latents.safetensors" if precompute_dir else None,
+        key=scoft_data.content_key("latents", dataset.fingerprint, transform, flips, weights_key(vae))
+        if precompute_dir
+        else "",
+        compute=compute,
+    )
+    return {name: tensor.to(device) for name, tensor in latents.items()}
+
+
+def assemble(
+    batch: dict, *, device, embed: Callable, vae, latents: dict | None, features: ImageFeatures | None
+) -> dict:
+    """A collated batch as `training_losses` takes it; features: given where L_P and L_C are due."""
+    if latents is None:
+        mean, std = encode_photographs(batch["photograph"], vae=vae)
+    else:
+        flips = [int(flip) for flip in batch["flip"]]
+        mean, std = (latents[name][flips, batch["row"]] for name in ("mean", "std"))
+    blip_captions = [caption for captions in batch["blip_captions"] for caption in captions]
+    counts = torch.tensor([len(captions) for captions in batch["blip_captions"]])
+    assembled = {
+        "z_0": mean + std * batch["posterior_noise"].to(device),
+        "eps": batch["eps"].to(device),
+        "t": batch["t"],
+        "recorded_u": batch["recorded_u"],
+        "c_ccub": embed(batch["caption"]),
+        "c_null": embed([""] * len(batch["row"])),
+    }
+    if blip_captions:
+        assembled |= {
+            "c_blip": embed(blip_captions),
+            "blip_rows": torch.repeat_interleave(torch.arange(len(counts)), counts).to(device),
+        }
+    if features is not None:
+        if "negatives" in batch:
+            images = [[photograph, *rest] for photograph, rest in zip(batch["photograph"], batch["negatives"])]
+            rows = [features.embed(row) for row in images]
+        else:
+            rows = [features(row, flip) for row, flip in zip(batch["row"], batch["flip"])]
+        f_neg, is_negative = pad_rows([row[1:] for row in rows])
+        assembled |= {
+            "f_pos": torch.stack([row[0] for row in rows]).to(device),
+            "f_neg": f_neg.to(device),
+            "is_negative": is_negative.to(device),
+        }
+    return assembled
+
+
+def pad_rows(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack (K_b, ...) tensors of different K_b into (B, K, ...) zeros, and a mask (B, K) of what is real."""
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows], device=padded.device)
+    return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The objective
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def training_losses(
+    batch: dict,
+    *,
+    predict: Callable,
+    predict_frozen: Callable,
+    predict_teacher: Callable | None,
+    noise_scheduler,
+    weights: dict[str, float],
+    snr_gamma: float | None = None,
+    image_terms: Callable | None = None,
+    denoiser: "scoft_losses.RecordedStepDenoiser | None" = None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The SCoFT objective on one micro-batch (section 4), and its terms as logged; all scalars, means over the batch.
+
+    batch: z_0 and eps (B, 4, h, w); t (B,) and recorded_u (B,) on the CPU; c_ccub (B, 77, D), c_null (B, 77, D);
+        c_blip (N, 77, D) and blip_rows (N,), the row each naive caption belongs to; f_pos (B, P, D), f_neg
+        (B, K, P, D), is_negative (B, K) where L_P and L_C are due.
+    predict(z, t, c): the UNet with gradient, called once.  predict_frozen: the same weights without gradient.
+    predict_teacher: for c_blip; None means the current weights.  weights: of the terms wanted.
+    image_terms(z, batch): {"perceptual": (B,), "contrastive": (B,)} of decode(z); None where they are not due.
+    """
+    z_0, eps, t, c_ccub = batch["z_0"], batch["eps"], batch["t"], batch["c_ccub"]
+    size, on_device = len(z_0), batch["t"].to(z_0.device)
+    z_t = noise_scheduler.add_noise(z_0, eps, on_device)
+    is_velocity = noise_scheduler.config.prediction_type == "v_prediction"
+    target = noise_scheduler.get_velocity(z_0, eps, on_device) if is_velocity else eps
+
+    # All that carries no gradient comes first, in as few calls as the teacher allows.
+    first = eps_blip = None
+    if "memorization" in weights:
+        rows = batch["blip_rows"]
+        z_blip, t_blip = z_t[rows], on_device[rows]
+        if image_terms and predict_teacher is None:
+            eps_cond, eps_null, eps_blip = predict_frozen(
+                torch.cat([z_t, z_t, z_blip]),
+                torch.cat([on_device, on_device, t_blip]),
+                torch.cat([c_ccub, batch["c_null"], batch["c_blip"]]),
+            ).split([size, size, len(rows)])
+            first = eps_cond, eps_null
+        else:
+            eps_blip = (predict_teacher or predict_frozen)(z_blip, t_blip, batch["c_blip"])
+
+    z_in, t_in, c_in = z_t, on_device, c_ccub
+    if image_terms:
+
+        def predict_pair(z, t):
+            pair = predict_frozen(
+                torch.cat([z, z]), torch.cat([t, t]).to(z.device), torch.cat([c_ccub, batch["c_null"]])
+            )
+            return pair.chunk(2)
+
+        rollout = denoiser(predict_pair, z_t, t, batch["recorded_u"], first=first)
+        g, image_losses = scoft_losses.latent_gradient(lambda z: image_terms(z, batch), weights, rollout.z_hat_0)
+        if denoiser.recorded_step != "first":
+            z_in = torch.cat([z_t, rollout.z_recorded])
+            t_in = torch.cat([on_device, rollout.t_recorded.to(z_t.device)])
+            c_in = torch.cat([c_ccub, c_ccub])
+
+    # The one graph of the update.  Where the first step is recorded, its prediction is L_LDM's own.
+    eps_theta = predict(z_in, t_in, c_in)
+    eps_theta, eps_recorded = eps_theta[:size], eps_theta[-size:]
+
+    terms = {}
+    if "ldm" in weights:
+        w_t = None
+        if snr_gamma is not None:
+            w_t = scoft_losses.min_snr_weights(
+                t,
+                noise_scheduler.alphas_cumprod.cpu(),
+                gamma=snr_gamma,
+                prediction_type=noise_scheduler.config.prediction_type,
+            ).to(z_0.device)
+        terms["ldm"] = ldm_loss(eps_theta, target, w_t=w_t)
+    if eps_blip is not None:
+        counts = torch.bincount(batch["blip_rows"], minlength=size).tolist()
+        terms["memorization"] = memorization_loss(eps_theta, *pad_rows(list(eps_blip.split(counts))))
+
+    objective = weighted_sum(terms, weights)
+    if image_terms:
+        objective = objective + scoft_losses.recorded_step_surrogate(eps_recorded, rollout.c, g)
+        terms |= image_losses
+    return objective.mean(), {name: term.detach().mean() for name, term in terms.items()}
+
+
+def make_image_terms(
+    *, vae, distance: torch.nn.Module, weights: dict[str, float], negative_weight: float, margin: float
+) -> Callable[[torch.Tensor, dict], dict[str, torch.Tensor]]:
+    """L_P and L_C (equations 3 and 4) of a latent, as far as they have a weight."""
+
+    def image_terms(z: torch.Tensor, batch: dict) -> dict[str, torch.Tensor]:
+        f_hat = distance.embed(decode_latents(z, vae=vae))
+        d_pos = perceptual_loss(distance, f_hat, batch["f_pos"])
+        terms = {"perceptual": d_pos}
+        if "contrastive" in weights:
+            d_neg = distance.compare(f_hat[:, None], batch["f_neg"])
+            terms["contrastive"] = self_contrastive_loss(
+                d_pos, d_neg, batch["is_negative"], negative_weight=negative_weight, margin=margin
+            )
+        return {name: term for name, term in terms.items() if name in weights}
+
+    return image_terms
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Saving
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def save_lora(folder: Path, unet, *, kohya_name: str | None = None):
+    """Write the LoRA for diffusers, and under `kohya_name` for ComfyUI and A1111, both in float32.
+
+    The metadata hold what loading needs and no more: diffusers passes them to LoraConfig unfiltered, so the 40 fields
+    of today's peft would stop an older one, and a recorded dropout would stay alive at inference.
+    diffusers' kohya converter writes alpha = rank whatever alpha was, so it is set right here.
+    """
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import (
+        convert_all_state_dict_to_peft,
+        convert_state_dict_to_diffusers,
+        convert_state_dict_to_kohya,
+    )
+    from peft.utils import get_peft_model_state_dict
+    from safetensors.torch import load_file, save_file
+
+    config = unet.peft_config["default"]
+    lora = {name: weight.detach().cpu().contiguous() for name, weight in get_peft_model_state_dict(unet).items()}
+    StableDiffusionPipeline.save_lora_weights(
+        folder,
+        unet_lora_layers=convert_state_dict_to_diffusers(lora),
+        unet_lora_adapter_metadata={
+            "r": config.r,
+            "lora_alpha": config.lora_alpha,
+            "target_modules": sorted(config.target_modules),
+        },
+    )
+    if kohya_name:
+        kohya = convert_state_dict_to_kohya(convert_all_state_dict_to_peft(load_file(folder / LORA_FILE)))
+        alpha = torch.tensor(float(config.lora_alpha))
+        kohya = {name: alpha.clone() if name.endswith(".alpha") else weight for name, weight in kohya.items()}
+        metadata = {"ss_network_dim": str(config.r), "ss_network_alpha": str(config.lora_alpha)}
+        save_file(kohya, folder / kohya_name, metadata=metadata)
+
+
+def load_lora(folder: Path, unet):
+    """Put a saved LoRA back into the UNet's adapter, bit for bit; it must fit key by key."""
+    from diffusers.utils import convert_all_state_dict_to_peft
+    from peft.utils import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    saved = convert_all_state_dict_to_peft(load_file(folder / LORA_FILE))
+    saved = {name.removeprefix("unet."): weight for name, weight in saved.items()}
+    own = get_peft_model_state_dict(unet)
+    shapes, own_shapes = ({name: tuple(w.shape) for name, w in lora.items()} for lora in (saved, own))
+    if shapes != own_shapes:
+        names = sorted(name for name in shapes.keys() | own_shapes if shapes.get(name) != own_shapes.get(name))
+        raise DataError(
+            f"--resume_from_checkpoint {folder} does not fit this run's LoRA at {len(names)} weights, first "
+            f"{names[0]}: {shapes.get(names[0])} there, {own_shapes.get(names[0])} here; give the --rank, "
+            "--lora_layers and --pretrained_model_name_or_path it was made with"
+        )
+    with torch.no_grad():
+        for name, weight in own.items():
+            weight.copy_(saved[name])
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    folders = [folder for folder in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", folder.name)]
+    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
+
+
+def save_checkpoint(output_dir: Path, *, step: int, unet, state: dict, total_limit: int | None):
+    """Write checkpoint-<step>, complete or not at all, then prune the oldest.
+
+    No random state is in it: every draw is a function of the seed and the update.
+    """
+    partial, final = output_dir / f"partial-checkpoint-{step}", output_dir / f"checkpoint-{step}"
+    for leftover in (partial, final):
+        shutil.rmtree(leftover, ignore_errors=True)
+    save_lora(partial, unet)
+    torch.save({"step": step, **{name: part.state_dict() for name, part in state.items()}}, partial / STATE_FILE)
+    partial.rename(final)
+    for folder in checkpoints(output_dir)[: -total_limit if total_limit else 0]:
+        shutil.rmtree(folder)
+
+
+def find_checkpoint(output_dir: Path, resume_from: str) -> Path | None:
+    """The folder to resume from; None where `latest` finds none yet, so that a job script can always pass it."""
+    if resume_from == "latest":
+        found = checkpoints(output_dir)
+        return found[-1] if found else None
+    folder = Path(resume_from)
+    missing = [name for name in (LORA_FILE, STATE_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise DataError(
+            f"--resume_from_checkpoint {resume_from} is no checkpoint: {', '.join(missing)} missing; "
+            f"{output_dir} has {', '.join(path.name for path in checkpoints(output_dir)) or 'none'}"
+        )
+    return folder
+
+
+def load_checkpoint(folder: Path, *, unet, state: dict) -> int:
+    """Restore a checkpoint and return the number of updates done."""
+    load_lora(folder, unet)
+    saved = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+    for name, part in state.items():
+        if name not in saved:
+            raise DataError(f"--resume_from_checkpoint {folder} holds no {name}: it was made in another precision")
+        part.load_state_dict(saved[name])
+    return saved["step"]
+
+
+class Metrics:
+    """metrics.jsonl: one line per update, gathered on the device and written every few updates.
+
+    Reading a loss makes the host wait for the device, so it happens only in `flush`, which every process must enter.
+    A loss or gradient that is not finite stops the run there, before any checkpoint is written.
+    """
+
+    def __init__(self, path: Path, *, step: int, accelerator):
+        self.path = path
+        self.accelerator = accelerator
+        self.pending: list[tuple[int, dict[str, torch.Tensor | float]]] = []
+        self.since = time.perf_counter()
+        if accelerator.is_main_process:
+            kept = path.read_text().splitlines()[:step] if path.exists() else []
+            path.write_text("".join(f"{line}\n" for line in kept))
+
+    def add(self, step: int, values: dict[str, torch.Tensor | float]):
+        self.pending.append((step, values))
+
+    def flush(self) -> dict[str, float]:
+        """Write what is pending and return the last line."""
+        if not self.pending:
+            return {}
+        seconds = (time.perf_counter() - self.since) / len(self.pending)
+        on_device = [value for _, values in self.pending for value in values.values() if torch.is_tensor(value)]
+        read = iter(self.accelerator.reduce(torch.stack(on_device), reduction="mean").tolist())
+        lines = [
+            {"step": step}
+            | {name: next(read) if torch.is_tensor(value) else value for name, value in values.items()}
+            | {"seconds": round(seconds, 4)}
+            for step, values in self.pending
+        ]
+        self.pending, self.since = [], time.perf_counter()
+        # Under fp16 the gradient scaler meets an infinite norm by skipping the update and lowering its scale.
+        expected = {"grad_norm"} if self.accelerator.scaler is not None else set()
+        broken = [{name for name, value in line.items() if not math.isfinite(value)} - expected for line in lines]
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                for line in lines:
+                    finite = {name: value for name, value in line.items() if math.isfinite(value)}
+                    file.write(json.dumps(finite) + "\n")
+        for line, names in zip(lines, broken):
+            if names:
+                raise FloatingPointError(
+                    f"update {line['step']}: {', '.join(sorted(names))} not finite in {line}; no checkpoint after it "
+                    "was written. A lower --learning_rate or --mixed_precision bf16 may help"
+                )
+        return lines[-1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Validation
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Validation:
+    """Draws the base model beside the LoRA at the same seeds, with the live modules, shared out over the processes."""
+
+    def __init__(
+        self,
+        *,
+        accelerator,
+        unet,
+        vae,
+        noise_scheduler,
+        embed: Callable[[list[str]], torch.Tensor],
+        prompts: list[str],
+        images_per_prompt: int,
+        seed: int,
+        resolution: int,
+        inference_steps: int,
+        guidance_scale: float,
+        judge: Callable | None,
+        folder: Path,
+    ):
+        from diffusers import DDIMScheduler, StableDiffusionPipeline
+        from diffusers.utils import logging as diffusers_logging
+
+        # Text arrives as embeddings and latents leave undecoded, so neither text encoder nor safety checker is loaded.
+        with contextlib.ExitStack() as quiet:
+            verbosity = diffusers_logging.get_verbosity()
+            quiet.callback(diffusers_logging.set_verbosity, verbosity)
+            diffusers_logging.set_verbosity_error()
+            self.pipeline = StableDiffusionPipeline(
+                vae=vae,
+                text_encoder=None,
+                tokenizer=None,
+                unet=unet,
+                scheduler=DDIMScheduler.from_config(noise_scheduler.config, clip_sample=False),
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            )
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.accelerator = accelerator
+        self.embed = embed
+        self.prompts = prompts
+        self.jobs = [(prompt, seed + i) for prompt in prompts for i in range(images_per_prompt)]
+        self.call_settings = {
+            "num_inference_steps": inference_steps,
+            "guidance_scale": guidance_scale,
+            "height": resolution,
+            "width": resolution,
+            "output_type": "latent",
+        }
+        self.judge = judge
+        self.folder = folder
+        self.base_images: list | None = None
+
+    @torch.no_grad()
+    def draw(self) -> list:
+        """A picture per job, in order, on every process."""
+        from accelerate.utils import gather_object
+        from diffusers.image_processor import VaeImageProcessor
+        from tqdm.auto import tqdm
+
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        mine = list(enumerate(self.jobs))[rank::world]
+        drawn = []
+        chunks = range(0, len(mine), IMAGES_PER_CALL)
+        for start in tqdm(chunks, desc="Drawing", leave=False, disable=rank > 0):
+            chunk = mine[start : start + IMAGES_PER_CALL]
+            latents = self.pipeline(
+                prompt_embeds=self.embed([prompt for _, (prompt, _) in chunk]),
+                negative_prompt_embeds=self.embed([""] * len(chunk)),
+                generator=[torch.Generator().manual_seed(seed) for _, (_, seed) in chunk],
+                **self.call_settings,
+            ).images
+            images = VaeImageProcessor().postprocess(decode_latents(latents, vae=self.pipeline.vae), output_type="pil")
+            drawn += [(index, image) for (index, _), image in zip(chunk, images)]
+        return [image for _, image in sorted(gather_object(drawn), key=lambda pair: pair[0])]
+
+    def __call__(self, step: int, *, final: bool) -> dict[str, float]:
+        """Draw, save the grid and the final pictures, log to the trackers; returns the judge's numbers."""
+        if self.base_images is None:
+            with without_lora(self.pipeline.unet):
+                self.base_images = self.draw()
+        images = self.draw()
+        numbers: dict[str, float] = {}
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            grid = comparison_grid(self.prompts, self.base_images, images)
+            grid.save(self.folder / ("before_after.png" if final else f"step-{step:06d}.png"))
+            if final:
+                per_prompt = len(images) // len(self.prompts)
+                for i in range(len(self.prompts)):
+                    images[i * per_prompt].save(self.folder / f"lora-{i}.png")
+            if self.judge:
+                prompts = [prompt for prompt, _ in self.jobs]
+                for name, pictures in (("base", self.base_images), ("lora", images)):
+                    numbers |= {f"judge/{name}/{key}": value for key, value in self.judge(pictures, prompts).items()}
+            for tracker in self.accelerator.trackers:
+                if tracker.name == "tensorboard":
+                    tracker.log_images({"validation": np.asarray(grid)[None]}, step=step, dataformats="NHWC")
+                elif hasattr(tracker, "log_images"):
+                    tracker.log_images({"validation": [grid]}, step=step)
+            self.accelerator.log(numbers, step=step)
+        self.accelerator.wait_for_everyone()
+        return numbers
+
+
+def comparison_grid(prompts: list[str], base: list, lora: list):
+    """A block for each prompt: its words, a row of base pictures, and below them the LoRA's at the same seeds."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    columns = len(base) // len(prompts)
+    side = max(base[0].width, 128)
+    margin, label_width, line = 12, 64, 28
+    font = ImageFont.load_default(size=16)
+    block = line + 2 * (side + margin)
+    width = max(label_width + columns * (side + margin), 480) + margin
+    grid = Image.new("RGB", (width, len(prompts) * (block + margin) + margin), "white")
+    pen = ImageDraw.Draw(grid)
+    for p, prompt in enumerate(prompts):
+        top = margin + p * (block + margin)
+        pen.text((margin, top), prompt, fill="black", font=font)
+        for r, (label, images) in enumerate((("base", base), ("LoRA", lora))):
+            y = top + line + r * (side + margin)
+            pen.text((margin, y + side // 2 - 8), label, fill="dimgray", font=font)
+            for c, image in enumerate(images[p * columns : (p + 1) * columns]):
+                scaled = image.resize((side, side), Image.Resampling.NEAREST)
+                grid.paste(scaled, (label_width + margin + c * (side + margin), y))
+    return grid
+
+
+def write_model_card(folder: Path, *, name: str, culture: str | None, facts: dict, prompts: list[str]):
+    """README.md of the LoRA from model_card.md, through huggingface_hub's ModelCard."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    base_model = facts["base_model"]
+    is_hub_id = not Path(base_model).exists()
+    pictures = [f"images/lora-{i}.png" for i in range(len(prompts)) if (folder / f"images/lora-{i}.png").is_file()]
+    data = ModelCardData(
+        base_model=base_model if is_hub_id else None,
+        base_model_relation="adapter" if is_hub_id else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        license="creativeml-openrail-m",
+        tags=[
+            "text-to-image",
+            "diffusers",
+            "diffusers-training",
+            "lora",
+            "template:sd-lora",
+            "stable-diffusion",
+            "stable-diffusion-diffusers",
+            "scoft",
+        ],
+        instance_prompt=prompts[0] if prompts else None,
+        widget=[{"text": prompt, "output": {"url": url}} for prompt, url in zip(prompts, pictures)] or None,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(Path(__file__).with_name("model_card.md")),
+        name=name,
+        culture=scoft_data.culture_words(culture) if culture else None,
+        pictures=pictures,
+        grid=(folder / "images/before_after.png").is_file(),
+        lora_file=LORA_FILE,
+        **facts,
+    )
+    card.save(folder / "README.md")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class StopRequest:
+    """Ctrl-C, or a scheduler's SIGTERM, asks for a checkpoint and an orderly end; a second Ctrl-C ends at once."""
+
+    def __init__(self, accelerator):
+        self.accelerator = accelerator
+        self.requested = False
+        self.previous: dict = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.previous[number] = signal.signal(number, self.request)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def request(self, number, frame):
+        self.requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        logger.warning("Stopping after this update, with a checkpoint.")
+
+    @property
+    def requested_here(self) -> bool:
+        """Whether this process may act at once: several processes only stop where all of them ask together."""
+        return self.requested and self.accelerator.num_processes == 1
+
+    def agreed(self) -> bool:
+        """Whether any process was asked to stop; every process must ask together."""
+        flag = torch.tensor(float(self.requested), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, reduction="sum") > 0)
+
+
+def make_optimizer(parameters: list[torch.nn.Parameter], *, use_8bit: bool, **settings) -> torch.optim.Optimizer:
+    if not use_8bit:
+        return torch.optim.AdamW(parameters, **settings)
+    import bitsandbytes
+
+    return bitsandbytes.optim.AdamW8bit(parameters, **settings)
+
+
+def train_updates(
+    steps: range,
+    *,
+    batches: Iterator[dict],
+    losses: Callable[[dict, int], tuple[torch.Tensor, dict[str, torch.Tensor]]],
+    weights: dict[str, float],
+    accelerator,
+    model: torch.nn.Module,
+    parameters: list[torch.nn.Parameter],
+    optimizer,
+    lr_scheduler,
+    accumulation: int,
+    max_grad_norm: float,
+) -> Iterator[tuple[int, dict[str, torch.Tensor | float]]]:
+    """Do one update after the other; yields the step and its values, still on the device, as named in metrics.jsonl.
+
+    losses(batch, step): the objective and its terms.  model: as prepared by accelerate, so that only the last of an
+    update's backward passes is reduced over the processes.  Nothing here waits for the device.
+    """
+    for step in steps:
+        sums: dict[str, torch.Tensor] = {}
+        for micro_step in range(accumulation):
+            is_last = micro_step == accumulation - 1
+            with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
+                objective, terms = losses(next(batches), step)
+                accelerator.backward(objective / accumulation)
+            for term, value in terms.items():
+                sums[term] = sums.get(term, 0) + value / accumulation
+        grad_norm = accelerator.clip_grad_norm_(parameters, max_grad_norm)
+        lr = lr_scheduler.get_last_lr()[0]
+        optimizer.step()
+        optimizer.zero_grad()
+        lr_scheduler.step()
+        yield (
+            step,
+            {
+                "loss": weighted_sum(sums, weights),
+                **{f"loss/{term}": value for term, value in sums.items()},
+                "grad_norm": grad_norm,
+                "lr": torch.tensor(lr, device=grad_norm.device),
+            },
+        )
+
+
+def set_up_logging(is_main_process: bool):
+    """Our messages from the main process alone, on stderr."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    for ours in (logger, logging.getLogger("scoft_data")):
+        ours.setLevel(logging.INFO if is_main_process else logging.ERROR)
+
+
+def is_finished(output_dir: Path, checkpoint: Path, total_steps: int) -> bool:
+    """Whether the checkpoint is the run's last and its results stand beside it; the card is written last."""
+    step = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+    return step is not None and int(step[1]) >= total_steps and (output_dir / "README.md").is_file()
+
+
+def is_due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def crosses_epoch(step: int, every: int | None, *, images_per_update: int, num_rows: int) -> bool:
+    """Whether an update completes a multiple of `every` epochs."""
+    if every is None:
+        return False
+    before, after = ((n * images_per_update) // (num_rows * every) for n in (step - 1, step))
+    return after > before
+
+
+def write_training_args(path: Path, *, arguments: dict, resolved: dict):
+    """All arguments, what they resolved to, and the versions that ran; there is no token among the arguments."""
+    packages = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "timm", "dreamsim")
+    record = {
+        "arguments": {flag: str(value) if isinstance(value, Path) else value for flag, value in arguments.items()},
+        "resolved": resolved,
+        "versions": {package: importlib.metadata.version(package) for package in packages},
+    }
+    path.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def main(argv: list[str] | None = None):
+    args = parse_args(argv)
+    name = re.sub(r"[^a-z0-9]+", "-", (args.culture or Path(args.dataset).name).lower()).strip("-")
+    output_dir = args.output_dir or Path(f"scoft-{name}")
+    weights = loss_weights(args)
+    check_environment(args, output_dir)
+    judge = load_judge(args.validation_judge) if args.validation_judge else None
+    dataset = scoft_data.read_dataset(
+        scoft_data.find_dataset(args.dataset, culture=args.culture),
+        culture=args.culture,
+        image_column=args.image_column,
+        caption_column=args.caption_column,
+        blip_caption_column=args.blip_caption_column,
+        negatives_column=args.negatives_column,
+        needs_blip="memorization" in weights,
+        needs_negatives="contrastive" in weights,
+        max_samples=args.max_train_samples,
+        seed=args.seed,
+        skip_bad_images=args.skip_bad_images,
+        cache_dir=args.cache_dir,
+    )
+    prompts = args.validation_prompts or ([args.validation_prompt] if args.validation_prompt else [])
+    if not prompts and args.culture:
+        prompts = [prompt.format(scoft_data.culture_words(args.culture)) for prompt in DEFAULT_PROMPTS]
+    if args.num_validation_images == 0:
+        prompts = []
+
+    # Arguments and data are in order: now the heavy imports.
+    from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration, set_seed
+    from diffusers.optimization import get_scheduler
+    from tqdm.auto import tqdm
+
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / args.logging_dir),
+    )
+    device, is_main = accelerator.device, accelerator.is_main_process
+    set_up_logging(is_main)
+    if torch.backends.mps.is_available():
+        accelerator.native_amp = False
+    if args.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+    images_per_update = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
+    total_steps = args.max_train_steps or DEFAULT_TRAIN_STEPS
+    if args.num_train_epochs:
+        total_steps = math.ceil(args.num_train_epochs * len(dataset) / images_per_update)
+    checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
+    if checkpoint and is_finished(output_dir, checkpoint, total_steps):
+        logger.info("%s has all %d updates and its LoRA is written: nothing to do.", checkpoint, total_steps)
+        return
+
+    # Models: the frozen ones in the accelerator's dtype, the LoRA always in float32.
+    weight_dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+    # fp16 overflows in the VAE and in g, so there the image half of the method stays in float32.
+    image_dtype = torch.bfloat16 if weight_dtype is torch.bfloat16 else torch.float32
+    noise_scheduler, tokenizer, text_encoder, vae, unet = load_models(
+        args.pretrained_model_name_or_path,
+        revision=args.revision,
+        variant=args.variant,
+        cache_dir=args.cache_dir,
+        prediction_type=args.prediction_type,
+    )
+    unet.to(device, weight_dtype)
+    vae.to(device)
+    set_seed(args.seed)  # every process starts from the same LoRA
+    alpha = args.lora_alpha or float(args.rank)
+    lora_parameters = add_lora(unet, rank=args.rank, alpha=alpha, target_modules=args.lora_layers.split(","))
+    if args.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+        vae.enable_gradient_checkpointing()
+    if args.enable_xformers_memory_efficient_attention:
+        unet.enable_xformers_memory_efficient_attention()
+    if args.compile:
+        unet.compile(dynamic=False)
+
+    # Caches: what never changes is computed once, and the encoders leave the device.
+    transform = scoft_data.ImageTransform(args.resolution, args.image_interpolation_mode)
+    flips = (False, True) if args.random_flip else (False,)
+    captions = {"", *prompts, *(caption for row in dataset.captions for caption in row)}
+    if "memorization" in weights:
+        captions |= {caption for row in dataset.blip_captions for caption in row}
+    cache_photographs = args.cache_latents and args.center_crop
+    if not args.center_crop:
+        logger.info("--no-center_crop draws a new crop each time: latents and image features are not cached.")
+    latents = features = image_terms = denoiser = margin = None
+    with accelerator.main_process_first():
+        embed = cache_text(
+            captions,
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            device=device,
+            dtype=weight_dtype,
+            precompute_dir=args.precompute_dir,
+        )
+        if cache_photographs:
+            latents = cache_latents(
+                dataset, transform=transform, vae=vae, flips=flips, device=device, precompute_dir=args.precompute_dir
+            )
+            vae.encoder = vae.quant_conv = None
+        if IMAGE_TERMS & weights.keys():
+            distance = scoft_losses.load_distance(
+                args.perceptual_distance,
+                model_name_or_path=args.perceptual_model_name_or_path,
+                device=device,
+                dtype=image_dtype,
+                dreamsim_type=args.dreamsim_type,
+                cache_dir=args.cache_dir,
+            )
+            features = ImageFeatures(dataset, transform=transform, distance=distance, device=device)
+            if args.precompute_dir and args.center_crop:
+                features.precompute(args.precompute_dir / "features.safetensors", flips=flips)
+    for module in (vae.decoder, vae.post_quant_conv):
+        if module is not None:
+            module.to(image_dtype)
+    if features is not None:
+        margin = distance.default_margin if args.margin is None else args.margin
+        image_terms = make_image_terms(
+            vae=vae, distance=distance, weights=weights, negative_weight=args.negative_weight, margin=margin
+        )
+        denoiser = scoft_losses.RecordedStepDenoiser(
+            noise_scheduler.alphas_cumprod,
+            prediction_type=noise_scheduler.config.prediction_type,
+            num_steps=args.num_denoising_steps,
+            guidance_scale=args.denoising_guidance_scale,
+            recorded_step=args.recorded_step,
+            scaling=args.recorded_step_scaling,
+        )
+
+    # Optimizer
+    learning_rate = args.learning_rate * (images_per_update if args.scale_lr else 1)
+    optimizer = make_optimizer(
+        lora_parameters,
+        use_8bit=args.use_8bit_adam,
+        lr=learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.adam_weight_decay,
+        eps=args.adam_epsilon,
+    )
+    # Not prepared by accelerate, which would step it once per process: the schedule counts updates.
+    lr_scheduler = get_scheduler(
+        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=total_steps
+    )
+    ddp_unet, optimizer = accelerator.prepare(unet, optimizer)
+    state = {"optimizer": optimizer, "lr_scheduler": lr_scheduler}
+    if accelerator.scaler is not None:
+        state["scaler"] = accelerator.scaler
+    first_step = load_checkpoint(checkpoint, unet=unet, state=state) if checkpoint else 0
+    if args.resume_from_checkpoint:
+        logger.info("Resuming from %s, after %d updates.", checkpoint or "the start: no checkpoint yet", first_step)
+
+    # Data
+    latent_side = args.resolution // 2 ** (len(vae.config.block_out_channels) - 1)
+    examples = TrainingExamples(
+        dataset,
+        transform=transform,
+        seed=args.seed,
+        entries_per_update=images_per_update,
+        latent_shape=(vae.config.latent_channels, latent_side, latent_side),
+        num_train_timesteps=noise_scheduler.config.num_train_timesteps,
+        blip_captions_per_step=None if args.blip_captions_per_step == "all" else int(args.blip_captions_per_step),
+        random_flip=args.random_flip,
+        random_crop=not args.center_crop,
+        noise_offset=args.noise_offset,
+        load_photograph=not cache_photographs,
+        load_negatives_every=None if args.center_crop or features is None else args.perceptual_every,
+    )
+    loader = torch.utils.data.DataLoader(
+        examples,
+        batch_sampler=EntrySampler(
+            range(first_step, total_steps),
+            train_batch_size=args.train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            num_processes=accelerator.num_processes,
+            process_index=accelerator.process_index,
+        ),
+        collate_fn=collate,
+        num_workers=args.dataloader_num_workers,
+    )
+
+    # Records
+    resolved = {
+        "base_model": args.pretrained_model_name_or_path,
+        "dataset": args.dataset,
+        "rows": len(dataset),
+        "dropped_rows": dataset.dropped,
+        "fingerprint": dataset.fingerprint,
+        "method": args.method,
+        "weights": weights,
+        "margin": margin,
+        "updates": total_steps,
+        "images_per_update": images_per_update,
+        "learning_rate": learning_rate,
+        "lora_alpha": alpha,
+    }
+    if is_main:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_training_args(output_dir / "training_args.json", arguments=vars(args), resolved=resolved)
+        accelerator.init_trackers("scoft", config={flag: str(value) for flag, value in vars(args).items()})
+    metrics = Metrics(output_dir / "metrics.jsonl", step=first_step, accelerator=accelerator)
+    validate = None
+    if prompts:
+        validate = Validation(
+            accelerator=accelerator,
+            unet=unet,
+            vae=vae,
+            noise_scheduler=noise_scheduler,
+            embed=embed,
+            prompts=prompts,
+            images_per_prompt=args.num_validation_images,
+            seed=args.seed,
+            resolution=args.resolution,
+            inference_steps=args.validation_inference_steps,
+            guidance_scale=args.validation_guidance_scale,
+            judge=judge,
+            folder=output_dir / "images",
+        )
+
+    logger.info("***** Training %s: %s *****", name, " + ".join(f"{w:g} {term}" for term, w in weights.items()))
+    logger.info(
+        f"  {len(dataset)} photographs, {sum(dataset.num_negatives)} negatives; {dataset.dropped} rows dropped"
+    )
+    logger.info(
+        f"  {images_per_update} images per update = {args.train_batch_size} per batch x {accelerator.num_processes} "
+        f"processes x {args.gradient_accumulation_steps} accumulation steps"
+    )
+    logger.info(
+        f"  {total_steps} updates = {total_steps * images_per_update / len(dataset):.1f} epochs; "
+        f"image losses on {total_steps // args.perceptual_every if image_terms else 0} updates"
+    )
+    logger.info(
+        f"  {sum(p.numel() for p in lora_parameters)} LoRA parameters; mixed precision {accelerator.mixed_precision}"
+    )
+
+    # Training
+    def predict(z, t, c):
+        return ddp_unet(z, t, c, return_dict=False)[0]
+
+    @torch.no_grad()
+    def predict_frozen(z, t, c):
+        return unet(z, t, c, return_dict=False)[0]
+
+    def predict_base(z, t, c):
+        with without_lora(unet):
+            return predict_frozen(z, t, c)
+
+    def losses(batch: dict, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        due = image_terms is not None and is_due(step, args.perceptual_every)
+        return training_losses(
+            assemble(batch, device=device, embed=embed, vae=vae, latents=latents, features=features if due else None),
+            predict=predict,
+            predict_frozen=predict_frozen,
+            predict_teacher=predict_base if args.memorization_teacher == "base" else None,
+            noise_scheduler=noise_scheduler,
+            weights=weights,
+            snr_gamma=args.snr_gamma,
+            image_terms=image_terms if due else None,
+            denoiser=denoiser,
+        )
+
+    updates = train_updates(
+        range(first_step + 1, total_steps + 1),
+        batches=iter(loader),
+        losses=losses,
+        weights=weights,
+        accelerator=accelerator,
+        model=ddp_unet,
+        parameters=lora_parameters,
+        optimizer=optimizer,
+        lr_scheduler=lr_scheduler,
+        accumulation=args.gradient_accumulation_steps,
+        max_grad_norm=args.max_grad_norm,
+    )
+    stopped = False
+    with (
+        StopRequest(accelerator) as stop,
+        tqdm(initial=first_step, total=total_steps, desc="Updates", disable=not is_main) as progress,
+    ):
+        for step, values in updates:
+            metrics.add(step, values)
+            progress.update()
+            is_last = step == total_steps
+            checkpoint_due = is_last or is_due(step, args.checkpointing_steps)
+            validation_due = not is_last and (
+                is_due(step, args.validation_steps)
+                or crosses_epoch(
+                    step, args.validation_epochs, images_per_update=images_per_update, num_rows=len(dataset)
+                )
+            )
+            if checkpoint_due or validation_due or is_due(step, args.logging_steps) or stop.requested_here:
+                line = metrics.flush()
+                progress.set_postfix({name: f"{value:.3g}" for name, value in line.items() if "loss" in name})
+                accelerator.log(line, step=step)
+                stopped = stop.agreed() and not is_last
+            if (checkpoint_due or stopped) and is_main:
+                save_checkpoint(
+                    output_dir, step=step, unet=unet, state=state, total_limit=args.checkpoints_total_limit
+                )
+            if stopped:
+                break
+            if validation_due and validate:
+                validate(step, final=False)
+    accelerator.wait_for_everyone()
+
+    # Results
+    if stopped:
+        logger.warning("Stopped after update %d; --resume_from_checkpoint latest goes on from there.", step)
+    else:
+        if is_main:
+            save_lora(output_dir, unet, kohya_name=f"scoft-{name}-kohya.safetensors")
+        numbers = validate(total_steps, final=True) if validate else {}
+        for key, value in numbers.items():
+            logger.info("  %s: %.4g", key, value)
+        if is_main:
+            write_model_card(output_dir, name=name, culture=args.culture, facts=resolved, prompts=prompts)
+            logger.info('Done. pipe.load_lora_weights("%s") puts it into a StableDiffusionPipeline.', output_dir)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except DataError as error:
+        sys.exit(f"error: {error}")
