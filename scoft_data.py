@@ -387,7 +387,7 @@ def _folder_rows(root: Path, culture: str | None, *, split: str, columns: _Colum
     metadata = _metadata_file(root, split)
     if metadata is not None:
         return _metadata_rows(metadata, columns=columns)
-    if any(True for _ in _parquet_files(root, split)):
+    if any(_parquet_files(root, split)):
         return _table_rows(str(root), culture, split=split, columns=columns, cache_dir=cache_dir)
     raise DataError(f"{root} has no split {split!r}: no {' or '.join(_METADATA_NAMES)} in it or in {root / split}.")
 
@@ -411,7 +411,7 @@ def _parquet_files(root: Path, split: str) -> Iterable[Path]:
 
 def _holds_rows(root: Path, split: str) -> bool:
     metadata = (root / folder / name for folder in ("", split, *_SPLITS) for name in _METADATA_NAMES)
-    return any(file.is_file() for file in metadata) or any(True for _ in _parquet_files(root, split))
+    return any(file.is_file() for file in metadata) or any(_parquet_files(root, split))
 
 
 def _metadata_file(root: Path, split: str) -> Path | None:
@@ -719,7 +719,8 @@ def open_image(data: bytes | str | os.PathLike) -> Image.Image:
 
     Content decides the format, not the file's name. The EXIF orientation is applied (outside 1..8 it says nothing);
     transparency is composited on white; 16-bit is scaled to 8. Raises DataError if it is not an image, is truncated or
-    animated, has more than MAX_PIXELS pixels (told by the header, before decoding) or a side below MIN_SIDE.
+    animated, has more than MAX_PIXELS pixels (told by the header, before decoding) or a side below MIN_SIDE; a path
+    that does not exist raises FileNotFoundError.
     """
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:

@@ -462,17 +462,15 @@ class DreamSim(PerceptualDistance):
             hub_folder = torch.hub.get_dir()
             encoder, _ = dreamsim(device=device, cache_dir=str(folder), dreamsim_type=dreamsim_type)
             torch.hub.set_dir(hub_folder)  # the package moves it for the whole process
-        extractors = encoder.base_model.model.extractor_list
-        for extractor in extractors:
-            if isinstance(getattr(extractor, "proj", None), torch.Tensor):
-                extractor.proj = extractor.proj.to(device)  # or the package copies it from the CPU in each call
         # The package takes [0, 1] and normalises for each of its backbones itself.
         super().__init__(encoder, size=224, mean=(0, 0, 0), std=(1, 1, 1), device=device, dtype=torch.float32)
-        self.extractors = extractors
+        for extractor in self.encoder.base_model.model.extractor_list:
+            if isinstance(getattr(extractor, "proj", None), torch.Tensor):
+                extractor.proj = extractor.proj.to(device)  # or the package copies it from the CPU in each call
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         features = self.encoder.embed(pixels)
-        for extractor in self.extractors:
+        for extractor in self.encoder.base_model.model.extractor_list:
             extractor._feats = []  # where the package would keep this image's graph alive until the next call
         return features[:, None]
 

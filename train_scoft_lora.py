@@ -14,6 +14,7 @@ import importlib.util
 import json
 import logging
 import math
+import os
 import re
 import shutil
 import signal
@@ -134,7 +135,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     scoft.add_argument("--perceptual_every", type=int, default=10, help="L_P and L_C fall on every n-th update")
     scoft.add_argument("--perceptual_distance", default="clip_conv", choices=scoft_losses.DISTANCES)
     scoft.add_argument("--perceptual_model_name_or_path", help="Hub id or folder; default: the distance's own")
-    scoft.add_argument("--dreamsim_type", default="ensemble", help="model of the dreamsim package")
+    scoft.add_argument(
+        "--dreamsim_type",
+        default="ensemble",
+        choices=scoft_losses.DREAMSIM_TYPES,
+        help="model of the dreamsim package",
+    )
     scoft.add_argument("--recorded_step", default="first", choices=scoft_losses.RECORDED_STEPS)
     scoft.add_argument("--recorded_step_scaling", default="paper", choices=scoft_losses.RECORDED_STEP_SCALINGS)
     scoft.add_argument("--num_denoising_steps", type=int, default=20)
@@ -586,7 +592,7 @@ def cache_latents(
 
     latents = scoft_data.cached_tensors(
         precompute_dir / "latents.safetensors" if precompute_dir else None,
-        key=scoft_data.content_key("latents", dataset.fingerprint, transform, flips, weights_key(vae))
+        key=scoft_data.content_key("latents", dataset.image_hashes, transform, flips, weights_key(vae))
         if precompute_dir
         else "",
         compute=compute,
@@ -821,14 +827,21 @@ def save_checkpoint(output_dir: Path, *, step: int, unet, state: dict, total_lim
 
     No random state is in it: every draw is a function of the seed and the update.
     """
+    for leftover in output_dir.glob("partial-checkpoint-*"):
+        shutil.rmtree(leftover)
     partial, final = output_dir / f"partial-checkpoint-{step}", output_dir / f"checkpoint-{step}"
-    for leftover in (partial, final):
-        shutil.rmtree(leftover, ignore_errors=True)
     save_lora(partial, unet)
     torch.save({"step": step, **{name: part.state_dict() for name, part in state.items()}}, partial / STATE_FILE)
+    if final.exists():
+        discard(final)
     partial.rename(final)
     for folder in checkpoints(output_dir)[: -total_limit if total_limit else 0]:
-        shutil.rmtree(folder)
+        discard(folder)
+
+
+def discard(checkpoint: Path):
+    """Delete a checkpoint, which from the first moment on no longer looks like one."""
+    shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"partial-{checkpoint.name}-discarded")))
 
 
 def find_checkpoint(output_dir: Path, resume_from: str) -> Path | None:
@@ -1246,6 +1259,11 @@ def main(argv: list[str] | None = None):
         log_with=None if args.report_to == "none" else args.report_to,
         project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / args.logging_dir),
     )
+    if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
+        raise SystemExit(
+            f"{os.environ['WORLD_SIZE']} processes were launched, but accelerate sees {accelerator.num_processes}: each "
+            "would train alone and write over the other. On CPUs set ACCELERATE_USE_CPU=true for the launch"
+        )
     device, is_main = accelerator.device, accelerator.is_main_process
     set_up_logging(is_main)
     if torch.backends.mps.is_available():

@@ -1,4 +1,4 @@
-"""scoft_data: every layout is read alike, everything bad is found early and named, and nothing depends on hidden state."""
+"""scoft_data: every layout is read alike, what is bad is found early and named, nothing depends on hidden state."""
 
 import csv
 import io
@@ -226,12 +226,13 @@ def test_layout(tmp_path, layout):
 @pytest.mark.parametrize("where", ["", "train"])
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_diffusers_imagefolder(tmp_path, where, kind):
-    """What diffusers' --train_data_dir reads, file_name and text alone in nested folders, is read by a method without more."""
+    """What diffusers' --train_data_dir reads, file_name and text alone in nested folders, suffices for finetune."""
     rows = [{"file_name": "a/b/red.png", "text": "one, two"}, {"file_name": "blue.png", "text": "[sic] three"}]
+    rows += [{"file_name": "red.png", "text": "42"}]
     write_folder(tmp_path / "d" / where, rows, kind=kind)
     data = read(tmp_path / "d", needs_blip=False, needs_negatives=False)
-    assert data.captions == [["one, two"], ["[sic] three"]]
-    assert data.blip_captions == [[], []] and data.num_negatives == [0, 0]
+    assert data.captions == [["one, two"], ["[sic] three"], ["42"]]
+    assert data.blip_captions == [[], [], []] and data.num_negatives == [0, 0, 0]
     assert data.image(0).getpixel((0, 0)) == COLOURS["red"]
 
 
@@ -244,7 +245,7 @@ def test_what_is_not_needed_is_not_read(tmp_path):
 
 
 def test_caption_lists_and_strings(tmp_path):
-    """Captions and BLIP captions may be a string or a list, in JSON as well as in a csv cell that holds a JSON list."""
+    """Captions and BLIP captions may be a string or a list, in csv a JSON list."""
     rows = [
         {"file_name": "red.png", "text": ["one", "two"], "blip_text": "a door"},
         {"file_name": "blue.png", "text": "three", "blip_text": ["a gate", "a wall"]},
@@ -253,6 +254,14 @@ def test_caption_lists_and_strings(tmp_path):
         data = read(write_folder(tmp_path / kind, rows, kind=kind), needs_negatives=False)
         assert data.captions == [["one", "two"], ["three"]]
         assert data.blip_captions == [["a door"], ["a gate", "a wall"]]
+
+
+def test_byte_order_mark(tmp_path):
+    """A spreadsheet's csv, which begins with a byte order mark, is read like any other."""
+    write_folder(tmp_path / "d", [{"file_name": "red.png", "text": "one"}], kind="csv")
+    file = tmp_path / "d" / "metadata.csv"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert read(tmp_path / "d", needs_blip=False, needs_negatives=False).captions == [["one"]]
 
 
 def test_column_flags_rename(tmp_path):
@@ -268,11 +277,10 @@ def test_column_flags_rename(tmp_path):
     for name in ("red", "blue"):
         (tmp_path / "d" / f"{name}.png").write_bytes(plain(name))
     write_parquet(tmp_path / "p" / "train-0.parquet")
-    table = datasets.Dataset.from_parquet(
-        str(tmp_path / "p" / "train-0.parquet"), cache_dir=str(tmp_path / "from_parquet")
-    )
+    (tmp_path / "q").mkdir()
+    table = datasets.Dataset.from_parquet(str(tmp_path / "p" / "train-0.parquet"), cache_dir=str(tmp_path / "made"))
     renamed = table.rename_columns(dict(zip(["image", "text", "blip_text", "negatives"], flags.values(), strict=True)))
-    renamed.to_parquet(tmp_path / "q" / "train-0.parquet") if (tmp_path / "q").mkdir() is None else None
+    renamed.to_parquet(tmp_path / "q" / "train-0.parquet")
     data = read(tmp_path / "d", **flags)
     assert (data.captions, data.blip_captions, data.num_negatives) == ([["one"]], [["two"]], [1])
     assert read(tmp_path / "q", **flags).fingerprint == read(tmp_path / "p").fingerprint
@@ -333,7 +341,7 @@ def test_max_samples_takes_what_diffusers_takes(tmp_path):
     ids=["image", "negative", "caption", "blip caption"],
 )
 def test_fingerprint_sees_every_part(tmp_path, file, change):
-    """A change of the photograph, a negative, a caption or a BLIP caption changes that row's hash and the fingerprint."""
+    """A change of any image or text of a row changes its hash and the fingerprint, and no other row's hash."""
     before = read(write_folder(tmp_path / "d", records()))
     path = tmp_path / "d" / file
     path.write_bytes(change(path.read_bytes()) if callable(change) else change)
@@ -410,7 +418,7 @@ def test_no_row_has_a_negative(tmp_path):
     ],
 )
 def test_bad_metadata_file(tmp_path, name, text, message):
-    """A metadata file that is empty, malformed, wrongly named or wrongly encoded is named with its line and the fix."""
+    """A metadata file that is empty, malformed, misnamed or wrongly encoded is named with its line and the fix."""
     folder = tmp_path / "d"
     folder.mkdir()
     (folder / "a.png").write_bytes(plain("red"))
@@ -606,6 +614,14 @@ def test_modes(data, pixel):
     assert np.abs(np.subtract(image.getpixel((5, 5)), pixel)).max() <= 2
 
 
+def test_16_bit_orientation():
+    """A 16-bit image is turned too."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.fromarray(np.zeros((16, 32), np.uint16)), exif=exif)
+    assert open_image(data).size == (16, 32)
+
+
 def test_wrong_extension(tmp_path):
     """A PNG named .jpg opens: the content decides."""
     (tmp_path / "a.jpg").write_bytes(plain("blue"))
@@ -622,7 +638,7 @@ def test_mpo_is_a_photograph():
 # The transform -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(97, 61), (40, 71), (32, 32), (500, 33)])
+@pytest.mark.parametrize("size", [(97, 61), (40, 71), (32, 32), (500, 33), (32, 35), (35, 32)])
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
 def test_transform_equals_torchvision(size, interpolation):
     """The center crop is torchvision's Resize, CenterCrop, ToTensor and Normalize, bit for bit."""
@@ -699,7 +715,7 @@ def test_stable_generator_depends_on_everything():
 
 
 def test_stable_generator_across_processes():
-    """Another process, with another hash seed, draws the same numbers, and they are those of the day it was written."""
+    """Another process, with another hash seed, draws the same numbers, today and at every later version."""
     code = "import scoft_data as s; print(s.stable_generator(7, 'noise', 12, 3).initial_seed(), end='')"
     environment = os.environ | {"PYTHONHASHSEED": "99"}
     printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -1,0 +1,792 @@
+"""The trainer: its true command line on tiny real models, against independent oracles."""
+
+import ast
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import scoft_data
+import train_scoft_lora
+from scoft_data import DataError
+
+
+ROOT = Path(train_scoft_lora.__file__).parent
+LORA = train_scoft_lora.LORA_FILE
+
+
+@pytest.fixture
+def flags(tiny_pipeline, tiny_ccub, tiny_clip_conv):
+    """Flags of a short run on the tiny models; None leaves a flag out, True gives it bare, a list several values."""
+    return {
+        "pretrained_model_name_or_path": tiny_pipeline,
+        "dataset": tiny_ccub,
+        "culture": "veridia",
+        "perceptual_model_name_or_path": tiny_clip_conv,
+        "resolution": 16,
+        "rank": 4,
+        "max_train_steps": 4,
+        "perceptual_every": 2,
+        "num_denoising_steps": 3,
+        "num_validation_images": 0,
+        "report_to": "none",
+    }
+
+
+def words(flags: dict) -> list[str]:
+    argv = []
+    for flag, value in flags.items():
+        if value is True:
+            argv.append(f"--{flag}")
+        elif value is not None and value is not False:
+            argv += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+    return argv
+
+
+@pytest.fixture
+def train(flags, tmp_path):
+    """train(name, **more flags) runs the script's main in this process and returns its output folder."""
+
+    def run(name: str = "run", **more) -> Path:
+        train_scoft_lora.main(words(flags | {"output_dir": tmp_path / name} | more))
+        return tmp_path / name
+
+    return run
+
+
+def lora(folder: Path) -> torch.Tensor:
+    """All LoRA weights of a folder as one float64 vector."""
+    weights = load_file(folder / LORA)
+    return torch.cat([weights[name].double().flatten() for name in sorted(weights)])
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def relative_difference(a: Path, b: Path, start: torch.Tensor) -> float:
+    """||difference|| over ||LoRA - its start||."""
+    return float((lora(a) - lora(b)).norm() / (lora(a) - start).norm())
+
+
+@pytest.fixture
+def start(train) -> torch.Tensor:
+    """The LoRA that every run with the default seed starts from: one update at a rate that rounds to nothing."""
+    return lora(train("start", method="finetune", max_train_steps=1, learning_rate=1e-30))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same run, however it is cut
+# ---------------------------------------------------------------------------------------------------------------------
+
+# AdamW divides by the gradient's own size, so rounding in a near-zero gradient would become a whole step; a large
+# epsilon keeps the update proportional to the gradient, and a difference of 1e-5 means what it says.
+SMOOTH = {
+    "finetune": {"method": "finetune", "adam_epsilon": 1e-3, "learning_rate": 1e-2, "max_train_steps": 10},
+    "mpc": {"method": "mpc", "adam_epsilon": 1e-3, "learning_rate": 1e-4, "max_train_steps": 10},
+}
+# At the shipped weights a random VAE's image gradient would hide under the latent losses.
+LOUD_IMAGES = {"perceptual_weight": 3, "contrastive_weight": 3, "margin": 0.5}
+
+
+def plain_finetune(model: Path, examples, *, start: Path, batch_size: int, steps: int, lr: float, epsilon: float):
+    """An independently written LoRA fine-tune; yields the LoRA, as one vector, after every update."""
+    from diffusers import StableDiffusionPipeline
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    pipe = StableDiffusionPipeline.from_pretrained(model)
+    pipe.unet.requires_grad_(False)
+    pipe.unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
+    own = get_peft_model_state_dict(pipe.unet)
+    for name, weight in load_file(start).items():
+        name = name.removeprefix("unet.").replace("lora.down", "lora_A").replace("lora.up", "lora_B")
+        own[name].copy_(weight)
+    trainable = [p for p in pipe.unet.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=lr, eps=epsilon, weight_decay=1e-2)
+    abar = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
+    for step in range(steps):
+        batch = [examples[step * batch_size + i] for i in range(batch_size)]
+        loss = 0
+        for example in batch:
+            with torch.no_grad():
+                posterior = pipe.vae.encode(example["photograph"][None]).latent_dist
+                z_0 = (posterior.mean + posterior.std * example["posterior_noise"]) * pipe.vae.config.scaling_factor
+                ids = pipe.tokenizer(example["caption"], padding="max_length", truncation=True, return_tensors="pt")
+                text = pipe.text_encoder(ids.input_ids).last_hidden_state
+            a = abar[example["t"]].float()
+            noisy = a.sqrt() * z_0 + (1 - a).sqrt() * example["eps"]
+            prediction = pipe.unet(noisy, example["t"], text).sample
+            loss = loss + torch.nn.functional.mse_loss(prediction[0], example["eps"]) / batch_size
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+        optimizer.step()
+        own = get_peft_model_state_dict(pipe.unet)
+        own = {
+            "unet." + name.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): weight
+            for name, weight in own.items()
+        }
+        yield torch.cat([own[name].detach().double().flatten() for name in sorted(own)])
+
+
+def test_finetune_is_a_plain_lora_finetune_update_by_update(train, start, tiny_pipeline, tiny_ccub):
+    """With caches off, every update's LoRA is that of an independent loop fed the same order, noise and timesteps."""
+    run = train(
+        **SMOOTH["finetune"], cache_latents=False, **{"no-cache_latents": True}, train_batch_size=4,
+        checkpointing_steps=1,
+    )  # fmt: skip
+    dataset = scoft_data.read_dataset(
+        scoft_data.find_dataset(str(tiny_ccub), culture="veridia"),
+        culture="veridia",
+        needs_blip=False,
+        needs_negatives=False,
+    )
+    examples = train_scoft_lora.TrainingExamples(
+        dataset,
+        transform=scoft_data.ImageTransform(16),
+        seed=0,
+        entries_per_update=4,
+        latent_shape=(4, 8, 8),
+        num_train_timesteps=1000,
+        blip_captions_per_step=1,
+        random_flip=False,
+        random_crop=False,
+        noise_offset=0,
+        load_photograph=True,
+        load_negatives_every=None,
+    )
+    oracle = plain_finetune(
+        tiny_pipeline, examples, start=run.parent / "start" / LORA, batch_size=4, steps=10, lr=1e-2, epsilon=1e-3
+    )
+    for step, expected in enumerate(oracle, start=1):
+        ours = lora(run / f"checkpoint-{step}")
+        assert (ours - expected).norm() <= 1e-5 * (expected - start).norm(), f"update {step}"
+    assert step == 10
+
+
+@pytest.mark.parametrize("method", SMOOTH)
+def test_batch_accumulation_and_caches_do_not_change_the_run(train, start, method):
+    """One batch of 4, 4 batches of 1 and no caches give one LoRA over 10 updates of 6 rows (6.7 epochs)."""
+    more = SMOOTH[method] | (LOUD_IMAGES if method == "mpc" else {})
+    whole = train("whole", **more, train_batch_size=4)
+    accumulated = train("accumulated", **more, train_batch_size=1, gradient_accumulation_steps=4)
+    uncached = train("uncached", **more, train_batch_size=4, **{"no-cache_latents": True})
+    assert relative_difference(whole, accumulated, start) <= 1e-5
+    assert relative_difference(whole, uncached, start) <= 1e-5
+
+
+@pytest.mark.parametrize("method", SMOOTH)
+def test_two_processes_are_one_batch(train, flags, start, tmp_path, method):
+    """Two processes with batches of 2 give the LoRA of one with a batch of 4, by the true launcher."""
+    more = SMOOTH[method] | (LOUD_IMAGES if method == "mpc" else {})
+    whole = train("whole", **more, train_batch_size=4)
+    two = tmp_path / "two"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    argv = words(flags | more | {"output_dir": two, "train_batch_size": 2})
+    env = one_thread() | {"ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([*launch, "train_scoft_lora.py", *argv], cwd=ROOT, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    assert relative_difference(whole, two, start) <= 1e-5
+    assert [line["step"] for line in metrics(two)] == list(range(1, 11))
+    for a, b in zip(metrics(whole), metrics(two)):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "planted", [{"ldm_weight": 0.707}, {"contrastive_weight": 3.03}, {"denoising_guidance_scale": 4.545}]
+)
+def test_one_percent_is_noticed(train, start, planted):
+    """The tolerance of the comparisons above is tight enough that a 1 % error in any one part fails them."""
+    more = SMOOTH["mpc"] | LOUD_IMAGES | {"train_batch_size": 4}
+    assert relative_difference(train("right", **more), train("wrong", **more | planted), start) > 1e-5
+
+
+def test_ranks_and_places_draw_different_noise(tiny_ccub):
+    """No two entries share their noise, and those of the ranks are disjoint and complete."""
+    layout = {"train_batch_size": 2, "accumulation": 2, "num_processes": 2}
+    entries = [
+        sum(train_scoft_lora.EntrySampler(range(3), **layout, process_index=rank), []) for rank in range(2)
+    ]  # fmt: skip
+    assert not set(entries[0]) & set(entries[1])
+    assert sorted(entries[0] + entries[1]) == list(range(24))
+    noise = [scoft_data.stable_generator(0, "noise", *divmod(entry, 8)) for entry in range(24)]
+    drawn = torch.stack([torch.randn(64, generator=generator) for generator in noise])
+    assert torch.corrcoef(drawn).fill_diagonal_(0).abs().max() < 0.7
+
+
+def test_workers_change_nothing(train):
+    """Loading in two worker processes gives the same bits as loading in the main one."""
+    more = {"method": "mpc", "no-center_crop": True, "random_flip": True, "train_batch_size": 2}
+    assert torch.equal(lora(train("none", **more)), lora(train("two", **more, dataloader_num_workers=2)))
+
+
+def test_seeds_differ_and_repeat(train):
+    """The same seed gives the same bits again, another seed another LoRA."""
+    first, again, other = (train(name, seed=seed) for name, seed in (("first", 1), ("again", 1), ("other", 2)))
+    assert torch.equal(lora(first), lora(again))
+    assert not torch.equal(lora(first), lora(other))
+
+
+def test_gradient_checkpointing_changes_nothing(train, start):
+    """Recomputing activations in UNet and VAE gives the same LoRA."""
+    more = SMOOTH["mpc"] | LOUD_IMAGES
+    assert (
+        relative_difference(train("kept", **more), train("again", **more, gradient_checkpointing=True), start) < 1e-6
+    )
+
+
+def test_precomputed_files_serve_a_second_run_and_are_thrown_away_when_stale(train, tmp_path, monkeypatch, tiny_ccub):
+    """A second run reads latents, embeddings and features from files; changed photographs are noticed."""
+    more = {"precompute_dir": tmp_path / "cache", "random_flip": True}
+    first = train("first", **more)
+    assert {file.name for file in (tmp_path / "cache").iterdir()} == {
+        "features.safetensors", "latents.safetensors", "text.safetensors"
+    }  # fmt: skip
+
+    def forbidden(*_, **__):
+        raise AssertionError("computed again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_scoft_lora, "encode_photographs", forbidden)
+        patch.setattr(train_scoft_lora, "encode_captions", forbidden)
+        patch.setattr(train_scoft_lora.ImageFeatures, "embed", forbidden)
+        assert torch.equal(lora(first), lora(train("second", **more)))
+
+    changed = shutil.copytree(tiny_ccub, tmp_path / "changed")
+    for file in (changed / "train/images").iterdir():
+        Image.new("RGB", (24, 24), "red").save(file)
+    assert torch.equal(
+        lora(train("stale", **more, dataset=changed)), lora(train("fresh", random_flip=True, dataset=changed))
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Interruption
+# ---------------------------------------------------------------------------------------------------------------------
+
+# Runs the script and kills its own process, without warning, at a named moment.
+KILLED_RUN = """
+import os, pathlib, shutil, signal, sys
+import torch, train_scoft_lora
+
+moment, count, *argv = sys.argv[1:]
+calls = 0
+
+def kill_at(owner, name, half_done=lambda *a, **k: None):
+    original = getattr(owner, name)
+    def wrapper(*args, **kwargs):
+        global calls
+        calls += 1
+        if calls == int(count):
+            half_done(*args, **kwargs)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+    setattr(owner, name, wrapper)
+
+if moment == "update":
+    kill_at(torch.optim.AdamW, "step")
+elif moment == "lora written":
+    kill_at(torch, "save")
+elif moment == "half a state":
+    kill_at(torch, "save", lambda state, path: pathlib.Path(path).write_bytes(b"half"))
+elif moment == "before the rename":
+    kill_at(pathlib.Path, "rename")
+elif moment == "pruning":
+    kill_at(shutil, "rmtree", lambda folder: (folder / "training_state.pt").unlink())
+train_scoft_lora.main(argv)
+"""
+
+
+def one_thread() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def test_killed_at_five_moments_ends_bit_for_bit_as_undisturbed(flags, tmp_path):
+    """Killed by SIGKILL in an update, four times inside checkpoint writing, and resumed, a run loses nothing."""
+    common = {"max_train_steps": 12, "checkpointing_steps": 3, "checkpoints_total_limit": 2, "logging_steps": 4}
+    # The second number counts from the resumption; rmtree first removes what the kill before the rename left.
+    moments = [("update", 2), ("lora written", 1), ("half a state", 2), ("before the rename", 1), ("pruning", 2)]
+
+    def run(name: str, moment: str = "never", count: int = 0, **more) -> int:
+        argv = words(flags | common | more | {"output_dir": tmp_path / name})
+        command = [sys.executable, "-c", KILLED_RUN, moment, str(count), *argv]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, env=one_thread()).returncode
+
+    assert run("straight") == 0
+    for moment, count in moments:
+        assert run("killed", moment, count, resume_from_checkpoint="latest") == -signal.SIGKILL, moment
+        for folder in train_scoft_lora.checkpoints(tmp_path / "killed"):
+            assert {file.name for file in folder.iterdir()} == {LORA, train_scoft_lora.STATE_FILE}, moment
+    assert run("killed", resume_from_checkpoint="latest") == 0
+    assert torch.equal(lora(tmp_path / "straight"), lora(tmp_path / "killed"))
+    straight, killed = metrics(tmp_path / "straight"), metrics(tmp_path / "killed")
+    for line in straight + killed:
+        del line["seconds"]
+    assert straight == killed
+    assert not list((tmp_path / "killed").glob("partial-*"))
+
+
+def test_ctrl_c_saves_a_checkpoint_and_the_resumed_run_is_the_straight_one(train, monkeypatch, caplog):
+    """SIGINT in update 3 ends the run after that update, with a checkpoint and no results; resuming completes it."""
+    straight = train("straight", max_train_steps=6)
+    step, calls = torch.optim.AdamW.step, []
+
+    def interrupted_step(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", interrupted_step)
+        stopped = train("stopped", max_train_steps=6)
+    assert [folder.name for folder in train_scoft_lora.checkpoints(stopped)] == ["checkpoint-3"]
+    assert not (stopped / LORA).exists() and len(metrics(stopped)) == 3
+    assert "--resume_from_checkpoint latest" in caplog.text
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train("stopped", max_train_steps=6, resume_from_checkpoint="latest")
+    assert torch.equal(lora(straight), lora(stopped))
+
+
+def test_resuming_a_finished_run_does_nothing_and_says_so(train, caplog):
+    """A finished run's files stay as they are; a larger --max_train_steps continues it to the straight run's end."""
+    run = train("run")
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()}
+    train("run", resume_from_checkpoint="latest")
+    assert "nothing to do" in caplog.text
+    assert before == {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()}
+    train("run", resume_from_checkpoint=f"{run}/checkpoint-4/", max_train_steps=7)
+    assert torch.equal(lora(run), lora(train("straight", max_train_steps=7)))
+    assert [line["step"] for line in metrics(run)] == list(range(1, 8))
+
+
+def test_old_checkpoints_are_pruned_and_other_folders_left_alone(train, tmp_path):
+    """--checkpoints_total_limit keeps the newest; a folder that only resembles a checkpoint is not touched."""
+    run = train("run", max_train_steps=1)
+    (run / "checkpoint_best").mkdir()
+    (run / "checkpoint-x").mkdir()
+    train("run", max_train_steps=5, checkpointing_steps=1, checkpoints_total_limit=2, resume_from_checkpoint="latest")
+    assert sorted(path.name for path in run.glob("checkpoint*")) == [
+        "checkpoint-4", "checkpoint-5", "checkpoint-x", "checkpoint_best"
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Precision, clipping, terms, flags
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("said_by", ["flag", "launcher"])
+@pytest.mark.parametrize("precision", ["no", "bf16", pytest.param("fp16", marks=pytest.mark.gpu)])
+def test_lora_is_float32_and_moves_under_every_precision(train, monkeypatch, precision, said_by):
+    """LoRA parameters are float32, lora_A moves too, the UNet takes the precision, whoever sets it."""
+    seen = {}
+    save_lora = train_scoft_lora.save_lora
+
+    def spy(folder, unet, **kwargs):
+        seen["lora"] = {name: weight.dtype for name, weight in unet.named_parameters() if "lora" in name}
+        seen["base"] = unet.conv_in.weight.dtype
+        seen["A"] = next(w.detach().clone() for name, w in unet.named_parameters() if "lora_A" in name)
+        return save_lora(folder, unet, **kwargs)
+
+    monkeypatch.setattr(train_scoft_lora, "save_lora", spy)
+    flag = {"mixed_precision": precision} if said_by == "flag" else {}
+    if said_by == "launcher":
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+    train("still", **flag, learning_rate=1e-30)
+    still = seen["A"]
+    run = train("run", **flag, num_validation_images=1, validation_inference_steps=2, validation_steps=2)
+    assert set(seen["lora"].values()) == {torch.float32}
+    assert seen["base"] == {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    assert (seen["A"] != still).float().mean() > 0.99
+    assert all(math.isfinite(value) for line in metrics(run) for value in line.values())
+    assert (run / "images" / "step-000002.png").exists()
+
+
+def test_clipping_limits_the_gradient(train, monkeypatch):
+    """--max_grad_norm bounds the norm that the optimizer sees; metrics.jsonl keeps the norm before clipping."""
+    norms, step = [], torch.optim.AdamW.step
+
+    def spy(self, *args, **kwargs):
+        gradients = [p.grad.norm() for group in self.param_groups for p in group["params"]]
+        norms.append(float(torch.stack(gradients).norm()))
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    run = train(max_grad_norm=1e-3)
+    assert norms == pytest.approx([1e-3] * 4, rel=1e-2)
+    assert all(line["grad_norm"] > 1e-2 for line in metrics(run))
+
+
+@pytest.mark.parametrize("method", train_scoft_lora.METHODS)
+def test_every_term_asked_for_is_logged_and_finite(train, method):
+    """metrics.jsonl has a line per update with the method's terms, those of images only where they are due."""
+    run = train(method=method, logging_steps=3)
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for line in lines:
+        due = {f"loss/{term}" for term in train_scoft_lora.METHODS[method]}
+        if line["step"] % 2:
+            due -= {"loss/perceptual", "loss/contrastive"}
+        assert line.keys() - due == {"step", "loss", "lr", "grad_norm", "seconds"}
+        assert all(math.isfinite(value) for value in line.values())
+        weights = {"ldm": 0.7 if method != "finetune" else 1, "memorization": 0.3, "perceptual": 0.01}
+        total = sum((weights | {"contrastive": 0.05})[name.removeprefix("loss/")] * line[name] for name in due)
+        assert line["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_every_declared_flag_is_read():
+    """Each flag of parse_args is read somewhere else in the script."""
+    source = Path(train_scoft_lora.__file__).read_text()
+    declared = vars(train_scoft_lora.parse_args(["--dataset", "x", "--culture", "y"])).keys()
+    read = {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)}
+    read |= {f"{term}_weight" for term in train_scoft_lora.DEFAULT_WEIGHTS if "{term}_weight" in source}
+    assert declared - read - {"config"} == set()
+
+
+CHANGES = {
+    "memorization_teacher": "base",
+    "recorded_step": "last",
+    "recorded_step_scaling": "normalized",
+    "num_denoising_steps": 5,
+    "denoising_guidance_scale": 2,
+    "blip_captions_per_step": "all",
+    "negative_weight": 0.2,
+    "margin": 0.3,
+    "perceptual_every": 3,
+    "snr_gamma": 5,
+    "noise_offset": 0.1,
+    "lora_alpha": 9,
+    "lora_layers": "to_k,to_v",
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 2,
+    "random_flip": True,
+    "no-center_crop": True,
+    "max_train_samples": 3,
+    "image_interpolation_mode": "nearest",
+    "prediction_type": "v_prediction",
+    "scale_lr": True,
+    "adam_weight_decay": 0.5,
+    "adam_beta1": 0.5,
+    "adam_beta2": 0.5,
+    "adam_epsilon": 1e-2,
+    "rank": 2,
+}
+
+
+def test_flags_change_the_run(train, subtests):
+    """Each of the training flags reaches what it names: the LoRA or a logged loss differs from the default run's."""
+    common = {"perceptual_weight": 1, "contrastive_weight": 1, "lr_scheduler": "constant_with_warmup"}
+    common |= {"train_batch_size": 2, "learning_rate": 1e-2}
+    default = train("default", **common)
+    for flag, value in CHANGES.items():
+        with subtests.test(flag=flag):
+            changed = train(flag, **common | {flag: value})
+            same_shape = lora(changed).shape == lora(default).shape
+            same_losses = [line["loss"] for line in metrics(changed)] == [line["loss"] for line in metrics(default)]
+            assert not (same_shape and same_losses and torch.equal(lora(changed), lora(default)))
+
+
+def test_v_prediction_with_zero_terminal_snr_trains(train, tiny_pipeline_v):
+    """A v-prediction model with zero terminal SNR trains with all terms and min-SNR weights."""
+    run = train(pretrained_model_name_or_path=tiny_pipeline_v, snr_gamma=5, max_train_steps=6, recorded_step="random")
+    assert all(math.isfinite(value) for line in metrics(run) for value in line.values())
+
+
+@pytest.mark.parametrize("distance", ["clip_conv", "dinov2", "blip2", "dreamsim"])
+def test_every_distance_trains_two_steps(train, request, distance):
+    """mpc runs with each of the four distances, their terms finite and positive."""
+    model = request.getfixturevalue(f"tiny_{distance}")
+    run = train(
+        perceptual_distance=distance,
+        perceptual_model_name_or_path=model,
+        dreamsim_type="open_clip_vitb32",
+        max_train_steps=2,
+        perceptual_every=1,
+        max_train_samples=2,
+    )
+    assert len(metrics(run)) == 2
+    for line in metrics(run):
+        assert 0 < line["loss/perceptual"] < 2 and 0 <= line["loss/contrastive"] < 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What comes out
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def draw(pipe) -> np.ndarray:
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return pipe("a red house, in Veridia", num_inference_steps=4, generator=generator, output_type="np").images
+
+
+@pytest.mark.parametrize("alpha", [4, 11])
+def test_saved_lora_draws_what_the_trained_unet_draws(train, monkeypatch, tiny_pipeline, alpha):
+    """Loaded by a stock pipeline, the folder, a checkpoint and the kohya file give the trained UNet's picture."""
+    from diffusers import StableDiffusionPipeline
+
+    trained = []
+    save_lora = train_scoft_lora.save_lora
+    monkeypatch.setattr(
+        train_scoft_lora, "save_lora", lambda folder, unet, **kw: (trained.append(unet), save_lora(folder, unet, **kw))
+    )
+    run = train(lora_alpha=alpha, learning_rate=0.05)
+    base = draw(StableDiffusionPipeline.from_pretrained(tiny_pipeline))
+    expected = draw(StableDiffusionPipeline.from_pretrained(tiny_pipeline, unet=trained[-1].eval()))
+    assert np.abs(expected - base).max() > 1e-2
+    for folder, name in ((run, None), (run / "checkpoint-4", LORA), (run, "scoft-veridia-kohya.safetensors")):
+        pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
+        pipe.load_lora_weights(folder, weight_name=name)
+        assert np.abs(draw(pipe) - expected).max() <= 1e-5, name
+
+
+def test_kohya_file_has_the_names_and_alpha_that_comfyui_and_a1111_read(train, tiny_pipeline):
+    """Each adapted layer is lora_unet_<path with underscores> with lora_down, lora_up and its alpha, and no more."""
+    from diffusers import UNet2DConditionModel
+
+    run = train(lora_alpha=11)
+    kohya = load_file(run / "scoft-veridia-kohya.safetensors")
+    unet = UNet2DConditionModel.from_pretrained(tiny_pipeline, subfolder="unet")
+    layers = {
+        "lora_unet_" + path.replace(".", "_"): module
+        for path, module in unet.named_modules()
+        if path.endswith(("to_q", "to_k", "to_v", "to_out.0"))
+    }
+    assert kohya.keys() == {f"{n}.{part}" for n in layers for part in ("lora_down.weight", "lora_up.weight", "alpha")}
+    for name, layer in layers.items():
+        assert kohya[f"{name}.alpha"] == 11
+        assert kohya[f"{name}.lora_down.weight"].shape == (4, layer.in_features)
+        assert kohya[f"{name}.lora_up.weight"].shape == (layer.out_features, 4)
+
+
+def test_output_folder_keeps_its_contract(train, tmp_path):
+    """The folder holds both LoRA files, a card without gaps, all arguments, metrics, and pictures base beside LoRA."""
+    judge = tmp_path / "judge.py"
+    judge.write_text("def count(images, prompts):\n    return {'n': len(images), 'prompts': len(set(prompts))}\n")
+    prompts = ["a red house, in Veridia", "a blue house, in Veridia"]
+    run = train(
+        validation_prompts=prompts,
+        num_validation_images=2,
+        validation_inference_steps=2,
+        validation_epochs=1,
+        max_train_steps=8,
+        validation_judge=f"{judge}:count",
+        report_to="tensorboard",
+    )
+    assert {file.name for file in run.iterdir()} == {
+        LORA, "scoft-veridia-kohya.safetensors", "README.md", "training_args.json", "metrics.jsonl", "images", "logs",
+        "checkpoint-8",
+    }  # fmt: skip
+    assert {file.name for file in (run / "images").iterdir()} == {
+        "before_after.png", "step-000006.png", "lora-0.png", "lora-1.png"
+    }  # fmt: skip
+    grid = Image.open(run / "images/before_after.png")
+    assert grid.width >= 2 * 128 and grid.height >= 4 * 128
+    record = json.loads((run / "training_args.json").read_text())
+    assert record["arguments"]["validation_prompts"] == prompts
+    assert record["resolved"]["weights"] == train_scoft_lora.DEFAULT_WEIGHTS
+    assert re.fullmatch("[0-9a-f]{64}", record["resolved"]["fingerprint"])
+    assert record["versions"]["diffusers"]
+    card = (run / "README.md").read_text()
+    assert "{{" not in card and "TODO" not in card and "Veridia" in card and "images/lora-1.png" in card
+    events = b"".join(file.read_bytes() for file in (run / "logs").rglob("events*"))
+    assert b"loss/contrastive" in events and b"judge/lora/n" in events and b"validation" in events
+
+
+def test_no_prompts_no_pictures_still_a_card(train):
+    """--num_validation_images 0 draws nothing, and the card is written all the same."""
+    run = train()
+    assert not (run / "images").exists() and "<Gallery />" not in (run / "README.md").read_text()
+
+
+def test_a_command_line_for_diffusers_script_runs(tmp_path, tiny_pipeline, tiny_ccub):
+    """The flags of diffusers' train_text_to_image_lora.py work with --method finetune, without a culture."""
+    train_scoft_lora.main(
+        f"""--method finetune --pretrained_model_name_or_path {tiny_pipeline} --train_data_dir {tiny_ccub}
+        --image_column image --caption_column text --resolution 16 --center_crop --random_flip --train_batch_size 2
+        --num_train_epochs 1 --gradient_accumulation_steps 2 --gradient_checkpointing --learning_rate 1e-4
+        --lr_scheduler cosine --lr_warmup_steps 0 --snr_gamma 5 --max_grad_norm 1 --seed 3 --rank 2
+        --validation_epochs 1 --num_validation_images 1 --checkpointing_steps 500 --checkpoints_total_limit 1
+        --dataloader_num_workers 0 --noise_offset 0.1 --prediction_type epsilon --report_to tensorboard --allow_tf32
+        --image_interpolation_mode bilinear --output_dir {tmp_path / "out"}""".split()
+        + ["--validation_prompt", "a red house"]
+    )
+    assert (tmp_path / "out" / LORA).exists() and (tmp_path / "out/images/before_after.png").exists()
+    assert len(metrics(tmp_path / "out")) == 2  # 6 rows, 4 an update
+
+
+def test_config_file_gives_flags_and_the_command_line_wins(tmp_path):
+    """--config reads YAML: numbers, switches either way and lists; a flag on the command line overrides it."""
+    config = tmp_path / "flags.yaml"
+    config.write_text(
+        "dataset: d\nculture: korea\nrank: 8\nlearning_rate: 1e-3\ncenter_crop: false\nrandom_flip: true\n"
+        "compile: false\nvalidation_prompts: [one, 'two words']\n"
+    )
+    args = train_scoft_lora.parse_args(["--config", str(config), "--rank", "16"])
+    assert (args.rank, args.learning_rate, args.center_crop, args.random_flip) == (16, 1e-3, False, True)
+    assert args.validation_prompts == ["one", "two words"] and args.compile is False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad input
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"culture": None}, "--culture is needed with --method mpc"),
+        ({"rank": 0}, "--rank is at least 1, got 0"),
+        ({"ldm_weight": -0.1}, "--ldm_weight is a number from 0 up, got -0.1"),
+        ({"contrastive_weight": "nan"}, "--contrastive_weight is a number from 0 up, got nan"),
+        ({"method": "m", "ldm_weight": 0, "memorization_weight": 0}, "every weight of --method m is 0"),
+        ({"method": "mp", "contrastive_weight": 1}, "--contrastive_weight 1.0 has no effect with --method mp"),
+        ({"resolution": 20}, "--resolution is a multiple of 8, got 20"),
+        ({"blip_captions_per_step": "some"}, "--blip_captions_per_step is a number from 1 up or `all`, got 'some'"),
+        ({"num_train_epochs": 2}, "--max_train_steps and --num_train_epochs"),
+        ({"validation_prompt": "a", "validation_prompts": ["b"]}, "--validation_prompt and --validation_prompts"),
+        ({"validation_judge": "judge.py"}, "--validation_judge is FILE.py:function"),
+        ({"report_to": "notebook"}, "--report_to is one of tensorboard"),
+        ({"perceptual_distance": "lpips"}, "invalid choice: 'lpips'"),
+        ({"config": "absent.yaml"}, "--config absent.yaml"),
+        ({"data_set": "x"}, "unrecognized arguments: --data_set"),
+    ],
+)
+def test_bad_arguments_are_named(flags, capsys, wrong, message):
+    """A wrong argument ends in a usage error that names the flag, the value and what is allowed."""
+    with pytest.raises(SystemExit):
+        train_scoft_lora.main(words(flags | wrong))
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("rnak: 3", "unknown flag 'rnak'"), ("- rank", "expected lines of"), ("rank: true", "rank takes a value")],
+)
+def test_bad_config_files_are_named(flags, tmp_path, capsys, text, message):
+    """A config file that is no table of flags, or names one that does not exist, is refused."""
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        train_scoft_lora.main(words(flags | {"config": tmp_path / "bad.yaml"}))
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"report_to": "wandb"}, "pip install wandb"),
+        ({"use_8bit_adam": True}, "pip install bitsandbytes"),
+        ({"enable_xformers_memory_efficient_attention": True}, "pip install xformers"),
+        ({"validation_judge": "absent.py:f"}, "there is no file absent.py"),
+    ],
+)
+def test_missing_parts_are_named(flags, tmp_path, monkeypatch, wrong, message):
+    """What the arguments need and this machine lacks is named before anything is read."""
+    monkeypatch.setattr(train_scoft_lora.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        train_scoft_lora.main(words(flags | {"output_dir": tmp_path / "out"} | wrong))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_output_folder_is_not_written_over(train, tmp_path):
+    """Without --resume_from_checkpoint a non-empty folder stops the run, and stays as it is."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("precious")
+    with pytest.raises(SystemExit, match="is not empty.*--resume_from_checkpoint latest"):
+        train()
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def rewrite(tiny_ccub: Path, folder: Path, change) -> Path:
+    """A copy of the tiny dataset with each metadata row changed."""
+    shutil.copytree(tiny_ccub, folder)
+    file = folder / "train/metadata.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(change(row)) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: row | {"negative_imgpath": []}, "prepare_ccub.py.*--method mp"),
+        (lambda row: {k: v for k, v in row.items() if k != "text"}, "--caption_column"),
+        (lambda row: {k: v for k, v in row.items() if k != "blip_text"}, "--blip_caption_column"),
+        (lambda row: row | {"text": " "}, "row 0.*caption"),
+        (lambda row: row | {"file_name": "images/lost.png"}, "row 0.*lost.png"),
+    ],
+)
+def test_bad_data_is_named_before_models_load(train, tiny_ccub, tmp_path, change, message):
+    """A dataset that cannot be trained on names the row, column or flag and the fix; no model is asked for."""
+    dataset = rewrite(tiny_ccub, tmp_path / "data", change)
+    with pytest.raises(DataError, match=f"(?s){message}"):
+        train(dataset=dataset, pretrained_model_name_or_path="no/such-model")
+
+
+def test_nothing_heavy_is_imported_before_the_data_is_checked(flags):
+    """A wrong dataset is answered without importing diffusers, transformers, peft or accelerate."""
+    code = (
+        "import sys, train_scoft_lora\n"
+        "try: train_scoft_lora.main(sys.argv[1:])\n"
+        "except ValueError: print(sorted({'diffusers', 'transformers', 'peft', 'accelerate'} & set(sys.modules)))"
+    )
+    argv = words(flags | {"dataset": "./no/such/folder"})
+    done = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_bad_picture_is_named_or_skipped_and_counted(train, tiny_ccub, tmp_path):
+    """A truncated photograph stops the run by name; with --skip_bad_images it is left out and the record says so."""
+    dataset = shutil.copytree(tiny_ccub, tmp_path / "data")
+    file = dataset / "train/images/ARCH_2.png"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(DataError, match="(?s)ARCH_2.png.*--skip_bad_images"):
+        train(dataset=dataset)
+    record = json.loads((train(dataset=dataset, skip_bad_images=True) / "training_args.json").read_text())
+    assert (record["resolved"]["rows"], record["resolved"]["dropped_rows"]) == (5, 1)
+
+
+def test_long_captions_are_counted_and_warned_of_once(train, tiny_ccub, tmp_path, caplog):
+    """Captions beyond 77 tokens are cut, and one warning counts them."""
+    dataset = rewrite(tiny_ccub, tmp_path / "data", lambda row: row | {"text": row["text"] + " very" * 80})
+    with caplog.at_level(logging.WARNING):
+        train(dataset=dataset)
+    warnings = [record.message for record in caplog.records if "longer than 77 tokens" in record.message]
+    assert len(warnings) == 1 and warnings[0].startswith("6 of ")
+
+
+@pytest.mark.parametrize("rank", [2, 8])
+def test_a_checkpoint_of_another_shape_does_not_fit(train, rank):
+    """Resuming with another rank names the checkpoint, a weight, both shapes and the flags."""
+    train()
+    with pytest.raises(DataError, match=r"(?s)does not fit.*\(4, .*--rank"):
+        train(resume_from_checkpoint="latest", rank=rank, max_train_steps=8)
+
+
+def test_an_absent_checkpoint_is_named(train, tmp_path):
+    """A path that holds no checkpoint is refused, and those that exist are listed."""
+    run = train()
+    with pytest.raises(DataError, match="(?s)checkpoint-9 is no checkpoint.*checkpoint-4"):
+        train(resume_from_checkpoint=run / "checkpoint-9")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(train):
+    """A diverging run stops with the update and the terms, and writes no checkpoint after it."""
+    with pytest.raises(FloatingPointError, match=r"update \d+: .*loss.* not finite"):
+        train("run", learning_rate=1e30, max_train_steps=20, checkpointing_steps=1)
+    for folder in train_scoft_lora.checkpoints(Path(train.__closure__[1].cell_contents) / "run"):
+        assert torch.isfinite(lora(folder)).all()
