@@ -1261,8 +1261,8 @@ def main(argv: list[str] | None = None):
     )
     if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
         raise SystemExit(
-            f"{os.environ['WORLD_SIZE']} processes were launched, but accelerate sees {accelerator.num_processes}: each "
-            "would train alone and write over the other. On CPUs set ACCELERATE_USE_CPU=true for the launch"
+            f"{os.environ['WORLD_SIZE']} processes were launched, but accelerate sees {accelerator.num_processes}: "
+            "each would train alone and write over the other. On CPUs set ACCELERATE_USE_CPU=true for the launch"
         )
     device, is_main = accelerator.device, accelerator.is_main_process
     set_up_logging(is_main)

@@ -6,6 +6,7 @@ the surrogate has to equal.
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -17,6 +18,7 @@ from peft import LoraConfig
 from scoft_losses import (
     RECORDED_STEPS,
     RecordedStepDenoiser,
+    Rollout,
     ddim_coefficients,
     denoising_timetables,
     guide,
@@ -170,20 +172,20 @@ def _contrast(d_pos, d_neg):
     [
         (lambda eps_theta, eps, w_t: ldm_loss(eps_theta, eps, w_t=w_t), [(2, 3), (2, 3), (2,)]),
         (lambda x: memorization_loss(x, normal(2, 3, 4, seed=9), torch.ones(2, 3).tril() > 0), [(2, 4)]),
-        (_contrast, [(3,), (3, 3)]),
-        (recorded_step_surrogate, None),
+        (
+            lambda d_pos, d_neg: self_contrastive_loss(
+                d_pos, d_neg, torch.ones(3, 3).tril(-1) > 0, negative_weight=0.8, margin=0.1
+            ),
+            [(3,), (3, 3)],
+        ),
+        (lambda x: recorded_step_surrogate(x, normal(2, seed=7), normal(2, 1, 2, 2, seed=8)), [(2, 1, 2, 2)]),
     ],
     ids=["ldm", "memorization", "contrastive", "surrogate"],
 )
 def test_gradients_equal_finite_differences(loss, shapes):
     """In float64 each loss has the derivative it claims, in every argument that carries one."""
-    if loss is recorded_step_surrogate:
-        c, g = normal(2, seed=7), normal(2, 1, 2, 2, seed=8)
-        inputs = [normal(2, 1, 2, 2, seed=0).requires_grad_()]
-        assert torch.autograd.gradcheck(lambda eps_theta: recorded_step_surrogate(eps_theta, c, g), inputs)
-    else:
-        inputs = [normal(*shape, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
-        assert torch.autograd.gradcheck(loss, inputs)
+    inputs = [normal(*shape, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
+    assert torch.autograd.gradcheck(loss, inputs)
 
 
 def test_half_precision_is_summed_in_float32():
@@ -200,9 +202,8 @@ def test_half_precision_is_summed_in_float32():
 
 def test_surrogate_holds_its_weight_constant():
     """The gradient is c g, and neither c nor g gets one."""
-    eps_theta, c, g = (
-        normal(*shape, seed=i).requires_grad_() for i, shape in enumerate([(2, 4, 2, 2), (2,), (2, 4, 2, 2)])
-    )
+    eps_theta, g = (normal(2, 4, 2, 2, seed=i).requires_grad_() for i in range(2))
+    c = normal(2, seed=2).requires_grad_()
     recorded_step_surrogate(eps_theta, c, g).sum().backward()
     torch.testing.assert_close(eps_theta.grad, (c.view(2, 1, 1, 1) * g).detach())
     assert c.grad is None and g.grad is None
@@ -241,10 +242,8 @@ def test_timetables_refuse_a_clean_image():
 def test_recorded_index_stays_within_each_rows_steps(dtype):
     """First is 0, last is n - 1, random runs from 0 at u = 0 to n - 1 as u nears 1."""
     t = torch.tensor([1, 3, 20, 999])
-    zero, nearly_one = (
-        torch.zeros(4, dtype=dtype),
-        torch.nextafter(torch.ones(4, dtype=dtype), torch.tensor(0.0, dtype=dtype)),
-    )
+    zero = torch.zeros(4, dtype=dtype)
+    nearly_one = torch.nextafter(zero + 1, zero)
     last = torch.tensor([0, 2, 19, 19])
     for which, u, expected in [
         ("first", nearly_one, torch.zeros(4, dtype=torch.long)),
@@ -320,7 +319,7 @@ def test_rows_of_a_batch_do_not_meet(prediction, recorded_step):
 
 
 def gain(abar: torch.Tensor, t: int, t_next: int, *, is_velocity: bool) -> float:
-    """d z_hat_0 / d prediction of the DDIM step t -> t_next as DESIGN states it, in plain floats."""
+    """d z_hat_0 / d prediction of the DDIM step t -> t_next, through eps and z_0, in plain floats."""
     now, then = float(abar[t]), float(abar[t_next]) if t_next >= 0 else 1.0
     slope = math.sqrt(1 - then) - math.sqrt(then) * math.sqrt(1 - now) / math.sqrt(now)
     return GUIDANCE_SCALE * slope / math.sqrt(then) * (math.sqrt(now) if is_velocity else 1)
@@ -348,14 +347,12 @@ def test_normalized_gain_is_the_root_mean_square(prediction, recorded_step):
         for scaling in ("paper", "normalized")
     )
     abar = noise_scheduler_of(prediction).alphas_cumprod
-    squares = [
-        [
-            gain(abar, *timetable(t)[j : j + 2], is_velocity=prediction != "epsilon") ** 2
-            for j in recorded_steps(t, recorded_step)
-        ]
-        for t in range(1, 1000)
-    ]
-    rms = math.sqrt(sum(sum(row) / len(row) for row in squares) / len(squares))
+    mean_square = 0.0
+    for start in range(1, 1000):
+        steps = recorded_steps(start, recorded_step)
+        gains = [gain(abar, *timetable(start)[j : j + 2], is_velocity=prediction != "epsilon") for j in steps]
+        mean_square += sum(c**2 for c in gains) / len(gains) / 999
+    rms = math.sqrt(mean_square)
 
     torch.testing.assert_close(normalized.c.abs(), torch.full((5,), rms, dtype=torch.float64), rtol=1e-6, atol=0)
     assert torch.equal(normalized.c.sign(), paper.c.sign()) and (paper.c != 0).all()
@@ -372,7 +369,7 @@ def test_paper_gain_grows_over_t():
 
 
 def test_gain_on_the_authors_timetable():
-    """The authors' code steps from 999 by 999 // 19: there |c| is 17.2, as their code gives under DDIM."""
+    """The authors' code steps from 999 by 999 // 19, to 947; a DDIM step that long has |c| = 17.2."""
     abar = noise_scheduler_of("epsilon").alphas_cumprod.double()
     c = recorded_gain(abar[999], abar[999 - 999 // 19], guidance_scale=4.5, prediction_type="epsilon")
     assert float(c) == pytest.approx(-17.2, abs=0.1)
@@ -423,7 +420,9 @@ class World(NamedTuple):
         contrast = self_contrastive_loss(d_pos, d_neg, batch["is_negative"], negative_weight=LAMBDA, margin=MARGIN)
         return {"perceptual": d_pos, "contrastive": contrast}
 
-    def losses(self, prediction: str, *, recorded_step: str = "first", **options):
+    def losses(
+        self, prediction: str, *, recorded_step: str = "first", **options
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """`training_losses` of the trainer on this world's batch."""
         arguments = {
             "batch": self.batch,
@@ -445,28 +444,29 @@ class World(NamedTuple):
 def world(tiny_clip_conv) -> World:
     with seeded(0):
         unet = UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(16, 32),
+            sample_size=4,
+            block_out_channels=(8,),
             layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            down_block_types=("CrossAttnDownBlock2D",),
+            mid_block_type=None,
+            up_block_types=("CrossAttnUpBlock2D",),
             cross_attention_dim=16,
-            attention_head_dim=8,
-            norm_num_groups=8,
+            attention_head_dim=4,
+            norm_num_groups=4,
         )
-        vae = AutoencoderKL(block_out_channels=(8,), latent_channels=4, norm_num_groups=4, sample_size=8)
+        vae = AutoencoderKL(block_out_channels=(8,), latent_channels=4, norm_num_groups=4, sample_size=4)
         unet.requires_grad_(False)
         modules = ["to_q", "to_k", "to_v", "to_out.0"]
         # peft starts B at zero, where A would have no gradient.
         unet.add_adapter(LoraConfig(r=2, target_modules=modules, init_lora_weights=False))
     unet, vae = unet.double().eval(), vae.double().requires_grad_(False).eval()
     distance = load_distance("clip_conv", model_name_or_path=str(tiny_clip_conv), device="cpu", dtype=torch.float64)
-    photographs, negatives = normal(8, 3, 8, 8, seed=1).tanh(), normal(8, 3, 3, 8, 8, seed=2).tanh()
+    photographs, negatives = normal(8, 3, 4, 4, seed=1).tanh(), normal(8, 3, 3, 4, 4, seed=2).tanh()
     captions = torch.tensor([1, 2, 3, 1, 1, 2, 1, 3])
     batch = {
         "t": torch.tensor([1, 5, 18, 19, 20, 37, 500, 999]),
-        "z_0": normal(8, 4, 8, 8, seed=3),
-        "eps": normal(8, 4, 8, 8, seed=4),
+        "z_0": normal(8, 4, 4, 4, seed=3),
+        "eps": normal(8, 4, 4, 4, seed=4),
         "recorded_u": torch.rand(8, generator=torch.Generator().manual_seed(5), dtype=torch.float64),
         "c_ccub": normal(8, 5, 16, seed=6),
         "c_null": normal(1, 5, 16, seed=7).expand(8, -1, -1),
@@ -485,12 +485,14 @@ class Chain(NamedTuple):
 
     prediction: str
     recorded_step: str
-    z_t: torch.Tensor  # (8, 4, 8, 8)
-    z_hat_0: torch.Tensor  # (8, 4, 8, 8)
+    z_t: torch.Tensor  # (8, 4, 4, 4)
+    z_hat_0: torch.Tensor  # (8, 4, 4, 4)
     gradients: torch.Tensor  # (8, P): of each row's weighted image losses, in all LoRA parameters
 
 
-def unrolled(world: World, b: int, *, abar: torch.Tensor, recorded: int, is_velocity: bool):
+def unrolled(
+    world: World, b: int, *, abar: torch.Tensor, recorded: int, is_velocity: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Row b noised to t and denoised step by step, with autograd on; returns z_t and z_hat_0.
 
     The paper's chain, as conversions between z, eps and z_0: every noise prediction is a constant but the recorded
@@ -502,9 +504,8 @@ def unrolled(world: World, b: int, *, abar: torch.Tensor, recorded: int, is_velo
     z = z_t = start.sqrt() * row["z_0"] + (1 - start).sqrt() * row["eps"]
     for j, (t, t_next) in enumerate(itertools.pairwise(path)):
         now, then = abar[t], abar[t_next] if t_next >= 0 else torch.ones_like(start)
-        cond, null = world.predict(
-            torch.cat([z, z]), torch.tensor([t, t]), torch.cat([row["c_ccub"], row["c_null"]])
-        ).chunk(2)
+        captions = torch.cat([row["c_ccub"], row["c_null"]])
+        cond, null = world.predict(torch.cat([z, z]), torch.tensor([t, t]), captions).chunk(2)
         if j != recorded:
             cond = cond.detach()
         output = GUIDANCE_SCALE * cond - (GUIDANCE_SCALE - 1) * null.detach()
@@ -546,91 +547,109 @@ def chain(request, world) -> Chain:
     return Chain(prediction, recorded_step, torch.cat(z_t), torch.cat(z_hat_0), torch.stack(gradients))
 
 
+@pytest.fixture(scope="module")
+def rollout(world, chain) -> Rollout:
+    c_ccub, c_null = world.batch["c_ccub"], world.batch["c_null"]
+
+    def predict(z, t):
+        return world.predict(torch.cat([z, z]), torch.cat([t, t]), torch.cat([c_ccub, c_null])).chunk(2)
+
+    denoiser = denoiser_of(chain.prediction, recorded_step=chain.recorded_step)
+    return denoiser(predict, chain.z_t, world.batch["t"], world.batch["recorded_u"])
+
+
+def surrogate(world: World, rollout: Rollout) -> torch.Tensor:
+    """(8,), by the three functions that the trainer is made of."""
+    g, _ = latent_gradient(lambda z: world.image_terms(z, world.batch), IMAGE_WEIGHTS, rollout.z_hat_0)
+    eps_theta = world.predict(rollout.z_recorded, rollout.t_recorded, world.batch["c_ccub"])
+    return recorded_step_surrogate(eps_theta, rollout.c, g)
+
+
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     return (got - expected).norm(dim=-1) / expected.norm(dim=-1)
 
 
-def roll_out(world: World, chain: Chain):
-    t, c_ccub, c_null = (world.batch[name] for name in ("t", "c_ccub", "c_null"))
-
-    def predict_pair(z, t):
-        return world.predict(torch.cat([z, z]), torch.cat([t, t]), torch.cat([c_ccub, c_null])).chunk(2)
-
-    denoiser = denoiser_of(chain.prediction, recorded_step=chain.recorded_step)
-    return denoiser(predict_pair, chain.z_t, t, world.batch["recorded_u"])
-
-
-def surrogate_gradients(world: World, rollout) -> torch.Tensor:
-    """(8, P): each row's gradient of the surrogate in all LoRA parameters."""
-    g, _ = latent_gradient(lambda z: world.image_terms(z, world.batch), IMAGE_WEIGHTS, rollout.z_hat_0)
-    eps_theta = world.predict(rollout.z_recorded, rollout.t_recorded, world.batch["c_ccub"])
-    surrogate = recorded_step_surrogate(eps_theta, rollout.c, g)
-    return torch.stack([world.lora_gradient(row, retain_graph=True) for row in surrogate])
-
-
-def test_surrogate_is_autograd_through_the_chain(world, chain):
-    """For each t of a mixed batch: the same z_hat_0, and the same gradient in every LoRA parameter."""
-    rollout = roll_out(world, chain)
+def test_surrogate_is_autograd_through_the_chain(world, chain, rollout):
+    """For each t of a mixed batch: the same z_hat_0, and the same gradient in all LoRA parameters together."""
     assert not any(tensor.requires_grad for tensor in rollout)
     torch.testing.assert_close(rollout.z_hat_0, chain.z_hat_0, rtol=1e-9, atol=1e-9)
+
+    gradients = torch.stack([world.lora_gradient(row, retain_graph=True) for row in surrogate(world, rollout)])
     assert (chain.gradients.norm(dim=1) > 0).all()
-    assert relative_error(surrogate_gradients(world, rollout), chain.gradients).max() <= 1e-8
+    assert relative_error(gradients, chain.gradients).max() <= 1e-8
+    assert relative_error(gradients.sum(0), chain.gradients.sum(0)) <= 1e-8
 
 
-def test_planted_errors_are_seen(world, chain):
-    """The comparison above fails by far on a gain 1 % off, a timestep one off, or the wrong latent."""
-    rollout = roll_out(world, chain)
-    wrong_latent = rollout.z_hat_0 if chain.recorded_step == "first" else chain.z_t
+def test_planted_errors_are_seen(world, chain, rollout):
+    """The comparison above fails by far on a gain 1 % off, a timestep one off, or another step's latent."""
+    another = rollout.z_hat_0 if chain.recorded_step == "first" else chain.z_t
     for wrong in [
         rollout._replace(c=1.01 * rollout.c),
         rollout._replace(t_recorded=rollout.t_recorded + 1),
-        rollout._replace(z_recorded=wrong_latent),
+        rollout._replace(z_recorded=another),
     ]:
-        assert relative_error(surrogate_gradients(world, wrong), chain.gradients).max() > 1e-4
+        gradient = world.lora_gradient(surrogate(world, wrong).sum())
+        assert relative_error(gradient, chain.gradients.sum(0)) > 1e-4
 
 
-@pytest.mark.parametrize("weights", [IMAGE_WEIGHTS, WEIGHTS], ids=["image losses", "all losses"])
-def test_training_losses_have_the_chains_gradient(world, chain, weights):
-    """The trainer's objective, its image losses alone and all four, against autograd through everything."""
-    expected = chain.gradients.mean(0)
-    if "ldm" in weights:
-        ldm, memorization = text_losses(world, chain)
-        expected = expected + world.lora_gradient(weights["ldm"] * ldm + weights["memorization"] * memorization)
-    objective, _ = world.losses(chain.prediction, recorded_step=chain.recorded_step, weights=weights)
-    assert relative_error(world.lora_gradient(objective), expected) <= 1e-8
-
-
-def text_losses(world: World, chain: Chain, *, teacher=None) -> tuple[torch.Tensor, torch.Tensor]:
+def text_losses(world: World, prediction: str, *, teacher: Callable) -> dict[str, torch.Tensor]:
     """L_LDM and L_M of the batch, row by row and caption by caption."""
-    teacher = teacher or world.predict_frozen
-    abar = noise_scheduler_of(chain.prediction).alphas_cumprod.double()
+    abar = noise_scheduler_of(prediction).alphas_cumprod.double()[world.batch["t"]]
     ldm, memorization = [], []
     for b in range(8):
-        z_0, eps, t, z_t = (
-            rows[b : b + 1] for rows in (world.batch["z_0"], world.batch["eps"], world.batch["t"], chain.z_t)
-        )
-        velocity = abar[t].sqrt() * eps - (1 - abar[t]).sqrt() * z_0
-        eps_theta = world.predict(z_t, t, world.batch["c_ccub"][b : b + 1])
-        captions = world.batch["c_blip"][world.batch["blip_rows"] == b]
-        eps_blip = sum(teacher(z_t, t, caption[None]) for caption in captions) / len(captions)
-        ldm.append((eps_theta - (eps if chain.prediction == "epsilon" else velocity)).square().mean())
+        z_0, eps, t, c_ccub = (world.batch[name][b : b + 1] for name in ("z_0", "eps", "t", "c_ccub"))
+        signal, noise = abar[b].sqrt(), (1 - abar[b]).sqrt()
+        z_t = signal * z_0 + noise * eps
+        captions = world.batch["c_blip"][world.batch["blip_rows"] == b].split(1)
+        eps_theta = world.predict(z_t, t, c_ccub)
+        eps_blip = sum(teacher(z_t, t, c_blip) for c_blip in captions) / len(captions)
+        target = eps if prediction == "epsilon" else signal * eps - noise * z_0
+        ldm.append((eps_theta - target).square().mean())
         memorization.append((eps_theta - eps_blip).square().mean())
-    return sum(ldm) / 8, sum(memorization) / 8
+    return {"ldm": sum(ldm) / 8, "memorization": sum(memorization) / 8}
 
 
-@pytest.mark.parametrize("teacher", ["current", "base"])
-def test_logged_terms_are_the_losses(world, chain, teacher):
-    """What is logged are the four losses, means over the batch; the surrogate is not among them."""
-    predict_teacher = world.predict_base if teacher == "base" else None
-    _, terms = world.losses(
-        chain.prediction, recorded_step=chain.recorded_step, weights=WEIGHTS, predict_teacher=predict_teacher
-    )
-    ldm, memorization = text_losses(world, chain, teacher=predict_teacher)
-    expected = {"ldm": ldm, "memorization": memorization, **world.image_terms(chain.z_hat_0, world.batch)}
+def test_image_losses_of_the_trainer_have_the_chains_gradient(world, chain):
+    """With L_P and L_C alone, the gradient of the trainer's objective is the chain's."""
+    objective, _ = world.losses(chain.prediction, recorded_step=chain.recorded_step, weights=IMAGE_WEIGHTS)
+    assert relative_error(world.lora_gradient(objective), chain.gradients.mean(0)) <= 1e-8
+
+
+def test_all_losses_of_the_trainer(world, chain):
+    """With all four, gradient and logged terms are the sum's and the losses' own; the surrogate is no term."""
+    text = text_losses(world, chain.prediction, teacher=world.predict_frozen)
+    expected = text | world.image_terms(chain.z_hat_0, world.batch)
+    gradient = world.lora_gradient(sum(WEIGHTS[name] * loss for name, loss in text.items())) + chain.gradients.mean(0)
+
+    objective, terms = world.losses(chain.prediction, recorded_step=chain.recorded_step, weights=WEIGHTS)
+    assert relative_error(world.lora_gradient(objective), gradient) <= 1e-8
     assert terms.keys() == expected.keys()
     for name, term in terms.items():
         assert not term.requires_grad
         torch.testing.assert_close(term, expected[name].detach().mean(), rtol=1e-9, atol=0)
+
+
+def test_base_teacher(world):
+    """With the base model as the teacher, L_M compares with the predictions that the LoRA has no part in."""
+    _, terms = world.losses("epsilon", weights=WEIGHTS, image_terms=None, predict_teacher=world.predict_base)
+    current, base = (
+        text_losses(world, "epsilon", teacher=teacher)["memorization"].detach()
+        for teacher in (world.predict_frozen, world.predict_base)
+    )
+    torch.testing.assert_close(terms["memorization"], base, rtol=1e-9, atol=0)
+    assert abs(current / base - 1) > 1e-3
+
+
+def test_min_snr_weighs_the_trainers_ldm_loss(world):
+    """--snr_gamma multiplies each row's L_LDM by its own w_t."""
+    t, scheduler = world.batch["t"], noise_scheduler_of("epsilon")
+    eps_theta = world.predict_frozen(
+        scheduler.add_noise(world.batch["z_0"], world.batch["eps"], t), t, world.batch["c_ccub"]
+    )
+    snr = compute_snr(scheduler, t).double()
+    expected = (snr.clamp(max=5) / snr * (eps_theta - world.batch["eps"]).square().mean((1, 2, 3))).mean()
+    _, terms = world.losses("epsilon", weights={"ldm": 1.0}, image_terms=None, snr_gamma=5.0)
+    torch.testing.assert_close(terms["ldm"], expected, rtol=1e-5, atol=0)
 
 
 # The calls of the UNet
@@ -657,7 +676,7 @@ PAIRS = [(16, False)]
     [
         (WEIGHTS, "current", [(16 + BLIP, False)] + 19 * PAIRS),
         (WEIGHTS, "base", [(BLIP, False)] + 20 * PAIRS),
-        ({"ldm": 1.0, "perceptual": 1.0}, "current", 20 * PAIRS),
+        ({"ldm": 0.7, **IMAGE_WEIGHTS}, "current", 20 * PAIRS),
     ],
     ids=["current teacher", "base teacher", "no teacher"],
 )
@@ -668,7 +687,7 @@ def test_unet_calls_of_an_update_with_image_losses(
     world.losses(
         "epsilon",
         recorded_step=recorded_step,
-        weights=WEIGHTS | weights if teacher else weights,
+        weights=weights,
         predict_teacher=world.predict_base if teacher == "base" else None,
     )
     assert unet_calls == constant + [(graph, True)]

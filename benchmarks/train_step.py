@@ -1,0 +1,601 @@
+#!/usr/bin/env python
+"""Time, peak memory and arithmetic of one update of train_scoft_lora.py beside a plain implementation of the method.
+
+    python -m benchmarks.train_step --size small
+    python -m benchmarks.train_step --size full --precision bf16 --compile --updates 20 --output results.json
+
+Both arms run in the trainer's own loop (`train_updates`: data, backward, clipping, AdamW) on the same models with
+random weights and on the same batches, which are noise: nothing is downloaded.
+
+    ours    `training_losses` as it ships, with the caches of latents, text embeddings and image features warm
+    plain   `plain_losses` below: the objective as one writes it from the paper.  The same gradient, SDPA, precision.
+
+A round is one cadence of the method: `--perceptual_every` - 1 updates without L_P and L_C, then one with them.  The
+arms take turns round by round, and medians over the rounds are reported, so that a busy machine disturbs both alike.
+Memory and arithmetic are measured apart, each arm in a process of its own.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.optimization import get_scheduler
+from tokenizers.pre_tokenizers import ByteLevel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+import train_scoft_lora as trainer
+from scoft_losses import ClipConv, PerceptualDistance, RecordedStepDenoiser, denoising_timetables, weighted_sum
+
+
+ARMS = ("ours", "plain")
+KINDS = ("without_image_losses", "with_image_losses")
+WEIGHTS = trainer.DEFAULT_WEIGHTS
+GUIDANCE_SCALE, NEGATIVE_WEIGHT = 4.5, 1.0
+SEED, ROWS = 0, 8
+
+# `full` is Stable Diffusion 1.x with the paper's CLIPConv.  `small` keeps roughly its proportions, counted in forwards
+# of the UNet: encoding and decoding an image take 1.4 and 3.1 at full size, a caption and a feature map 0.02 each.
+SIZES = {
+    "tiny": {
+        "resolution": 16,
+        "rank": 4,
+        "unet": {
+            "block_out_channels": (32, 64),
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+            "layers_per_block": 1,
+            "norm_num_groups": 8,
+        },
+        "vae": {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8},
+        "text": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+        "clip_conv": {"model_name": "test_resnet", "size": 64},
+    },
+    "small": {
+        "resolution": 128,
+        "rank": 16,
+        "unet": {"block_out_channels": (64, 128, 256, 256)},
+        "vae": {"block_out_channels": (24, 48, 96, 96), "layers_per_block": 2, "norm_num_groups": 8},
+        "text": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 2},
+        "clip_conv": {"model_name": "test_resnet", "size": 64},
+    },
+    "full": {
+        "resolution": 512,
+        "rank": 64,
+        "unet": {"block_out_channels": (320, 640, 1280, 1280)},
+        "vae": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2},
+        "text": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+        "clip_conv": {"model_name": "resnet101_clip.openai", "size": 224},
+    },
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The plain implementation
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def plain_losses(
+    batch: dict,
+    *,
+    with_image_losses: bool,
+    token_ids: dict[str, torch.Tensor],
+    text_encoder,
+    vae,
+    unet,
+    noise_scheduler,
+    distance: PerceptualDistance,
+    num_denoising_steps: int,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Section 4 of the paper, computed in the order it is written; takes and returns what the trainer's `losses` do.
+
+    Photographs and captions are encoded in each update, the UNet is called once per caption and once per half of the
+    guidance with the batch's rows together, and autograd goes back through decoder and sampler to the recorded step.
+    What needs no gradient records none.
+    """
+    device, scaling = vae.device, vae.config.scaling_factor
+    photograph, t, eps = (batch[name].to(device) for name in ("photograph", "t", "eps"))
+
+    def encode(captions: list[str]) -> torch.Tensor:
+        return text_encoder(torch.stack([token_ids[caption] for caption in captions]).to(device))[0]
+
+    def predict(z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return unet(z, t, c, return_dict=False)[0].float()
+
+    with torch.no_grad():
+        posterior = vae.encode(photograph.to(vae.dtype)).latent_dist
+        z_0 = (posterior.mean + posterior.std * batch["posterior_noise"].to(device)) * scaling
+        z_t = noise_scheduler.add_noise(z_0, eps, t)
+        captions = [batch["caption"], *zip(*batch["blip_captions"])]
+        c_ccub, *c_blip = encode(sum(map(list, captions), [])).chunk(len(captions))
+        eps_blip = torch.stack([predict(z_t, t, c) for c in c_blip]).mean(0)
+
+    eps_theta = predict(z_t, t, c_ccub)
+    terms = {"ldm": F.mse_loss(eps_theta, eps), "memorization": F.mse_loss(eps_theta, eps_blip)}
+    if with_image_losses:
+        with torch.no_grad():
+            c_null = encode([""] * len(t))
+            f_pos = distance.embed(photograph)
+            f_neg = torch.stack([distance.embed(torch.stack(images).to(device)) for images in batch["negatives"]])
+        z_hat_0 = plain_denoise(
+            z_t,
+            batch["t"],
+            predict=predict,
+            c_ccub=c_ccub,
+            c_null=c_null,
+            alphas_cumprod=noise_scheduler.alphas_cumprod,
+            num_steps=num_denoising_steps,
+        )
+        f_hat = distance.embed(vae.decode(z_hat_0.to(vae.dtype) / scaling).sample.float())
+        d_pos, d_neg = distance.compare(f_hat, f_pos), distance.compare(f_hat[:, None], f_neg)
+        hinge = (d_pos[:, None] - NEGATIVE_WEIGHT * d_neg + distance.default_margin).clamp(min=0)
+        terms |= {"perceptual": d_pos.mean(), "contrastive": hinge.mean()}
+    return weighted_sum(terms, WEIGHTS), {name: term.detach() for name, term in terms.items()}
+
+
+def plain_denoise(z, t, *, predict, c_ccub, c_null, alphas_cumprod, num_steps: int) -> torch.Tensor:
+    """z_hat_0 (B, 4, h, w): DDIM from z_t, each row from its own t, recording the first conditional prediction."""
+    timetables = denoising_timetables(t, num_steps=num_steps)
+    abar = torch.cat([alphas_cumprod, alphas_cumprod.new_ones(1)])[timetables.to(z.device), None, None, None]
+    timesteps = timetables.clamp(min=0).to(z.device)  # a row at its end, -1, has abar = 1 and stands still
+    for j, (abar_t, abar_next) in enumerate(pairwise(abar.unbind(1))):
+        with torch.set_grad_enabled(j == 0):
+            eps_cond = predict(z, timesteps[:, j], c_ccub)
+        with torch.no_grad():
+            eps_null = predict(z, timesteps[:, j], c_null)
+        eps = GUIDANCE_SCALE * eps_cond - (GUIDANCE_SCALE - 1) * eps_null
+        z_0 = (z - (1 - abar_t).sqrt() * eps) / abar_t.sqrt()
+        z = abar_next.sqrt() * z_0 + (1 - abar_next).sqrt() * eps
+    return z
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models and data
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class RandomClipConv(PerceptualDistance):
+    """`ClipConv` with random weights."""
+
+    features = ClipConv.features
+
+    def __init__(self, *, model_name: str, size: int, device: str, dtype: torch.dtype):
+        encoder = timm.create_model(model_name, features_only=True, out_indices=(4,))
+        pixels = {name: encoder.pretrained_cfg[name] for name in ("mean", "std")}
+        super().__init__(encoder.to(dtype), size=size, **pixels, device=device, dtype=dtype)
+
+
+class NoiseDataset:
+    """Photographs and negatives of uniform noise and numbered captions, as `scoft_data.CulturalDataset` gives rows."""
+
+    def __init__(self, *, resolution: int, blip_captions: int, negatives: int):
+        self.captions = [[f"photograph {row}"] for row in range(ROWS)]
+        self.blip_captions = [[f"naive {row} {k}" for k in range(blip_captions)] for row in range(ROWS)]
+        self.images = torch.rand(ROWS, 1 + negatives, 3, resolution, resolution) * 2 - 1
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def image(self, row: int) -> torch.Tensor:
+        return self.images[row, 0]
+
+    def negatives(self, row: int) -> list[torch.Tensor]:
+        return list(self.images[row, 1:])
+
+
+def as_it_is(image: torch.Tensor, *, flip: bool, crop: tuple[float, float] = (0.5, 0.5)) -> torch.Tensor:
+    """In the place of the image transform: neither arm pays for reading and resizing files."""
+    return image
+
+
+def byte_tokenizer() -> CLIPTokenizer:
+    """CLIP's tokenizer with a vocabulary of single bytes."""
+    letters = sorted(ByteLevel.alphabet())
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77)
+
+
+class Bench:
+    """The run that `train_scoft_lora.main` would set up, with an arm's losses in the place of `training_losses`.
+
+    arms: without "plain", VAE encoder and text encoder leave the device once the caches are filled, as in the trainer;
+    without "ours" there are no caches.  Other arguments: see `parse_args`.
+    """
+
+    def __init__(
+        self,
+        *,
+        arms: tuple[str, ...],
+        size: str,
+        resolution: int,
+        device: str,
+        precision: str,
+        batch: int,
+        blip_captions: int,
+        negatives: int,
+        num_denoising_steps: int,
+        perceptual_every: int,
+        compile: bool,
+        gradient_checkpointing: bool,
+    ):
+        torch.manual_seed(SEED)
+        shapes = SIZES[size]
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        self.device = device
+        self.batch = batch
+        self.perceptual_every = perceptual_every
+        self.num_denoising_steps = num_denoising_steps
+        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision={"fp32": "no", "bf16": "bf16"}[precision])
+        self.noise_scheduler = DDPMScheduler(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
+        )
+
+        self.text_encoder = CLIPTextModel(CLIPTextConfig(**shapes["text"]))
+        levels = len(shapes["vae"]["block_out_channels"])
+        self.vae = AutoencoderKL(
+            **shapes["vae"],
+            latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+        )
+        self.unet = UNet2DConditionModel(
+            **shapes["unet"], cross_attention_dim=shapes["text"]["hidden_size"], attention_head_dim=8
+        )
+        for model in (self.text_encoder, self.vae, self.unet):
+            model.requires_grad_(False).eval()
+        self.vae.to(device)
+        self.unet.to(device, dtype)
+        self.parameters = trainer.add_lora(
+            self.unet,
+            rank=shapes["rank"],
+            alpha=shapes["rank"],
+            target_modules=["to_k", "to_q", "to_v", "to_out.0"],
+        )
+        if gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+            self.vae.enable_gradient_checkpointing()
+        if compile:
+            self.unet.compile(dynamic=False)
+        self.distance = RandomClipConv(**shapes["clip_conv"], device=device, dtype=dtype)
+
+        self.dataset = NoiseDataset(resolution=resolution, blip_captions=blip_captions, negatives=negatives)
+        captions = ["", *sum(self.dataset.captions, []), *sum(self.dataset.blip_captions, [])]
+        tokenizer = byte_tokenizer()
+        if "ours" in arms:
+            self.embed = trainer.cache_text(
+                set(captions),
+                tokenizer=tokenizer,
+                text_encoder=self.text_encoder,
+                device=device,
+                dtype=dtype,
+                precompute_dir=None,
+            )
+            self.latents = trainer.cache_latents(
+                self.dataset, transform=as_it_is, vae=self.vae, flips=(False,), device=device, precompute_dir=None
+            )
+            self.features = trainer.ImageFeatures(
+                self.dataset, transform=as_it_is, distance=self.distance, device=device
+            )
+            for row in range(ROWS):
+                self.features(row, False)
+        if "plain" in arms:
+            self.token_ids = dict(
+                zip(captions, tokenizer(captions, padding="max_length", return_tensors="pt").input_ids)
+            )
+            self.text_encoder.to(device, dtype)
+        else:
+            self.vae.encoder = self.vae.quant_conv = None
+        self.vae.to(dtype)
+        self.image_terms = trainer.make_image_terms(
+            vae=self.vae,
+            distance=self.distance,
+            weights=WEIGHTS,
+            negative_weight=NEGATIVE_WEIGHT,
+            margin=self.distance.default_margin,
+        )
+        self.denoiser = RecordedStepDenoiser(
+            self.noise_scheduler.alphas_cumprod,
+            prediction_type="epsilon",
+            num_steps=num_denoising_steps,
+            guidance_scale=GUIDANCE_SCALE,
+        )
+        optimizer = trainer.make_optimizer(self.parameters, use_8bit=False, lr=1e-4)
+        self.lr_scheduler = get_scheduler("constant", optimizer)
+        self.unet, self.optimizer = self.accelerator.prepare(self.unet, optimizer)
+
+    def batches(self, arm: str, steps: range) -> Iterator[dict]:
+        """The collated batches of updates `steps`, the same for both arms; `plain` gets the pixels too."""
+        side = self.dataset.images.shape[-1] // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        examples = trainer.TrainingExamples(
+            self.dataset,
+            transform=as_it_is,
+            seed=SEED,
+            entries_per_update=self.batch,
+            latent_shape=(4, side, side),
+            num_train_timesteps=self.noise_scheduler.config.num_train_timesteps,
+            blip_captions_per_step=None,
+            random_flip=False,
+            random_crop=False,
+            noise_offset=0.0,
+            load_photograph=arm == "plain",
+            load_negatives_every=self.perceptual_every if arm == "plain" else None,
+        )
+        sampler = trainer.EntrySampler(
+            range(steps.start - 1, steps.stop - 1),
+            train_batch_size=self.batch,
+            accumulation=1,
+            num_processes=1,
+            process_index=0,
+        )
+        return iter(torch.utils.data.DataLoader(examples, batch_sampler=sampler, collate_fn=trainer.collate))
+
+    def losses(self, arm: str, batch: dict, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The objective and its terms on one batch; L_P and L_C are among them on every n-th step."""
+        due = trainer.is_due(step, self.perceptual_every)
+        if arm == "plain":
+            return plain_losses(
+                batch,
+                with_image_losses=due,
+                token_ids=self.token_ids,
+                text_encoder=self.text_encoder,
+                vae=self.vae,
+                unet=self.unet,
+                noise_scheduler=self.noise_scheduler,
+                distance=self.distance,
+                num_denoising_steps=self.num_denoising_steps,
+            )
+
+        def predict(z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+            return self.unet(z, t, c, return_dict=False)[0]
+
+        return trainer.training_losses(
+            trainer.assemble(
+                batch,
+                device=self.device,
+                embed=self.embed,
+                vae=self.vae,
+                latents=self.latents,
+                features=self.features if due else None,
+            ),
+            predict=predict,
+            predict_frozen=torch.no_grad()(predict),
+            predict_teacher=None,
+            noise_scheduler=self.noise_scheduler,
+            weights=WEIGHTS,
+            image_terms=self.image_terms if due else None,
+            denoiser=self.denoiser,
+        )
+
+    def updates(self, arm: str, steps: range) -> Iterator:
+        """The trainer's loop, an update at each `next`."""
+        return trainer.train_updates(
+            steps,
+            batches=self.batches(arm, steps),
+            losses=lambda batch, step: self.losses(arm, batch, step),
+            weights=WEIGHTS,
+            accelerator=self.accelerator,
+            model=self.unet,
+            parameters=self.parameters,
+            optimizer=self.optimizer,
+            lr_scheduler=self.lr_scheduler,
+            accumulation=1,
+            max_grad_norm=1.0,
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measuring
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class PeakMemory:
+    """The most memory held since the last `reset`, in MiB.
+
+    On CUDA what torch's allocator handed out.  On Linux without it the resident set, by the kernel's own high-water
+    mark, above what it was when this object was made: make it before the models.
+    """
+
+    def __init__(self, device: str):
+        self.device = device
+        self.before = 0 if device == "cuda" else self.resident("VmRSS")
+
+    @staticmethod
+    def is_supported(device: str) -> bool:
+        return device == "cuda" or (device == "cpu" and Path("/proc/self/clear_refs").exists())
+
+    @staticmethod
+    def resident(field: str) -> int:
+        return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+    def reset(self):
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): sets VmHWM back to VmRSS
+
+    def read(self) -> float:
+        peak = torch.cuda.max_memory_allocated() if self.device == "cuda" else self.resident("VmHWM") - self.before
+        return peak / 2**20
+
+
+def inspect(arm: str, settings: dict) -> dict[str, dict[str, float]]:
+    """Peak memory and, uncompiled, arithmetic of one update of each kind; for a process that does nothing else."""
+    with_memory, with_tflop = PeakMemory.is_supported(settings["device"]), not settings["compile"]
+    memory = PeakMemory(settings["device"]) if with_memory else None
+    updates = Bench(arms=(arm,), **(settings | {"perceptual_every": 3})).updates(arm, range(1, 4))
+    next(updates)  # makes AdamW's state; updates 2 and 3 are of one kind each
+    measured = {"peak_memory_mib": {}, "tflop": {}}
+    for kind in KINDS:
+        if with_memory:
+            memory.reset()
+        with FlopCounterMode(display=False) if with_tflop else contextlib.nullcontext() as counter:
+            next(updates)
+        if with_memory:
+            measured["peak_memory_mib"][kind] = round(memory.read())
+        if with_tflop:
+            measured["tflop"][kind] = counter.get_total_flops() / 1e12
+    return {quantity: by_kind for quantity, by_kind in measured.items() if by_kind}
+
+
+def inspect_apart(arm: str, settings: dict) -> dict[str, dict[str, float]]:
+    """`inspect` in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(max_workers=1, mp_context=context) as process:
+        return process.submit(inspect, arm, settings).result()
+
+
+def seconds_per_update(updates: Iterator, *, count: int, device: str) -> float:
+    synchronize = torch.get_device_module(device).synchronize
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(count):
+        next(updates)
+    synchronize()
+    return (time.perf_counter() - start) / count
+
+
+def time_arms(
+    arms: tuple[str, ...], settings: dict, *, updates: int, warmup: int
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, float]]:
+    """Seconds per update by arm and kind, one number a round; and the seconds each arm's warm-up took."""
+    bench = Bench(arms=arms, **settings)
+    every, device = settings["perceptual_every"], settings["device"]
+    loops = {arm: bench.updates(arm, range(1, (warmup + updates) * every + 1)) for arm in arms}
+    warmup_seconds = {
+        arm: warmup * every * seconds_per_update(loop, count=warmup * every, device=device) if warmup else 0.0
+        for arm, loop in loops.items()
+    }
+    rounds = {arm: {kind: [] for kind in KINDS} for arm in arms}
+    for _ in range(updates):
+        for arm, loop in loops.items():
+            for kind, count in zip(KINDS, (every - 1, 1)):
+                rounds[arm][kind].append(seconds_per_update(loop, count=count, device=device))
+    return rounds, warmup_seconds
+
+
+def mean_per_update(by_kind: dict[str, float], *, every: int) -> float:
+    """The mean over a cadence of `every` updates, the last of which has the image losses."""
+    without, with_image_losses = (by_kind[kind] for kind in KINDS)
+    return ((every - 1) * without + with_image_losses) / every
+
+
+def processor(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return found[1] if found else platform.processor()
+
+
+def measure(arms: tuple[str, ...], settings: dict, *, updates: int, warmup: int) -> dict:
+    """One run: where, what, and each quantity by arm and kind of update, with the ratios plain / ours."""
+    inspected = {arm: inspect_apart(arm, settings) for arm in arms}
+    rounds, warmup_seconds = time_arms(arms, settings, updates=updates, warmup=warmup)
+    every = settings["perceptual_every"]
+
+    quantities = {"seconds": {}}
+    for arm in arms:
+        seconds = {kind: statistics.median(rounds[arm][kind]) for kind in KINDS}
+        quantities["seconds"][arm] = seconds | {"mean": mean_per_update(seconds, every=every)}
+        for quantity, by_kind in inspected[arm].items():
+            mean = {"mean": mean_per_update(by_kind, every=every)} if quantity == "tflop" else {}
+            quantities.setdefault(quantity, {})[arm] = by_kind | mean
+    ratios = {
+        quantity: {kind: by_arm["plain"][kind] / by_arm["ours"][kind] for kind in by_arm["ours"]}
+        for quantity, by_arm in quantities.items()
+        if set(by_arm) == set(ARMS)
+    }
+    return {
+        "machine": {
+            "processor": processor(settings["device"]),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "platform": f"{platform.system()} {platform.machine()}",
+            "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "peft", "timm")},
+        },
+        "settings": settings | {"updates": updates, "warmup": warmup},
+        "per_update": quantities,
+        "plain_over_ours": ratios,
+        "warmup_seconds": warmup_seconds,
+        "rounds_seconds": rounds,
+    }
+
+
+def rounded(value):
+    """Four significant digits, throughout a result."""
+    if isinstance(value, dict):
+        return {name: rounded(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [rounded(part) for part in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--size", default="small", choices=SIZES, help="full is Stable Diffusion 1.x")
+    parser.add_argument("--resolution", type=int, help="default: 16, 128 and 512 by size")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda", "mps"]
+    )
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--blip_captions", type=int, default=1, help="naive captions per photograph and update")
+    parser.add_argument("--negatives", type=int, default=5, help="per photograph")
+    parser.add_argument("--num_denoising_steps", type=int, default=20)
+    parser.add_argument("--perceptual_every", type=int, default=10, help="updates in a round; the last has L_P, L_C")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the UNet, for both arms")
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="for both arms")
+    parser.add_argument("--arms", default=",".join(ARMS), choices=[*ARMS, ",".join(ARMS)])
+    parser.add_argument("--updates", type=int, default=5, help="rounds timed")
+    parser.add_argument("--warmup", type=int, default=1, help="rounds before them, timed apart; also the compilation")
+    parser.add_argument("--output", type=Path, help="add the run to this JSON file's list")
+    args = parser.parse_args(argv)
+    for flag, least in (
+        ("batch", 1),
+        ("blip_captions", 1),
+        ("negatives", 1),
+        ("num_denoising_steps", 1),
+        ("perceptual_every", 2),
+        ("updates", 1),
+        ("warmup", 0),
+    ):
+        if getattr(args, flag) < least:
+            parser.error(f"--{flag} is at least {least}, got {getattr(args, flag)}")
+    if args.resolution is not None and (args.resolution < 8 or args.resolution % 8):
+        parser.error(f"--resolution is a multiple of 8, got {args.resolution}")
+    if not torch.get_device_module(args.device).is_available():
+        parser.error(f"--device {args.device}: this machine has none; give --device cpu")
+    return args
+
+
+def main(argv: list[str] | None = None):
+    settings = dict(vars(parse_args(argv)))
+    settings["resolution"] = settings["resolution"] or SIZES[settings["size"]]["resolution"]
+    output, arms = settings.pop("output"), tuple(settings.pop("arms").split(","))
+    updates, warmup = settings.pop("updates"), settings.pop("warmup")
+    run = rounded(measure(arms, settings, updates=updates, warmup=warmup))
+    print(json.dumps(run, indent=2))
+    if output:
+        runs = json.loads(output.read_text())["runs"] if output.exists() else []
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps({"runs": [*runs, run]}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
