@@ -260,28 +260,32 @@ class RecordedStepDenoiser:
     ) -> Rollout:
         """Denoise z_t (B, 4, h, w) from t (B,), on the CPU; u (B,) are the draws for `recorded_step="random"`.
 
-        predict(z, t) returns the predictions (eps_cond, eps_null) at z, each (B, 4, h, w).  first: those at z_t, where
-        the caller has them already.  No call runs with gradients on; the latents stay in z_t's dtype.
+        predict(z, t) returns the predictions (eps_cond, eps_null) at z, each (B, 4, h, w); t is on z's device.  first:
+        those at z_t, where the caller has them already.  No call runs with gradients on; latents keep z_t's dtype.
         """
         timetables = denoising_timetables(t, num_steps=self.num_steps)
         recorded = recorded_index(self.recorded_step, t, u, num_steps=self.num_steps)
         a, b = ddim_coefficients(
             self.abar[timetables[:, :-1]], self.abar[timetables[:, 1:]], prediction_type=self.prediction_type
         )
-        a, b = (table.to(z_t)[..., None, None, None] for table in (a, b))
-        is_recorded = (torch.arange(self.num_steps) == recorded[:, None]).to(z_t.device)[..., None, None, None]
+        is_recorded = torch.arange(self.num_steps) == recorded[:, None]
+        c = self._gain(t, u) if self.rms_gain is None else self._gain(t, u).sign() * self.rms_gain
+        # non_blocking: the device may still be busy, and these few numbers need not wait for it.
+        a, b, c = (table.to(z_t.device, z_t.dtype, non_blocking=True) for table in (a, b, c))
+        is_recorded, tau = (
+            table.to(z_t.device, non_blocking=True) for table in (is_recorded, timetables.clamp(min=0))
+        )
+        a, b, is_recorded = (table[..., None, None, None] for table in (a, b, is_recorded))
 
         z = z_recorded = z_t
         for j in range(int(t.max().clamp(max=self.num_steps))):
             z_recorded = torch.where(is_recorded[:, j], z, z_recorded)
-            # A finished row rests at the mark -1; the UNet gets timestep 0 for it and b = 0 drops the answer.
-            eps_cond, eps_null = first if j == 0 and first else predict(z, timetables[:, j].clamp(min=0))
+            # A finished row rests: the UNet is asked about timestep 0 for it, and b = 0 drops the answer.
+            eps_cond, eps_null = first if j == 0 and first else predict(z, tau[:, j])
             z = a[:, j] * z + b[:, j] * guide(eps_cond, eps_null, guidance_scale=self.guidance_scale).to(z)
 
-        c = self._gain(t, u)
-        if self.rms_gain is not None:
-            c = c.sign() * self.rms_gain
-        return Rollout(z, z_recorded, timetables.gather(1, recorded[:, None])[:, 0], c.to(z))
+        t_recorded = tau.gather(1, recorded[:, None].to(tau.device, non_blocking=True))[:, 0]
+        return Rollout(z, z_recorded, t_recorded, c)
 
 
 def latent_gradient(

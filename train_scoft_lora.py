@@ -408,6 +408,7 @@ class TrainingExamples(torch.utils.data.Dataset):
         dataset: scoft_data.CulturalDataset,
         *,
         transform: scoft_data.ImageTransform,
+        caption_index: dict[str, int],
         seed: int,
         entries_per_update: int,
         latent_shape: tuple[int, int, int],
@@ -421,6 +422,7 @@ class TrainingExamples(torch.utils.data.Dataset):
     ):
         self.dataset = dataset
         self.transform = transform
+        self.caption_index = caption_index
         self.seed = seed
         self.entries_per_update = entries_per_update
         self.latent_shape = latent_shape
@@ -448,14 +450,14 @@ class TrainingExamples(torch.utils.data.Dataset):
         caption = captions[torch.randint(len(captions), (), generator=draw("caption"))]
         chosen = torch.randperm(len(blip_captions), generator=draw("blip_caption"))[: self.blip_captions_per_step]
         example = {
-            "row": row,
-            "flip": flip,
+            "row": torch.tensor(row),
+            "flip": torch.tensor(int(flip)),
             "t": torch.randint(1, self.num_train_timesteps, (), generator=draw("timestep")),
             "eps": eps,
             "posterior_noise": torch.randn(self.latent_shape, generator=draw("posterior")),
             "recorded_u": torch.rand((), generator=draw("recorded_step")),
-            "caption": caption,
-            "blip_captions": [blip_captions[i] for i in chosen],
+            "caption": torch.tensor(self.caption_index[caption]),
+            "blip_captions": [self.caption_index[blip_captions[i]] for i in chosen],
         }
         if self.load_photograph:
             example["photograph"] = self.transform(self.dataset.image(row), flip=flip, crop=crop)
@@ -517,18 +519,18 @@ class ImageFeatures:
     def embed(self, images: list[torch.Tensor]) -> torch.Tensor:
         return self.distance.embed(torch.stack(images).to(self.device)).cpu()
 
-    def __call__(self, row: int, flip: bool) -> torch.Tensor:
-        key = f"{row}.{int(flip)}"
+    def __call__(self, row: int, flip: int) -> torch.Tensor:
+        key = f"{row}.{flip}"
         if key not in self.cache:
             images = [self.dataset.image(row), *self.dataset.negatives(row)]
-            self.cache[key] = self.embed([self.transform(image, flip=flip) for image in images])
+            self.cache[key] = self.embed([self.transform(image, flip=bool(flip)) for image in images])
         return self.cache[key]
 
     def precompute(self, path: Path, *, flips: tuple[bool, ...]):
         """Fill the cache from a file, made now if its key differs."""
         from tqdm.auto import tqdm
 
-        keys = [(row, flip) for row in range(len(self.dataset)) for flip in flips]
+        keys = [(row, int(flip)) for row in range(len(self.dataset)) for flip in flips]
         self.cache = scoft_data.cached_tensors(
             path,
             key=scoft_data.content_key(
@@ -538,39 +540,32 @@ class ImageFeatures:
                 type(self.distance).__name__,
                 weights_key(self.distance),
             ),
-            compute=lambda: {f"{row}.{int(flip)}": self(row, flip) for row, flip in tqdm(keys, desc="Features")},
+            compute=lambda: {f"{row}.{flip}": self(row, flip) for row, flip in tqdm(keys, desc="Features")},
         )
 
 
-def cache_text(
-    captions: set[str], *, tokenizer, text_encoder, device, dtype: torch.dtype, precompute_dir: Path | None
-) -> Callable[[list[str]], torch.Tensor]:
-    """Embed every caption of the run once; returns captions -> (B, 77, D) on the device.
+def cache_text(captions: list[str], *, tokenizer, text_encoder, device, precompute_dir: Path | None) -> torch.Tensor:
+    """Text embeddings (N, 77, D) of the run's captions, in float32 on the CPU.
 
     Captions longer than the text encoder reads are cut, counted and warned of.
     """
-    captions = sorted(captions)
     limit = tokenizer.model_max_length
     lengths = [len(ids) for ids in tokenizer(captions).input_ids]
     if too_long := [caption for caption, length in zip(captions, lengths) if length > limit]:
         logger.warning(
-            "%d of %d captions are longer than %d tokens and lose their end; the first: %s",
-            len(too_long),
-            len(captions),
-            limit,
-            too_long[0],
+            f"{len(too_long)} of {len(captions)} captions are longer than {limit} tokens and lose their end; "
+            f"the first: {too_long[0]}"
         )
     text_encoder.to(device)
-    table = scoft_data.cached_tensors(
-        precompute_dir / "text.safetensors" if precompute_dir else None,
-        key=scoft_data.content_key("text", captions, weights_key(text_encoder)) if precompute_dir else "",
+    embeddings = scoft_data.cached_tensors(
+        precompute_dir and precompute_dir / "text.safetensors",
+        key=precompute_dir and scoft_data.content_key("text", captions, weights_key(text_encoder)),
         compute=lambda: {
-            "embeddings": encode_captions(captions, tokenizer=tokenizer, text_encoder=text_encoder, device=device)
+            "text": encode_captions(captions, tokenizer=tokenizer, text_encoder=text_encoder, device=device)
         },
-    )["embeddings"].to(dtype)
+    )
     text_encoder.to("cpu")
-    index = {caption: i for i, caption in enumerate(captions)}
-    return lambda wanted: table[[index[caption] for caption in wanted]].to(device)
+    return embeddings["text"]
 
 
 def cache_latents(
@@ -591,59 +586,72 @@ def cache_latents(
         }
 
     latents = scoft_data.cached_tensors(
-        precompute_dir / "latents.safetensors" if precompute_dir else None,
-        key=scoft_data.content_key("latents", dataset.image_hashes, transform, flips, weights_key(vae))
-        if precompute_dir
-        else "",
+        precompute_dir and precompute_dir / "latents.safetensors",
+        key=precompute_dir
+        and scoft_data.content_key("latents", dataset.image_hashes, transform, flips, weights_key(vae)),
         compute=compute,
     )
     return {name: tensor.to(device) for name, tensor in latents.items()}
 
 
 def assemble(
-    batch: dict, *, device, embed: Callable, vae, latents: dict | None, features: ImageFeatures | None
+    batch: dict,
+    *,
+    device: torch.device,
+    text: torch.Tensor,
+    null_caption: int,
+    vae,
+    latents: dict[str, torch.Tensor] | None,
+    features: ImageFeatures | None,
 ) -> dict:
-    """A collated batch as `training_losses` takes it; features: given where L_P and L_C are due."""
+    """A collated batch as `training_losses` takes it.
+
+    text (N, 77, D): the embeddings of all captions, on the device.  latents: of all photographs, or None to encode
+    the batch's.  features: given where L_P and L_C are due.
+    """
+    on_device = {name: to_device(batch[name], device) for name in ("row", "flip", "eps", "posterior_noise", "caption")}
     if latents is None:
         mean, std = encode_photographs(batch["photograph"], vae=vae)
     else:
-        flips = [int(flip) for flip in batch["flip"]]
-        mean, std = (latents[name][flips, batch["row"]] for name in ("mean", "std"))
-    blip_captions = [caption for captions in batch["blip_captions"] for caption in captions]
-    counts = torch.tensor([len(captions) for captions in batch["blip_captions"]])
+        mean, std = (latents[name][on_device["flip"], on_device["row"]] for name in ("mean", "std"))
     assembled = {
-        "z_0": mean + std * batch["posterior_noise"].to(device),
-        "eps": batch["eps"].to(device),
+        "z_0": mean + std * on_device["posterior_noise"],
+        "eps": on_device["eps"],
         "t": batch["t"],
         "recorded_u": batch["recorded_u"],
-        "c_ccub": embed(batch["caption"]),
-        "c_null": embed([""] * len(batch["row"])),
+        "c_ccub": text[on_device["caption"]],
+        "c_null": text[null_caption].expand(len(mean), -1, -1),
     }
-    if blip_captions:
-        assembled |= {
-            "c_blip": embed(blip_captions),
-            "blip_rows": torch.repeat_interleave(torch.arange(len(counts)), counts).to(device),
-        }
+    counts = torch.tensor([len(captions) for captions in batch["blip_captions"]])
+    if counts.any():
+        blip_captions = torch.tensor([caption for captions in batch["blip_captions"] for caption in captions])
+        assembled["c_blip"] = text[to_device(blip_captions, device)]
+        assembled["blip_rows"] = torch.repeat_interleave(counts)
     if features is not None:
         if "negatives" in batch:
             images = [[photograph, *rest] for photograph, rest in zip(batch["photograph"], batch["negatives"])]
             rows = [features.embed(row) for row in images]
         else:
-            rows = [features(row, flip) for row, flip in zip(batch["row"], batch["flip"])]
+            rows = [features(row, flip) for row, flip in zip(batch["row"].tolist(), batch["flip"].tolist())]
         f_neg, is_negative = pad_rows([row[1:] for row in rows])
         assembled |= {
-            "f_pos": torch.stack([row[0] for row in rows]).to(device),
-            "f_neg": f_neg.to(device),
-            "is_negative": is_negative.to(device),
+            "f_pos": to_device(torch.stack([row[0] for row in rows]), device),
+            "f_neg": to_device(f_neg, device),
+            "is_negative": to_device(is_negative, device),
         }
     return assembled
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy on the device that the host does not wait for."""
+    return tensor.to(device, non_blocking=True)
 
 
 def pad_rows(rows: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Stack (K_b, ...) tensors of different K_b into (B, K, ...) zeros, and a mask (B, K) of what is real."""
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows], device=padded.device)
-    return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+    lengths = torch.tensor([len(row) for row in rows])
+    return padded, to_device(torch.arange(padded.shape[1]) < lengths[:, None], padded.device)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -665,48 +673,42 @@ def training_losses(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The SCoFT objective on one micro-batch (section 4), and its terms as logged; all scalars, means over the batch.
 
-    batch: z_0 and eps (B, 4, h, w); t (B,) and recorded_u (B,) on the CPU; c_ccub (B, 77, D), c_null (B, 77, D);
-        c_blip (N, 77, D) and blip_rows (N,), the row each naive caption belongs to; f_pos (B, P, D), f_neg
-        (B, K, P, D), is_negative (B, K) where L_P and L_C are due.
+    batch: z_0 and eps (B, 4, h, w); c_ccub and c_null (B, 77, D); c_blip (N, 77, D); where L_P and L_C are due, f_pos
+        (B, P, D), f_neg (B, K, P, D) and is_negative (B, K).  On the CPU, so that no device is waited for: t (B,),
+        recorded_u (B,) and blip_rows (N,), the row that each naive caption belongs to, in order.
     predict(z, t, c): the UNet with gradient, called once.  predict_frozen: the same weights without gradient.
     predict_teacher: for c_blip; None means the current weights.  weights: of the terms wanted.
     image_terms(z, batch): {"perceptual": (B,), "contrastive": (B,)} of decode(z); None where they are not due.
     """
-    z_0, eps, t, c_ccub = batch["z_0"], batch["eps"], batch["t"], batch["c_ccub"]
-    size, on_device = len(z_0), batch["t"].to(z_0.device)
-    z_t = noise_scheduler.add_noise(z_0, eps, on_device)
-    is_velocity = noise_scheduler.config.prediction_type == "v_prediction"
-    target = noise_scheduler.get_velocity(z_0, eps, on_device) if is_velocity else eps
+    z_0, eps, c_ccub, c_null = (batch[name] for name in ("z_0", "eps", "c_ccub", "c_null"))
+    size, t = len(z_0), to_device(batch["t"], z_0.device)
+    z_t = noise_scheduler.add_noise(z_0, eps, t)
+    prediction_type = noise_scheduler.config.prediction_type
+    target = noise_scheduler.get_velocity(z_0, eps, t) if prediction_type == "v_prediction" else eps
 
     # All that carries no gradient comes first, in as few calls as the teacher allows.
     first = eps_blip = None
     if "memorization" in weights:
-        rows = batch["blip_rows"]
-        z_blip, t_blip = z_t[rows], on_device[rows]
+        rows = to_device(batch["blip_rows"], z_0.device)
+        z_blip, t_blip, c_blip = z_t[rows], t[rows], batch["c_blip"]
         if image_terms and predict_teacher is None:
-            eps_cond, eps_null, eps_blip = predict_frozen(
-                torch.cat([z_t, z_t, z_blip]),
-                torch.cat([on_device, on_device, t_blip]),
-                torch.cat([c_ccub, batch["c_null"], batch["c_blip"]]),
+            *first, eps_blip = predict_frozen(
+                torch.cat([z_t, z_t, z_blip]), torch.cat([t, t, t_blip]), torch.cat([c_ccub, c_null, c_blip])
             ).split([size, size, len(rows)])
-            first = eps_cond, eps_null
         else:
-            eps_blip = (predict_teacher or predict_frozen)(z_blip, t_blip, batch["c_blip"])
+            eps_blip = (predict_teacher or predict_frozen)(z_blip, t_blip, c_blip)
 
-    z_in, t_in, c_in = z_t, on_device, c_ccub
+    z_in, t_in, c_in = z_t, t, c_ccub
     if image_terms:
 
-        def predict_pair(z, t):
-            pair = predict_frozen(
-                torch.cat([z, z]), torch.cat([t, t]).to(z.device), torch.cat([c_ccub, batch["c_null"]])
-            )
-            return pair.chunk(2)
+        def predict_pair(z: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return predict_frozen(torch.cat([z, z]), torch.cat([t, t]), torch.cat([c_ccub, c_null])).chunk(2)
 
-        rollout = denoiser(predict_pair, z_t, t, batch["recorded_u"], first=first)
+        rollout = denoiser(predict_pair, z_t, batch["t"], batch["recorded_u"], first=first)
         g, image_losses = scoft_losses.latent_gradient(lambda z: image_terms(z, batch), weights, rollout.z_hat_0)
         if denoiser.recorded_step != "first":
             z_in = torch.cat([z_t, rollout.z_recorded])
-            t_in = torch.cat([on_device, rollout.t_recorded.to(z_t.device)])
+            t_in = torch.cat([t, rollout.t_recorded])
             c_in = torch.cat([c_ccub, c_ccub])
 
     # The one graph of the update.  Where the first step is recorded, its prediction is L_LDM's own.
@@ -715,16 +717,11 @@ def training_losses(
 
     terms = {}
     if "ldm" in weights:
-        w_t = None
-        if snr_gamma is not None:
-            w_t = scoft_losses.min_snr_weights(
-                t,
-                noise_scheduler.alphas_cumprod.cpu(),
-                gamma=snr_gamma,
-                prediction_type=noise_scheduler.config.prediction_type,
-            ).to(z_0.device)
+        w_t = snr_gamma and scoft_losses.min_snr_weights(
+            t, noise_scheduler.alphas_cumprod, gamma=snr_gamma, prediction_type=prediction_type
+        )
         terms["ldm"] = ldm_loss(eps_theta, target, w_t=w_t)
-    if eps_blip is not None:
+    if "memorization" in weights:
         counts = torch.bincount(batch["blip_rows"], minlength=size).tolist()
         terms["memorization"] = memorization_loss(eps_theta, *pad_rows(list(eps_blip.split(counts))))
 
@@ -1306,22 +1303,20 @@ def main(argv: list[str] | None = None):
     # Caches: what never changes is computed once, and the encoders leave the device.
     transform = scoft_data.ImageTransform(args.resolution, args.image_interpolation_mode)
     flips = (False, True) if args.random_flip else (False,)
-    captions = {"", *prompts, *(caption for row in dataset.captions for caption in row)}
-    if "memorization" in weights:
-        captions |= {caption for row in dataset.blip_captions for caption in row}
+    captions = sorted({"", *prompts, *(text for row in dataset.captions + dataset.blip_captions for text in row)})
+    caption_index = {caption: i for i, caption in enumerate(captions)}
     cache_photographs = args.cache_latents and args.center_crop
     if not args.center_crop:
         logger.info("--no-center_crop draws a new crop each time: latents and image features are not cached.")
     latents = features = image_terms = denoiser = margin = None
     with accelerator.main_process_first():
-        embed = cache_text(
+        text = cache_text(
             captions,
             tokenizer=tokenizer,
             text_encoder=text_encoder,
             device=device,
-            dtype=weight_dtype,
             precompute_dir=args.precompute_dir,
-        )
+        ).to(device, weight_dtype)
         if cache_photographs:
             latents = cache_latents(
                 dataset, transform=transform, vae=vae, flips=flips, device=device, precompute_dir=args.precompute_dir
@@ -1383,6 +1378,7 @@ def main(argv: list[str] | None = None):
     examples = TrainingExamples(
         dataset,
         transform=transform,
+        caption_index=caption_index,
         seed=args.seed,
         entries_per_update=images_per_update,
         latent_shape=(vae.config.latent_channels, latent_side, latent_side),
@@ -1405,6 +1401,7 @@ def main(argv: list[str] | None = None):
         ),
         collate_fn=collate,
         num_workers=args.dataloader_num_workers,
+        pin_memory=device.type == "cuda",
     )
 
     # Records
@@ -1434,7 +1431,7 @@ def main(argv: list[str] | None = None):
             unet=unet,
             vae=vae,
             noise_scheduler=noise_scheduler,
-            embed=embed,
+            embed=lambda wanted: text[[caption_index[prompt] for prompt in wanted]],
             prompts=prompts,
             images_per_prompt=args.num_validation_images,
             seed=args.seed,
@@ -1476,7 +1473,15 @@ def main(argv: list[str] | None = None):
     def losses(batch: dict, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         due = image_terms is not None and is_due(step, args.perceptual_every)
         return training_losses(
-            assemble(batch, device=device, embed=embed, vae=vae, latents=latents, features=features if due else None),
+            assemble(
+                batch,
+                device=device,
+                text=text,
+                null_caption=caption_index[""],
+                vae=vae,
+                latents=latents,
+                features=features if due else None,
+            ),
             predict=predict,
             predict_frozen=predict_frozen,
             predict_teacher=predict_base if args.memorization_teacher == "base" else None,

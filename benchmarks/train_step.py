@@ -95,7 +95,8 @@ def plain_losses(
     batch: dict,
     *,
     with_image_losses: bool,
-    token_ids: dict[str, torch.Tensor],
+    token_ids: torch.Tensor,
+    null_caption: int,
     text_encoder,
     vae,
     unet,
@@ -112,8 +113,8 @@ def plain_losses(
     device, scaling = vae.device, vae.config.scaling_factor
     photograph, t, eps = (batch[name].to(device) for name in ("photograph", "t", "eps"))
 
-    def encode(captions: list[str]) -> torch.Tensor:
-        return text_encoder(torch.stack([token_ids[caption] for caption in captions]).to(device))[0]
+    def encode(captions: torch.Tensor) -> torch.Tensor:
+        return text_encoder(token_ids[captions].to(device))[0]
 
     def predict(z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         return unet(z, t, c, return_dict=False)[0].float()
@@ -122,15 +123,15 @@ def plain_losses(
         posterior = vae.encode(photograph.to(vae.dtype)).latent_dist
         z_0 = (posterior.mean + posterior.std * batch["posterior_noise"].to(device)) * scaling
         z_t = noise_scheduler.add_noise(z_0, eps, t)
-        captions = [batch["caption"], *zip(*batch["blip_captions"])]
-        c_ccub, *c_blip = encode(sum(map(list, captions), [])).chunk(len(captions))
+        captions = torch.stack([batch["caption"], *torch.tensor(batch["blip_captions"]).T])
+        c_ccub, *c_blip = encode(captions.flatten()).chunk(len(captions))
         eps_blip = torch.stack([predict(z_t, t, c) for c in c_blip]).mean(0)
 
     eps_theta = predict(z_t, t, c_ccub)
     terms = {"ldm": F.mse_loss(eps_theta, eps), "memorization": F.mse_loss(eps_theta, eps_blip)}
     if with_image_losses:
         with torch.no_grad():
-            c_null = encode([""] * len(t))
+            c_null = encode(torch.tensor([null_caption] * len(t)))
             f_pos = distance.embed(photograph)
             f_neg = torch.stack([distance.embed(torch.stack(images).to(device)) for images in batch["negatives"]])
         z_hat_0 = plain_denoise(
@@ -275,17 +276,13 @@ class Bench:
         self.distance = RandomClipConv(**shapes["clip_conv"], device=device, dtype=dtype)
 
         self.dataset = NoiseDataset(resolution=resolution, blip_captions=blip_captions, negatives=negatives)
-        captions = ["", *sum(self.dataset.captions, []), *sum(self.dataset.blip_captions, [])]
+        captions = ["", *(text for row in self.dataset.captions + self.dataset.blip_captions for text in row)]
+        self.caption_index = {caption: i for i, caption in enumerate(captions)}
         tokenizer = byte_tokenizer()
         if "ours" in arms:
-            self.embed = trainer.cache_text(
-                set(captions),
-                tokenizer=tokenizer,
-                text_encoder=self.text_encoder,
-                device=device,
-                dtype=dtype,
-                precompute_dir=None,
-            )
+            self.text = trainer.cache_text(
+                captions, tokenizer=tokenizer, text_encoder=self.text_encoder, device=device, precompute_dir=None
+            ).to(device, dtype)
             self.latents = trainer.cache_latents(
                 self.dataset, transform=as_it_is, vae=self.vae, flips=(False,), device=device, precompute_dir=None
             )
@@ -293,11 +290,9 @@ class Bench:
                 self.dataset, transform=as_it_is, distance=self.distance, device=device
             )
             for row in range(ROWS):
-                self.features(row, False)
+                self.features(row, 0)
         if "plain" in arms:
-            self.token_ids = dict(
-                zip(captions, tokenizer(captions, padding="max_length", return_tensors="pt").input_ids)
-            )
+            self.token_ids = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
             self.text_encoder.to(device, dtype)
         else:
             self.vae.encoder = self.vae.quant_conv = None
@@ -325,6 +320,7 @@ class Bench:
         examples = trainer.TrainingExamples(
             self.dataset,
             transform=as_it_is,
+            caption_index=self.caption_index,
             seed=SEED,
             entries_per_update=self.batch,
             latent_shape=(4, side, side),
@@ -343,7 +339,10 @@ class Bench:
             num_processes=1,
             process_index=0,
         )
-        return iter(torch.utils.data.DataLoader(examples, batch_sampler=sampler, collate_fn=trainer.collate))
+        loader = torch.utils.data.DataLoader(
+            examples, batch_sampler=sampler, collate_fn=trainer.collate, pin_memory=self.device == "cuda"
+        )
+        return iter(loader)
 
     def losses(self, arm: str, batch: dict, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The objective and its terms on one batch; L_P and L_C are among them on every n-th step."""
@@ -353,6 +352,7 @@ class Bench:
                 batch,
                 with_image_losses=due,
                 token_ids=self.token_ids,
+                null_caption=self.caption_index[""],
                 text_encoder=self.text_encoder,
                 vae=self.vae,
                 unet=self.unet,
@@ -368,7 +368,8 @@ class Bench:
             trainer.assemble(
                 batch,
                 device=self.device,
-                embed=self.embed,
+                text=self.text,
+                null_caption=self.caption_index[""],
                 vae=self.vae,
                 latents=self.latents,
                 features=self.features if due else None,
@@ -434,7 +435,7 @@ class PeakMemory:
         return peak / 2**20
 
 
-def inspect(arm: str, settings: dict) -> dict[str, dict[str, float]]:
+def inspect_arm(arm: str, settings: dict) -> dict[str, dict[str, float]]:
     """Peak memory and, uncompiled, arithmetic of one update of each kind; for a process that does nothing else."""
     with_memory, with_tflop = PeakMemory.is_supported(settings["device"]), not settings["compile"]
     memory = PeakMemory(settings["device"]) if with_memory else None
@@ -454,10 +455,10 @@ def inspect(arm: str, settings: dict) -> dict[str, dict[str, float]]:
 
 
 def inspect_apart(arm: str, settings: dict) -> dict[str, dict[str, float]]:
-    """`inspect` in a fresh process."""
+    """`inspect_arm` in a fresh process."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(max_workers=1, mp_context=context) as process:
-        return process.submit(inspect, arm, settings).result()
+        return process.submit(inspect_arm, arm, settings).result()
 
 
 def seconds_per_update(updates: Iterator, *, count: int, device: str) -> float:

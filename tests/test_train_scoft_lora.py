@@ -102,7 +102,9 @@ SMOOTH = {
 AUDIBLE_IMAGES = {"perceptual_weight": 0.1, "contrastive_weight": 0.1, "margin": 0.5}
 
 
-def plain_finetune(model: Path, examples, *, start: Path, batch_size: int, steps: int, lr: float, epsilon: float):
+def plain_finetune(
+    model: Path, examples, captions: list[str], *, start: Path, batch_size: int, steps: int, lr: float, epsilon: float
+):
     """An independently written LoRA fine-tune; yields the LoRA, as one vector, after every update."""
     from diffusers import StableDiffusionPipeline
     from peft import LoraConfig
@@ -125,7 +127,9 @@ def plain_finetune(model: Path, examples, *, start: Path, batch_size: int, steps
             with torch.no_grad():
                 posterior = pipe.vae.encode(example["photograph"][None]).latent_dist
                 z_0 = (posterior.mean + posterior.std * example["posterior_noise"]) * pipe.vae.config.scaling_factor
-                ids = pipe.tokenizer(example["caption"], padding="max_length", truncation=True, return_tensors="pt")
+                ids = pipe.tokenizer(
+                    captions[example["caption"]], padding="max_length", truncation=True, return_tensors="pt"
+                )
                 text = pipe.text_encoder(ids.input_ids).last_hidden_state
             a = abar[example["t"]].float()
             noisy = a.sqrt() * z_0 + (1 - a).sqrt() * example["eps"]
@@ -158,6 +162,7 @@ def test_finetune_is_a_plain_lora_finetune_update_by_update(train, start, tiny_p
     examples = train_scoft_lora.TrainingExamples(
         dataset,
         transform=scoft_data.ImageTransform(16),
+        caption_index={caption: i for i, (caption,) in enumerate(dataset.captions)},
         seed=0,
         entries_per_update=4,
         latent_shape=(4, 8, 8),
@@ -170,7 +175,14 @@ def test_finetune_is_a_plain_lora_finetune_update_by_update(train, start, tiny_p
         load_negatives_every=None,
     )
     oracle = plain_finetune(
-        tiny_pipeline, examples, start=run.parent / "start" / LORA, batch_size=4, steps=10, lr=1e-2, epsilon=1e-3
+        tiny_pipeline,
+        examples,
+        [caption for (caption,) in dataset.captions],
+        start=run.parent / "start" / LORA,
+        batch_size=4,
+        steps=10,
+        lr=1e-2,
+        epsilon=1e-3,
     )
     for step, expected in enumerate(oracle, start=1):
         ours = lora(run / f"checkpoint-{step}")
