@@ -76,8 +76,9 @@ def memorization_loss(eps_theta: torch.Tensor, eps_blip: torch.Tensor, is_captio
     The gradient for one caption drawn at random equals in expectation that for the mean over all captions; more
     captions only lower its variance.
     """
+    eps_blip = _at_least_float32(eps_blip.detach())
     share = is_caption.to(eps_blip.dtype) / is_caption.sum(1, keepdim=True)
-    teacher = torch.einsum("bk,bk...->b...", share, eps_blip.detach())
+    teacher = torch.einsum("bk,bk...->b...", share, eps_blip)
     return ldm_loss(eps_theta, teacher)
 
 
@@ -234,7 +235,7 @@ class RecordedStepDenoiser:
     def _rms_gain(self) -> torch.Tensor:
         t = torch.arange(1, len(self.abar) - 1)
         draws = self.num_steps if self.recorded_step == "random" else 1
-        # For t < num_steps several of the evenly spread draws fall on one step, each step equally often on average.
+        # One draw for each step; where t < num_steps, several fall on one step, as evenly as they divide.
         c = torch.stack([self._gain(t, torch.full(t.shape, (k + 0.5) / draws)) for k in range(draws)])
         return c.square().mean().sqrt()
 

@@ -19,6 +19,7 @@ import re
 import shutil
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -319,21 +320,39 @@ def load_judge(spec: str) -> Callable[[list, list[str]], dict[str, float]]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def load_models(args_path: str, *, revision: str | None, variant: str | None, cache_dir: str | None, prediction_type):
-    """Noise scheduler, tokenizer, text encoder, VAE and UNet, frozen, in float32 on the CPU."""
+def load_models(
+    name_or_path: str,
+    *,
+    revision: str | None,
+    variant: str | None,
+    cache_dir: str | None,
+    prediction_type: str | None,
+    unet_dtype: torch.dtype,
+):
+    """Noise scheduler, tokenizer, text encoder, VAE and UNet of a pipeline folder or Hub id, frozen, on the CPU.
+
+    All but the UNet are in float32: transformers keeps the checkpoint's dtype unless told otherwise.
+    """
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
     common = {"revision": revision, "cache_dir": cache_dir}
     weights = {**common, "variant": variant, "use_safetensors": True}
-    noise_scheduler = DDPMScheduler.from_pretrained(args_path, subfolder="scheduler", **common)
+    try:
+        noise_scheduler = DDPMScheduler.from_pretrained(name_or_path, subfolder="scheduler", **common)
+        tokenizer = CLIPTokenizer.from_pretrained(name_or_path, subfolder="tokenizer", **common)
+        text_encoder = CLIPTextModel.from_pretrained(
+            name_or_path, subfolder="text_encoder", dtype=torch.float32, **weights
+        )
+        vae = AutoencoderKL.from_pretrained(name_or_path, subfolder="vae", **weights)
+        unet = UNet2DConditionModel.from_pretrained(name_or_path, subfolder="unet", torch_dtype=unet_dtype, **weights)
+    except OSError as error:
+        raise DataError(
+            f"--pretrained_model_name_or_path {name_or_path} cannot be loaded as a Stable Diffusion pipeline in "
+            f"safetensors: {error}"
+        ) from error
     if prediction_type is not None:
         noise_scheduler.register_to_config(prediction_type=prediction_type)
-    tokenizer = CLIPTokenizer.from_pretrained(args_path, subfolder="tokenizer", **common)
-    # transformers keeps the checkpoint's dtype unless told otherwise; diffusers loads float32.
-    text_encoder = CLIPTextModel.from_pretrained(args_path, subfolder="text_encoder", dtype=torch.float32, **weights)
-    vae = AutoencoderKL.from_pretrained(args_path, subfolder="vae", **weights)
-    unet = UNet2DConditionModel.from_pretrained(args_path, subfolder="unet", **weights)
     for model in (text_encoder, vae, unet):
         model.requires_grad_(False).eval()
     return noise_scheduler, tokenizer, text_encoder, vae, unet
@@ -943,23 +962,18 @@ class Validation:
         folder: Path,
     ):
         from diffusers import DDIMScheduler, StableDiffusionPipeline
-        from diffusers.utils import logging as diffusers_logging
 
         # Text arrives as embeddings and latents leave undecoded, so neither text encoder nor safety checker is loaded.
-        with contextlib.ExitStack() as quiet:
-            verbosity = diffusers_logging.get_verbosity()
-            quiet.callback(diffusers_logging.set_verbosity, verbosity)
-            diffusers_logging.set_verbosity_error()
-            self.pipeline = StableDiffusionPipeline(
-                vae=vae,
-                text_encoder=None,
-                tokenizer=None,
-                unet=unet,
-                scheduler=DDIMScheduler.from_config(noise_scheduler.config, clip_sample=False),
-                safety_checker=None,
-                feature_extractor=None,
-                requires_safety_checker=False,
-            )
+        self.pipeline = StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=None,
+            tokenizer=None,
+            unet=unet,
+            scheduler=DDIMScheduler.from_config(noise_scheduler.config, clip_sample=False),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
         self.pipeline.set_progress_bar_config(disable=True)
         self.accelerator = accelerator
         self.embed = embed
@@ -1042,7 +1056,8 @@ def comparison_grid(prompts: list[str], base: list, lora: list):
     pen = ImageDraw.Draw(grid)
     for p, prompt in enumerate(prompts):
         top = margin + p * (block + margin)
-        pen.text((margin, top), prompt, fill="black", font=font)
+        fitting = textwrap.shorten(prompt, width=width // 9, placeholder=" ...")  # a letter is some 8 pixels wide
+        pen.text((margin, top), fitting, fill="black", font=font)
         for r, (label, images) in enumerate((("base", base), ("LoRA", lora))):
             y = top + line + r * (side + margin)
             pen.text((margin, y + side // 2 - 8), label, fill="dimgray", font=font)
@@ -1171,15 +1186,8 @@ def train_updates(
         optimizer.step()
         optimizer.zero_grad()
         lr_scheduler.step()
-        yield (
-            step,
-            {
-                "loss": weighted_sum(sums, weights),
-                **{f"loss/{term}": value for term, value in sums.items()},
-                "grad_norm": grad_norm,
-                "lr": torch.tensor(lr, device=grad_norm.device),
-            },
-        )
+        losses_by_name = {f"loss/{term}": value for term, value in sums.items()}
+        yield step, {"loss": weighted_sum(sums, weights), **losses_by_name, "lr": lr, "grad_norm": grad_norm}
 
 
 def set_up_logging(is_main_process: bool):
@@ -1286,8 +1294,9 @@ def main(argv: list[str] | None = None):
         variant=args.variant,
         cache_dir=args.cache_dir,
         prediction_type=args.prediction_type,
+        unet_dtype=weight_dtype,
     )
-    unet.to(device, weight_dtype)
+    unet.to(device)
     vae.to(device)
     set_seed(args.seed)  # every process starts from the same LoRA
     alpha = args.lora_alpha or float(args.rank)

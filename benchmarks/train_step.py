@@ -17,7 +17,6 @@ Memory and arithmetic are measured apart, each arm in a process of its own.
 
 import argparse
 import concurrent.futures
-import contextlib
 import importlib.metadata
 import json
 import multiprocessing
@@ -437,21 +436,28 @@ class PeakMemory:
 
 def inspect_arm(arm: str, settings: dict) -> dict[str, dict[str, float]]:
     """Peak memory and, uncompiled, arithmetic of one update of each kind; for a process that does nothing else."""
-    with_memory, with_tflop = PeakMemory.is_supported(settings["device"]), not settings["compile"]
-    memory = PeakMemory(settings["device"]) if with_memory else None
-    updates = Bench(arms=(arm,), **(settings | {"perceptual_every": 3})).updates(arm, range(1, 4))
-    next(updates)  # makes AdamW's state; updates 2 and 3 are of one kind each
-    measured = {"peak_memory_mib": {}, "tflop": {}}
-    for kind in KINDS:
-        if with_memory:
+    memory = PeakMemory(settings["device"]) if PeakMemory.is_supported(settings["device"]) else None
+    bench = Bench(arms=(arm,), **settings)
+    step_of = dict(zip(KINDS, (1, settings["perceptual_every"])))
+
+    def update(kind: str):
+        next(bench.updates(arm, range(step_of[kind], step_of[kind] + 1)))
+
+    update(KINDS[0])  # makes AdamW's state
+    measured = {}
+    if memory:
+        measured["peak_memory_mib"] = {}
+        for kind in KINDS:
             memory.reset()
-        with FlopCounterMode(display=False) if with_tflop else contextlib.nullcontext() as counter:
-            next(updates)
-        if with_memory:
+            update(kind)
             measured["peak_memory_mib"][kind] = round(memory.read())
-        if with_tflop:
+    if not settings["compile"]:  # compiled kernels escape the counter
+        measured["tflop"] = {}
+        for kind in KINDS:
+            with FlopCounterMode(display=False) as counter:
+                update(kind)
             measured["tflop"][kind] = counter.get_total_flops() / 1e12
-    return {quantity: by_kind for quantity, by_kind in measured.items() if by_kind}
+    return measured
 
 
 def inspect_apart(arm: str, settings: dict) -> dict[str, dict[str, float]]:

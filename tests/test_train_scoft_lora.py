@@ -769,6 +769,12 @@ def test_nothing_heavy_is_imported_before_the_data_is_checked(flags):
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_an_absent_base_model_is_named(train):
+    """A base model that cannot be loaded is named with its flag."""
+    with pytest.raises(DataError, match="--pretrained_model_name_or_path no/such-model"):
+        train(pretrained_model_name_or_path="no/such-model")
+
+
 def test_a_bad_picture_is_named_or_skipped_and_counted(train, tiny_ccub, tmp_path):
     """A truncated photograph stops the run by name; with --skip_bad_images it is left out and the record says so."""
     dataset = shutil.copytree(tiny_ccub, tmp_path / "data")

@@ -1,0 +1,44 @@
+"""README.md and the cards: what they name exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import scoft_losses
+import train_scoft_lora
+
+
+ROOT = Path(train_scoft_lora.__file__).parent
+README = (ROOT / "README.md").read_text()
+METHOD_TABLE = README.split("## The method")[1].split("Why one UNet graph")[0].split("|---|---|---|---|---|")[1]
+
+
+def test_every_flag_named_is_declared():
+    """Each --flag in the README belongs to the trainer, or to accelerate's launcher."""
+    named = set(re.findall(r"--([a-z][a-z_0-9]+)", README)) - {"multi_gpu", "num_processes", "help", "check"}
+    declared = vars(train_scoft_lora.parse_args(["--dataset", "x", "--culture", "y"])).keys()
+    assert named - declared == set()
+
+
+@pytest.mark.parametrize(("flag", "value"), re.findall(r"`--([a-z_]+) ([\w.]+)`", METHOD_TABLE))
+def test_defaults_in_the_method_table_are_the_defaults(flag, value):
+    """A default that the method table prints is the parser's."""
+    args = train_scoft_lora.parse_args(["--dataset", "x", "--culture", "y"])
+    weights = {f"{term}_weight": weight for term, weight in train_scoft_lora.loss_weights(args).items()}
+    default = (vars(args) | weights)[flag]
+    assert (str(default) == value) if isinstance(default, str) else default == float(value)
+
+
+def test_every_function_and_file_named_exists():
+    """The functions of the method table and the files of the map exist."""
+    functions = {cells[4].strip(" `") for line in METHOD_TABLE.splitlines() if len(cells := line.split("|")) == 7}
+    assert len(functions) == 6 and all(hasattr(scoft_losses, function) for function in functions)
+    files = re.findall(r"^\| `([^`]+)` \|", README.split("## Files")[1].split("## Use it well")[0], flags=re.M)
+    assert len(files) >= 6 and all((ROOT / file).exists() for file in files)
+
+
+def test_ci_runs_the_readmes_test_command():
+    """The command in .ci/run is the README's, word for word."""
+    command = re.search(r"^pip install -r requirements-dev.txt.*$", README, flags=re.M)[0]
+    assert command in (ROOT / ".ci/run").read_text().splitlines()
