@@ -1226,6 +1226,16 @@ def write_training_args(path: Path, *, arguments: dict, resolved: dict):
     path.write_text(json.dumps(record, indent=2) + "\n")
 
 
+def warn_of_changes(path: Path, resolved: dict):
+    """Say what a resumed run does differently from the one that wrote `path`; a longer run is no difference."""
+    before = json.loads(path.read_text())["resolved"] if path.exists() else resolved
+    for fact, value in resolved.items():
+        if fact != "updates" and before.get(fact) != value:
+            logger.warning(
+                "The resumed run is not the one that was started: %s was %s, is %s", fact, before.get(fact), value
+            )
+
+
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
     name = re.sub(r"[^a-z0-9]+", "-", (args.culture or Path(args.dataset).name).lower()).strip("-")
@@ -1430,6 +1440,7 @@ def main(argv: list[str] | None = None):
     }
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
+        warn_of_changes(output_dir / "training_args.json", resolved)
         write_training_args(output_dir / "training_args.json", arguments=vars(args), resolved=resolved)
         accelerator.init_trackers("scoft", config={flag: str(value) for flag, value in vars(args).items()})
     metrics = Metrics(output_dir / "metrics.jsonl", step=first_step, accelerator=accelerator)

@@ -803,6 +803,18 @@ def test_a_checkpoint_of_another_shape_does_not_fit(train, rank):
         train(resume_from_checkpoint="latest", rank=rank, max_train_steps=8)
 
 
+def test_a_resumed_run_says_what_it_does_differently(train, caplog):
+    """Resuming with another batch size or rate is allowed, and each difference is named with both values."""
+    train()
+    caplog.clear()
+    train(resume_from_checkpoint="latest", max_train_steps=6, train_batch_size=2, learning_rate=1e-3)
+    warnings = [
+        record.message for record in caplog.records if record.name == "scoft" and record.levelname == "WARNING"
+    ]
+    assert "images_per_update was 1, is 2" in warnings[0] and "learning_rate was 0.0001, is 0.001" in warnings[1]
+    assert len(warnings) == 2
+
+
 def test_an_absent_checkpoint_is_named(train, tmp_path):
     """A path that holds no checkpoint is refused, and those that exist are listed."""
     run = train()
