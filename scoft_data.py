@@ -186,11 +186,8 @@ class CulturalDataset:
     captions: list[list[str]]  # c_ccub: one or more per row; one is drawn at a time
     blip_captions: list[list[str]]  # {c_blip_i}: naive captions of the same photograph
     num_negatives: list[int]  # how many x-_k the row has
-    row_hashes: list[
-        str
-    ]  # sha256 of image bytes, captions, BLIP captions and negatives' bytes: content keys for caches
-    image_hashes: list[str]  # sha256 of the photograph's bytes alone: keys that survive an edited caption
-    fingerprint: str  # sha256 over row_hashes in order
+    image_hashes: list[str]  # sha256 of each photograph's bytes: cache keys that survive an edited caption
+    fingerprint: str  # sha256 over all texts and all images' bytes, in order
     dropped: int  # rows left out by skip_bad_images
     names: list[str]
     image_files: list[Path | _ArrowCell]
@@ -284,16 +281,15 @@ def read_dataset(
     kept = list(checked)
     if needs_negatives and not any(checked[place].negative_files for place in kept):
         raise DataError(f"--dataset {source.name}: no row has a usable negative. {columns.negatives_fix}")
-    row_hashes = [
+    row_keys = [
         content_key(checked[i].image_hash, captions[i], blip_captions[i], checked[i].negative_hashes) for i in kept
     ]
     return CulturalDataset(
         captions=[captions[i] for i in kept],
         blip_captions=[blip_captions[i] for i in kept],
         num_negatives=[len(checked[i].negative_files) for i in kept],
-        row_hashes=row_hashes,
         image_hashes=[checked[i].image_hash for i in kept],
-        fingerprint=content_key(*row_hashes),
+        fingerprint=content_key(*row_keys),
         dropped=len(rows) - len(kept),
         names=[rows[i].name for i in kept],
         image_files=[rows[i].image_file for i in kept],
@@ -838,7 +834,7 @@ def stable_generator(seed: int, purpose: str, *place: int) -> torch.Generator:
 
 
 def row_of_entry(entry: int, *, num_rows: int, seed: int) -> int:
-    """Row at `entry` of the endless chain of epoch permutations (DESIGN section 3): place e mod n of epoch e div n."""
+    """Row at `entry` of the endless chain of epoch permutations: place e mod n of epoch e div n."""
     if num_rows < 1 or entry < 0:
         raise ValueError(f"need num_rows >= 1 and entry >= 0, got {num_rows} and {entry}.")
     epoch, place = divmod(entry, num_rows)

@@ -25,11 +25,11 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def start(config: Path, folder: Path, *, seed: int, updates: int) -> subprocess.Popen:
-    command = [sys.executable, "train_scoft_lora.py", "--config", str(config.resolve()), "--output_dir", str(folder)]
+    command = [sys.executable, ROOT / "train_scoft_lora.py", "--config", config, "--output_dir", folder]
     command += ["--seed", str(seed), "--max_train_steps", str(updates), "--checkpointing_steps", "3"]
     command += ["--checkpoints_total_limit", "2", "--resume_from_checkpoint", "latest"]
     command += ["--num_validation_images", "0", "--report_to", "none", "--logging_steps", "1"]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def wait_for_metrics(process: subprocess.Popen, folder: Path, *, lines: int) -> None:
