@@ -9,6 +9,7 @@ order.  What SCoFT adds stands in `training_losses` below and in `scoft_losses.p
 
 import argparse
 import contextlib
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -63,7 +64,15 @@ TRACKER_PACKAGES = {
 }
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers' load_lora_weights looks for
 STATE_FILE = "training_state.pt"
+CARD_FILE = "README.md"
 IMAGES_PER_CALL = 8  # pictures drawn in one pipeline call during validation
+# Flags that make another run of it when a run is resumed with other values; `resolved` in main holds more.
+RUN_FLAGS = (
+    "seed resolution center_crop random_flip noise_offset snr_gamma prediction_type negative_weight perceptual_every "
+    "perceptual_distance recorded_step recorded_step_scaling num_denoising_steps denoising_guidance_scale "
+    "blip_captions_per_step memorization_teacher lr_scheduler lr_warmup_steps adam_beta1 adam_beta2 adam_weight_decay "
+    "adam_epsilon max_grad_norm"
+).split()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -159,7 +168,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     training.add_argument("--train_batch_size", type=int, default=1, help="per process")
     training.add_argument("--gradient_accumulation_steps", type=int, default=1)
     training.add_argument("--max_train_steps", type=int, help=f"updates; default {DEFAULT_TRAIN_STEPS}")
-    training.add_argument("--num_train_epochs", type=int, help="in place of --max_train_steps")
+    training.add_argument("--num_train_epochs", type=int, help="where --max_train_steps is not given")
     training.add_argument("--learning_rate", type=float, default=1e-4)
     training.add_argument("--scale_lr", action="store_true", help="multiply the rate by the images of an update")
     training.add_argument(
@@ -201,6 +210,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     pre_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     pre_parser.add_argument("--config", type=Path)
     config = pre_parser.parse_known_args(argv)[0].config
+    datasets = {word.partition("=")[0] for word in argv} & {"--dataset", "--dataset_name", "--train_data_dir"}
+    if len(datasets) > 1:
+        parser.error(f"{' and '.join(sorted(datasets))} are names of one flag; give one")
     args = parser.parse_args((config_arguments(parser, config) if config else []) + argv)
     check_args(parser, args)
     return args
@@ -223,7 +235,7 @@ def config_arguments(parser: argparse.ArgumentParser, path: Path) -> list[str]:
             parser.error(f"--config {path}: unknown flag {flag!r}")
         if isinstance(value, bool):
             if not isinstance(actions[flag], (argparse._StoreTrueAction, argparse.BooleanOptionalAction)):
-                parser.error(f"--config {path}: {flag} takes a value, got {value}")
+                parser.error(f"--config {path}: {flag} takes a value, got {value}; quote the words 'yes' and 'no'")
             negated = f"--no-{flag}"
             words += [f"--{flag}"] if value else [negated] if negated in actions[flag].option_strings else []
         elif isinstance(value, list):
@@ -256,15 +268,24 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
             parser.error(f"--{flag} is a number from 0 up, got {values[flag]}")
     if args.resolution < 8 or args.resolution % 8:
         parser.error(f"--resolution is a multiple of 8, got {args.resolution}")
-    if args.max_train_steps and args.num_train_epochs:
-        parser.error("--max_train_steps and --num_train_epochs are two ways to say the same; give one")
+    for flag in ("adam_beta1", "adam_beta2"):
+        if not 0 <= values[flag] < 1:
+            parser.error(f"--{flag} is a number from 0 up and below 1, got {values[flag]}")
+    if not 0 <= args.seed < 2**32:
+        parser.error(f"--seed is a number from 0 up and below 2**32, got {args.seed}")
     if args.blip_captions_per_step != "all" and not re.fullmatch("[1-9][0-9]*", args.blip_captions_per_step):
         parser.error(f"--blip_captions_per_step is a number from 1 up or `all`, got {args.blip_captions_per_step!r}")
     for term in DEFAULT_WEIGHTS:
         if values[f"{term}_weight"] and term not in METHODS[args.method]:
             parser.error(f"--{term}_weight {values[f'{term}_weight']} has no effect with --method {args.method}")
-    if not loss_weights(args):
+    weights = loss_weights(args)
+    if not weights:
         parser.error(f"every weight of --method {args.method} is 0: there is nothing to train on")
+    if weights.keys() <= IMAGE_TERMS and args.perceptual_every > 1:
+        parser.error(
+            f"with the weights of L_LDM and L_M at 0, --perceptual_every {args.perceptual_every} leaves updates "
+            "without any loss; give --perceptual_every 1"
+        )
     if args.validation_prompt and args.validation_prompts:
         parser.error("--validation_prompt and --validation_prompts are two ways to say the same; give one")
     if args.validation_judge and not re.fullmatch(r".+\.py:\w+", args.validation_judge):
@@ -353,6 +374,17 @@ def load_models(
         ) from error
     if prediction_type is not None:
         noise_scheduler.register_to_config(prediction_type=prediction_type)
+    prediction_type = noise_scheduler.config.prediction_type
+    if prediction_type not in ("epsilon", "v_prediction"):
+        raise DataError(f"--prediction_type is epsilon or v_prediction; {name_or_path} predicts {prediction_type!r}")
+    if prediction_type == "epsilon" and noise_scheduler.alphas_cumprod.min() <= 0:
+        raise DataError(f"{name_or_path} has zero terminal SNR, which needs --prediction_type v_prediction")
+    if unet.config.in_channels != vae.config.latent_channels or unet.config.addition_embed_type is not None:
+        raise DataError(
+            f"--pretrained_model_name_or_path {name_or_path} is no plain text-to-image Stable Diffusion 1.x or 2.x: "
+            f"its UNet takes {unet.config.in_channels} channels and {unet.config.addition_embed_type or 'no'} "
+            "embeddings besides the text"
+        )
     for model in (text_encoder, vae, unet):
         model.requires_grad_(False).eval()
     return noise_scheduler, tokenizer, text_encoder, vae, unet
@@ -367,7 +399,11 @@ def add_lora(unet, *, rank: int, alpha: float, target_modules: list[str]) -> lis
     from diffusers.training_utils import cast_training_params
     from peft import LoraConfig
 
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=target_modules))
+    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=target_modules)
+    try:
+        unet.add_adapter(config)
+    except ValueError as error:
+        raise DataError(f"--lora_layers {','.join(target_modules)}: {error}") from error
     cast_training_params(unet, dtype=torch.float32)
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
 
@@ -405,8 +441,10 @@ def decode_latents(z: torch.Tensor, *, vae) -> torch.Tensor:
 
 def weights_key(model: torch.nn.Module) -> str:
     """A hash of a model's weights, so that a cache made with other weights is recognised."""
-    tensors = (tensor.detach().cpu().contiguous() for tensor in model.state_dict().values())
-    return scoft_data.content_key(*(bytes(tensor.reshape(-1).view(torch.uint8).numpy()) for tensor in tensors))
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -536,14 +574,16 @@ class ImageFeatures:
 
     @torch.no_grad()
     def embed(self, images: list[torch.Tensor]) -> torch.Tensor:
-        return self.distance.embed(torch.stack(images).to(self.device)).cpu()
+        return self.distance.embed(to_device(torch.stack(images), self.device))
 
     def __call__(self, row: int, flip: int) -> torch.Tensor:
+        """On the device; the cache itself lies in the host's memory, pinned where that spares the host a wait."""
         key = f"{row}.{flip}"
         if key not in self.cache:
             images = [self.dataset.image(row), *self.dataset.negatives(row)]
-            self.cache[key] = self.embed([self.transform(image, flip=bool(flip)) for image in images])
-        return self.cache[key]
+            features = self.embed([self.transform(image, flip=bool(flip)) for image in images]).cpu()
+            self.cache[key] = features.pin_memory() if self.device.type == "cuda" else features
+        return to_device(self.cache[key], self.device)
 
     def precompute(self, path: Path, *, flips: tuple[bool, ...]):
         """Fill the cache from a file, made now if its key differs."""
@@ -556,10 +596,11 @@ class ImageFeatures:
                 "features",
                 self.dataset.fingerprint,
                 self.transform,
+                flips,
                 type(self.distance).__name__,
                 weights_key(self.distance),
             ),
-            compute=lambda: {f"{row}.{flip}": self(row, flip) for row, flip in tqdm(keys, desc="Features")},
+            compute=lambda: {f"{row}.{flip}": self(row, flip).cpu() for row, flip in tqdm(keys, desc="Features")},
         )
 
 
@@ -569,7 +610,7 @@ def cache_text(captions: list[str], *, tokenizer, text_encoder, device, precompu
     Captions longer than the text encoder reads are cut, counted and warned of.
     """
     limit = tokenizer.model_max_length
-    lengths = [len(ids) for ids in tokenizer(captions).input_ids]
+    lengths = [len(ids) for ids in tokenizer(captions, verbose=False).input_ids]
     if too_long := [caption for caption, length in zip(captions, lengths) if length > limit]:
         logger.warning(
             f"{len(too_long)} of {len(captions)} captions are longer than {limit} tokens and lose their end; "
@@ -654,9 +695,9 @@ def assemble(
             rows = [features(row, flip) for row, flip in zip(batch["row"].tolist(), batch["flip"].tolist())]
         f_neg, is_negative = pad_rows([row[1:] for row in rows])
         assembled |= {
-            "f_pos": to_device(torch.stack([row[0] for row in rows]), device),
-            "f_neg": to_device(f_neg, device),
-            "is_negative": to_device(is_negative, device),
+            "f_pos": torch.stack([row[0] for row in rows]),
+            "f_neg": f_neg,
+            "is_negative": is_negative,
         }
     return assembled
 
@@ -866,6 +907,8 @@ def find_checkpoint(output_dir: Path, resume_from: str) -> Path | None:
         found = checkpoints(output_dir)
         return found[-1] if found else None
     folder = Path(resume_from)
+    if not folder.exists():  # diffusers' script takes a checkpoint's name alone
+        folder = output_dir / resume_from
     missing = [name for name in (LORA_FILE, STATE_FILE) if not (folder / name).is_file()]
     if missing:
         raise DataError(
@@ -886,6 +929,22 @@ def load_checkpoint(folder: Path, *, unet, state: dict) -> int:
     return saved["step"]
 
 
+def abandon_what_follows(output_dir: Path, step: int):
+    """Remove what a run going on from `step` makes untrue: later checkpoints, and the card that marks it finished."""
+    (output_dir / CARD_FILE).unlink(missing_ok=True)
+    for folder in checkpoints(output_dir):
+        if int(folder.name.removeprefix("checkpoint-")) > step:
+            logger.warning("%s lies after update %d, from which this run goes on, and is removed.", folder, step)
+            discard(folder)
+
+
+def write_atomically(path: Path, text: str):
+    """Whoever reads `path`, also after a kill, finds the old text or the new one."""
+    partial = path.with_name(f"partial-{path.name}")
+    partial.write_text(text)
+    partial.replace(path)
+
+
 class Metrics:
     """metrics.jsonl: one line per update, gathered on the device and written every few updates.
 
@@ -897,18 +956,23 @@ class Metrics:
         self.path = path
         self.accelerator = accelerator
         self.pending: list[tuple[int, dict[str, torch.Tensor | float]]] = []
-        self.since = time.perf_counter()
         if accelerator.is_main_process:
-            kept = path.read_text().splitlines()[:step] if path.exists() else []
-            path.write_text("".join(f"{line}\n" for line in kept))
+            lines = path.read_text().splitlines() if path.exists() else []
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            write_atomically(path, "".join(f"{line}\n" for line in kept))
+        self.restart_clock()
+
+    def restart_clock(self):
+        """Leave out of `seconds` what happened since the last flush: writing checkpoints, drawing pictures."""
+        self.since = time.perf_counter()
 
     def add(self, step: int, values: dict[str, torch.Tensor | float]):
         self.pending.append((step, values))
 
-    def flush(self) -> dict[str, float]:
-        """Write what is pending and return the last line."""
+    def flush(self) -> list[dict[str, float]]:
+        """Write what is pending, and return it."""
         if not self.pending:
-            return {}
+            return []
         seconds = (time.perf_counter() - self.since) / len(self.pending)
         on_device = [value for _, values in self.pending for value in values.values() if torch.is_tensor(value)]
         read = iter(self.accelerator.reduce(torch.stack(on_device), reduction="mean").tolist())
@@ -918,7 +982,8 @@ class Metrics:
             | {"seconds": round(seconds, 4)}
             for step, values in self.pending
         ]
-        self.pending, self.since = [], time.perf_counter()
+        self.pending = []
+        self.restart_clock()
         # Under fp16 the gradient scaler meets an infinite norm by skipping the update and lowering its scale.
         expected = {"grad_norm"} if self.accelerator.scaler is not None else set()
         broken = [{name for name, value in line.items() if not math.isfinite(value)} - expected for line in lines]
@@ -933,7 +998,7 @@ class Metrics:
                     f"update {line['step']}: {', '.join(sorted(names))} not finite in {line}; no checkpoint after it "
                     "was written. A lower --learning_rate or --mixed_precision bf16 may help"
                 )
-        return lines[-1]
+        return lines
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -960,6 +1025,7 @@ class Validation:
         guidance_scale: float,
         judge: Callable | None,
         folder: Path,
+        compiled: bool,
     ):
         from diffusers import DDIMScheduler, StableDiffusionPipeline
 
@@ -988,6 +1054,7 @@ class Validation:
         }
         self.judge = judge
         self.folder = folder
+        self.compiled = compiled
         self.base_images: list | None = None
 
     @torch.no_grad()
@@ -1000,17 +1067,20 @@ class Validation:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         mine = list(enumerate(self.jobs))[rank::world]
         drawn = []
-        chunks = range(0, len(mine), IMAGES_PER_CALL)
-        for start in tqdm(chunks, desc="Drawing", leave=False, disable=rank > 0):
-            chunk = mine[start : start + IMAGES_PER_CALL]
-            latents = self.pipeline(
-                prompt_embeds=self.embed([prompt for _, (prompt, _) in chunk]),
-                negative_prompt_embeds=self.embed([""] * len(chunk)),
-                generator=[torch.Generator().manual_seed(seed) for _, (_, seed) in chunk],
-                **self.call_settings,
-            ).images
-            images = VaeImageProcessor().postprocess(decode_latents(latents, vae=self.pipeline.vae), output_type="pil")
-            drawn += [(index, image) for (index, _), image in zip(chunk, images)]
+        with contextlib.ExitStack() as stack:
+            if self.compiled:  # a few pictures of yet other shapes are not worth compiling for
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            for start in tqdm(range(0, len(mine), IMAGES_PER_CALL), desc="Drawing", leave=False, disable=rank > 0):
+                chunk = mine[start : start + IMAGES_PER_CALL]
+                latents = self.pipeline(
+                    prompt_embeds=self.embed([prompt for _, (prompt, _) in chunk]),
+                    negative_prompt_embeds=self.embed([""] * len(chunk)),
+                    generator=[torch.Generator().manual_seed(seed) for _, (_, seed) in chunk],
+                    **self.call_settings,
+                ).images
+                for (index, _), latent in zip(chunk, latents):  # one by one: the decoder needs the most memory of all
+                    image = decode_latents(latent[None], vae=self.pipeline.vae)
+                    drawn.append((index, *VaeImageProcessor().postprocess(image, output_type="pil")))
         return [image for _, image in sorted(gather_object(drawn), key=lambda pair: pair[0])]
 
     def __call__(self, step: int, *, final: bool) -> dict[str, float]:
@@ -1073,13 +1143,15 @@ def write_model_card(folder: Path, *, name: str, culture: str | None, facts: dic
 
     base_model = facts["base_model"]
     is_hub_id = not Path(base_model).exists()
+    # A folder's place on this machine is nobody's business; its name is enough.
+    facts = facts | {key: Path(facts[key]).name for key in ("base_model", "dataset") if Path(facts[key]).exists()}
     pictures = [f"images/lora-{i}.png" for i in range(len(prompts)) if (folder / f"images/lora-{i}.png").is_file()]
     data = ModelCardData(
         base_model=base_model if is_hub_id else None,
         base_model_relation="adapter" if is_hub_id else None,
         library_name="diffusers",
         pipeline_tag="text-to-image",
-        license="creativeml-openrail-m",
+        license="creativeml-openrail-m" if "stable-diffusion-v1" in base_model else None,
         tags=[
             "text-to-image",
             "diffusers",
@@ -1100,10 +1172,9 @@ def write_model_card(folder: Path, *, name: str, culture: str | None, facts: dic
         culture=scoft_data.culture_words(culture) if culture else None,
         pictures=pictures,
         grid=(folder / "images/before_after.png").is_file(),
-        lora_file=LORA_FILE,
         **facts,
     )
-    card.save(folder / "README.md")
+    card.save(folder / CARD_FILE)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1200,7 +1271,7 @@ def set_up_logging(is_main_process: bool):
 def is_finished(output_dir: Path, checkpoint: Path, total_steps: int) -> bool:
     """Whether the checkpoint is the run's last and its results stand beside it; the card is written last."""
     step = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
-    return step is not None and int(step[1]) >= total_steps and (output_dir / "README.md").is_file()
+    return step is not None and int(step[1]) >= total_steps and (output_dir / CARD_FILE).is_file()
 
 
 def is_due(step: int, every: int | None) -> bool:
@@ -1218,27 +1289,33 @@ def crosses_epoch(step: int, every: int | None, *, images_per_update: int, num_r
 def write_training_args(path: Path, *, arguments: dict, resolved: dict):
     """All arguments, what they resolved to, and the versions that ran; there is no token among the arguments."""
     packages = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "timm", "dreamsim")
+    installed = {package for package in packages if importlib.util.find_spec(package)}
     record = {
         "arguments": {flag: str(value) if isinstance(value, Path) else value for flag, value in arguments.items()},
         "resolved": resolved,
-        "versions": {package: importlib.metadata.version(package) for package in packages},
+        "versions": {package: importlib.metadata.version(package) for package in packages if package in installed},
     }
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    write_atomically(path, json.dumps(record, indent=2) + "\n")
 
 
-def warn_of_changes(path: Path, resolved: dict):
-    """Say what a resumed run does differently from the one that wrote `path`; a longer run is no difference."""
-    before = json.loads(path.read_text())["resolved"] if path.exists() else resolved
-    for fact, value in resolved.items():
-        if fact != "updates" and before.get(fact) != value:
-            logger.warning(
-                "The resumed run is not the one that was started: %s was %s, is %s", fact, before.get(fact), value
-            )
+def warn_of_changes(path: Path, *, arguments: dict, resolved: dict):
+    """Say in what a resumed run departs from the one that wrote `path`; a longer run is no departure."""
+    if not path.exists():
+        return
+    before = json.loads(path.read_text())
+    facts = {flag: arguments[flag] for flag in RUN_FLAGS} | resolved
+    for fact, value in facts.items():
+        was = (before["arguments"] | before["resolved"]).get(fact)
+        if fact != "updates" and was != value:
+            logger.warning("The resumed run departs from the one that was started: %s was %s, is %s", fact, was, value)
 
 
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
-    name = re.sub(r"[^a-z0-9]+", "-", (args.culture or Path(args.dataset).name).lower()).strip("-")
+    set_up_logging(int(os.environ.get("RANK", 0)) == 0)
+    name = re.sub(r"[\W_]+", "-", args.culture or Path(args.dataset).resolve().name).strip("-").lower()
+    if not name:
+        raise DataError(f"--culture {args.culture} has no letter or digit to name the LoRA by")
     output_dir = args.output_dir or Path(f"scoft-{name}")
     weights = loss_weights(args)
     check_environment(args, output_dir)
@@ -1280,14 +1357,15 @@ def main(argv: list[str] | None = None):
             "each would train alone and write over the other. On CPUs set ACCELERATE_USE_CPU=true for the launch"
         )
     device, is_main = accelerator.device, accelerator.is_main_process
-    set_up_logging(is_main)
+    if device.type == "cpu" and accelerator.mixed_precision == "fp16":
+        raise SystemExit("--mixed_precision fp16 needs a GPU; bf16 works on CPUs too")
     if torch.backends.mps.is_available():
         accelerator.native_amp = False
     if args.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     images_per_update = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
     total_steps = args.max_train_steps or DEFAULT_TRAIN_STEPS
-    if args.num_train_epochs:
+    if args.num_train_epochs and not args.max_train_steps:
         total_steps = math.ceil(args.num_train_epochs * len(dataset) / images_per_update)
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
     if checkpoint and is_finished(output_dir, checkpoint, total_steps):
@@ -1317,7 +1395,35 @@ def main(argv: list[str] | None = None):
     if args.enable_xformers_memory_efficient_attention:
         unet.enable_xformers_memory_efficient_attention()
     if args.compile:
+        torch._dynamo.config.recompile_limit = 64  # one graph for each batch size, with gradient and without
         unet.compile(dynamic=False)
+
+    # Optimizer, and where to go on
+    learning_rate = args.learning_rate * (images_per_update if args.scale_lr else 1)
+    settings = {
+        "lr": learning_rate,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "weight_decay": args.adam_weight_decay,
+        "eps": args.adam_epsilon,
+    }
+    optimizer = make_optimizer(lora_parameters, use_8bit=args.use_8bit_adam, **settings)
+    state = {"optimizer": optimizer}
+    if accelerator.scaler is not None:
+        state["scaler"] = accelerator.scaler
+    first_step = load_checkpoint(checkpoint, unet=unet, state=state) if checkpoint else 0
+    if args.resume_from_checkpoint:
+        logger.info("Resuming from %s, after %d updates.", checkpoint or "the start: no checkpoint yet", first_step)
+    for group in optimizer.param_groups:  # the state's own settings are those of the run before
+        group.update(settings, initial_lr=learning_rate)
+    # Not prepared by accelerate, which would step it once per process: the schedule counts updates.
+    lr_scheduler = get_scheduler(
+        args.lr_scheduler,
+        optimizer,
+        num_warmup_steps=args.lr_warmup_steps,
+        num_training_steps=total_steps,
+        last_epoch=first_step - 1,
+    )
+    ddp_unet, optimizer = accelerator.prepare(unet, optimizer)
 
     # Caches: what never changes is computed once, and the encoders leave the device.
     transform = scoft_data.ImageTransform(args.resolution, args.image_interpolation_mode)
@@ -1328,7 +1434,8 @@ def main(argv: list[str] | None = None):
     if not args.center_crop:
         logger.info("--no-center_crop draws a new crop each time: latents and image features are not cached.")
     latents = features = image_terms = denoiser = margin = None
-    with accelerator.main_process_first():
+    one_at_a_time = args.precompute_dir or args.perceptual_distance == "dreamsim"  # both write files
+    with accelerator.main_process_first() if one_at_a_time else contextlib.nullcontext():
         text = cache_text(
             captions,
             tokenizer=tokenizer,
@@ -1342,14 +1449,17 @@ def main(argv: list[str] | None = None):
             )
             vae.encoder = vae.quant_conv = None
         if IMAGE_TERMS & weights.keys():
-            distance = scoft_losses.load_distance(
-                args.perceptual_distance,
-                model_name_or_path=args.perceptual_model_name_or_path,
-                device=device,
-                dtype=image_dtype,
-                dreamsim_type=args.dreamsim_type,
-                cache_dir=args.cache_dir,
-            )
+            try:
+                distance = scoft_losses.load_distance(
+                    args.perceptual_distance,
+                    model_name_or_path=args.perceptual_model_name_or_path,
+                    device=device,
+                    dtype=image_dtype,
+                    dreamsim_type=args.dreamsim_type,
+                    cache_dir=args.cache_dir,
+                )
+            except (OSError, ImportError) as error:
+                raise DataError(str(error)) from error
             features = ImageFeatures(dataset, transform=transform, distance=distance, device=device)
             if args.precompute_dir and args.center_crop:
                 features.precompute(args.precompute_dir / "features.safetensors", flips=flips)
@@ -1369,28 +1479,6 @@ def main(argv: list[str] | None = None):
             recorded_step=args.recorded_step,
             scaling=args.recorded_step_scaling,
         )
-
-    # Optimizer
-    learning_rate = args.learning_rate * (images_per_update if args.scale_lr else 1)
-    optimizer = make_optimizer(
-        lora_parameters,
-        use_8bit=args.use_8bit_adam,
-        lr=learning_rate,
-        betas=(args.adam_beta1, args.adam_beta2),
-        weight_decay=args.adam_weight_decay,
-        eps=args.adam_epsilon,
-    )
-    # Not prepared by accelerate, which would step it once per process: the schedule counts updates.
-    lr_scheduler = get_scheduler(
-        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=total_steps
-    )
-    ddp_unet, optimizer = accelerator.prepare(unet, optimizer)
-    state = {"optimizer": optimizer, "lr_scheduler": lr_scheduler}
-    if accelerator.scaler is not None:
-        state["scaler"] = accelerator.scaler
-    first_step = load_checkpoint(checkpoint, unet=unet, state=state) if checkpoint else 0
-    if args.resume_from_checkpoint:
-        logger.info("Resuming from %s, after %d updates.", checkpoint or "the start: no checkpoint yet", first_step)
 
     # Data
     latent_side = args.resolution // 2 ** (len(vae.config.block_out_channels) - 1)
@@ -1437,10 +1525,12 @@ def main(argv: list[str] | None = None):
         "images_per_update": images_per_update,
         "learning_rate": learning_rate,
         "lora_alpha": alpha,
+        "mixed_precision": accelerator.mixed_precision,
     }
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
-        warn_of_changes(output_dir / "training_args.json", resolved)
+        abandon_what_follows(output_dir, first_step)
+        warn_of_changes(output_dir / "training_args.json", arguments=vars(args), resolved=resolved)
         write_training_args(output_dir / "training_args.json", arguments=vars(args), resolved=resolved)
         accelerator.init_trackers("scoft", config={flag: str(value) for flag, value in vars(args).items()})
     metrics = Metrics(output_dir / "metrics.jsonl", step=first_step, accelerator=accelerator)
@@ -1460,6 +1550,7 @@ def main(argv: list[str] | None = None):
             guidance_scale=args.validation_guidance_scale,
             judge=judge,
             folder=output_dir / "images",
+            compiled=args.compile,
         )
 
     logger.info("***** Training %s: %s *****", name, " + ".join(f"{w:g} {term}" for term, w in weights.items()))
@@ -1480,11 +1571,11 @@ def main(argv: list[str] | None = None):
 
     # Training
     def predict(z, t, c):
-        return ddp_unet(z, t, c, return_dict=False)[0]
+        return ddp_unet(z.to(weight_dtype), t, c, return_dict=False)[0]
 
     @torch.no_grad()
     def predict_frozen(z, t, c):
-        return unet(z, t, c, return_dict=False)[0]
+        return unet(z.to(weight_dtype), t, c, return_dict=False)[0]
 
     def predict_base(z, t, c):
         with without_lora(unet):
@@ -1525,7 +1616,7 @@ def main(argv: list[str] | None = None):
         accumulation=args.gradient_accumulation_steps,
         max_grad_norm=args.max_grad_norm,
     )
-    stopped = False
+    stopped, newest = False, {}
     with (
         StopRequest(accelerator) as stop,
         tqdm(initial=first_step, total=total_steps, desc="Updates", disable=not is_main) as progress,
@@ -1542,9 +1633,10 @@ def main(argv: list[str] | None = None):
                 )
             )
             if checkpoint_due or validation_due or is_due(step, args.logging_steps) or stop.requested_here:
-                line = metrics.flush()
-                progress.set_postfix({name: f"{value:.3g}" for name, value in line.items() if "loss" in name})
-                accelerator.log(line, step=step)
+                for line in metrics.flush():
+                    accelerator.log(line, step=line["step"])
+                    newest |= {name: f"{value:.3g}" for name, value in line.items() if "loss" in name}
+                progress.set_postfix(newest)
                 stopped = stop.agreed() and not is_last
             if (checkpoint_due or stopped) and is_main:
                 save_checkpoint(
@@ -1554,6 +1646,8 @@ def main(argv: list[str] | None = None):
                 break
             if validation_due and validate:
                 validate(step, final=False)
+            if checkpoint_due or validation_due:
+                metrics.restart_clock()
     accelerator.wait_for_everyone()
 
     # Results
@@ -1574,5 +1668,5 @@ def main(argv: list[str] | None = None):
 if __name__ == "__main__":
     try:
         main()
-    except DataError as error:
+    except (DataError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

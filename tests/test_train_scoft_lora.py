@@ -223,6 +223,7 @@ def test_two_processes_are_one_batch(train, flags, start, tmp_path, method):
     [
         {"ldm_weight": 0.707},
         {"memorization_weight": 0.303},
+        {"perceptual_weight": 0.101},
         {"contrastive_weight": 0.101},
         {"denoising_guidance_scale": 4.545},
     ],
@@ -232,6 +233,12 @@ def test_one_percent_is_noticed(train, start, planted):
     """The tolerance of the comparisons above is tight enough that a 1 % error in any one part fails them."""
     more = SMOOTH["mpc"] | AUDIBLE_IMAGES | {"train_batch_size": 4}
     assert relative_difference(train("right", **more), train("wrong", **more | planted), start) > 1e-5
+
+
+def test_one_percent_is_noticed_in_a_plain_finetune(train, start):
+    """The same for L_LDM alone."""
+    more = SMOOTH["finetune"] | {"train_batch_size": 4}
+    assert relative_difference(train("right", **more), train("wrong", **more, ldm_weight=1.01), start) > 1e-5
 
 
 def test_ranks_and_places_draw_different_noise(tiny_ccub):
@@ -266,6 +273,20 @@ def test_gradient_checkpointing_changes_nothing(train, start):
     assert (
         relative_difference(train("kept", **more), train("again", **more, gradient_checkpointing=True), start) < 1e-6
     )
+
+
+def test_a_compiled_unet_gives_the_same_run(train, start, monkeypatch):
+    """--compile traces every batch shape, with gradient and without, within dynamo's limit, to the same LoRA."""
+    compile_in_place = torch.nn.Module.compile
+    monkeypatch.setattr(  # the tracing is ours to get right; generating code for it would take minutes here
+        torch.nn.Module, "compile", lambda module, **kwargs: compile_in_place(module, backend="eager", **kwargs)
+    )
+    more = SMOOTH["mpc"] | AUDIBLE_IMAGES | {"max_train_steps": 4, "train_batch_size": 2}
+    plain = train("plain", **more)
+    compiled = train("compiled", **more, compile=True, num_validation_images=1, validation_inference_steps=1)
+    assert relative_difference(plain, compiled, start) <= 1e-5
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch._dynamo.reset()
 
 
 def test_precomputed_files_serve_a_second_run_and_are_thrown_away_when_stale(train, tmp_path, monkeypatch, tiny_ccub):
@@ -393,6 +414,27 @@ def test_resuming_a_finished_run_does_nothing_and_says_so(train, caplog):
     assert [line["step"] for line in metrics(run)] == list(range(1, 8))
 
 
+def test_going_back_to_an_older_checkpoint_abandons_what_followed(train):
+    """Resumed by name from update 2 of 4 and killed before its end, `latest` goes on on the new branch, to its end."""
+    run = train("run", checkpointing_steps=1)
+    save_lora = train_scoft_lora.save_lora
+
+    def killed(folder, unet, **kwargs):
+        if folder == run:
+            raise KeyboardInterrupt
+        save_lora(folder, unet, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_scoft_lora, "save_lora", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train("run", resume_from_checkpoint="checkpoint-2", max_train_steps=3, learning_rate=1e-2)
+    assert [folder.name for folder in train_scoft_lora.checkpoints(run)] == [f"checkpoint-{n}" for n in (1, 2, 3)]
+    before = lora(run)
+    train("run", resume_from_checkpoint="latest", max_train_steps=3, learning_rate=1e-2)
+    assert torch.equal(lora(run), lora(run / "checkpoint-3")) and not torch.equal(lora(run), before)
+    assert [line["step"] for line in metrics(run)] == [1, 2, 3]
+
+
 def test_old_checkpoints_are_pruned_and_other_folders_left_alone(train, tmp_path):
     """--checkpoints_total_limit keeps the newest; a folder that only resembles a checkpoint is not touched."""
     run = train("run", max_train_steps=1)
@@ -472,7 +514,8 @@ def test_every_declared_flag_is_read():
     """Each flag of parse_args is read somewhere else in the script."""
     source = Path(train_scoft_lora.__file__).read_text()
     declared = vars(train_scoft_lora.parse_args(["--dataset", "x", "--culture", "y"])).keys()
-    read = {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)}
+    reads = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute))
+    read = {node.attr for node in reads if isinstance(node.value, ast.Name) and node.value.id == "args"}
     read |= {f"{term}_weight" for term in train_scoft_lora.DEFAULT_WEIGHTS if "{term}_weight" in source}
     assert declared - read - {"config"} == set()
 
@@ -677,7 +720,10 @@ def test_config_file_gives_flags_and_the_command_line_wins(tmp_path):
         ({"method": "mp", "contrastive_weight": 1}, "--contrastive_weight 1.0 has no effect with --method mp"),
         ({"resolution": 20}, "--resolution is a multiple of 8, got 20"),
         ({"blip_captions_per_step": "some"}, "--blip_captions_per_step is a number from 1 up or `all`, got 'some'"),
-        ({"num_train_epochs": 2}, "--max_train_steps and --num_train_epochs"),
+        ({"train_data_dir": "x"}, "--dataset and --train_data_dir are names of one flag"),
+        ({"ldm_weight": 0, "memorization_weight": 0}, "--perceptual_every 2 leaves updates without any loss"),
+        ({"seed": -1}, "--seed is a number from 0 up"),
+        ({"adam_beta1": 1}, "--adam_beta1 is a number from 0 up and below 1, got 1.0"),
         ({"validation_prompt": "a", "validation_prompts": ["b"]}, "--validation_prompt and --validation_prompts"),
         ({"validation_judge": "judge.py"}, "--validation_judge is FILE.py:function"),
         ({"report_to": "notebook"}, "--report_to is one of tensorboard"),
@@ -795,6 +841,19 @@ def test_long_captions_are_counted_and_warned_of_once(train, tiny_ccub, tmp_path
     assert len(warnings) == 1 and warnings[0].startswith("6 of ")
 
 
+def test_unknown_lora_layers_are_named(train):
+    """LoRA layers that the UNet does not have are named with their flag."""
+    with pytest.raises(DataError, match="--lora_layers to_nowhere"):
+        train(lora_layers="to_nowhere")
+
+
+def test_a_culture_in_any_script_names_its_lora(flags, tmp_path, monkeypatch):
+    """The default output folder and file take the culture's own letters."""
+    monkeypatch.chdir(tmp_path)
+    train_scoft_lora.main(words(flags | {"culture": "한국"}))
+    assert (tmp_path / "scoft-한국" / "scoft-한국-kohya.safetensors").exists()
+
+
 @pytest.mark.parametrize("rank", [2, 8])
 def test_a_checkpoint_of_another_shape_does_not_fit(train, rank):
     """Resuming with another rank names the checkpoint, a weight, both shapes and the flags."""
@@ -805,14 +864,20 @@ def test_a_checkpoint_of_another_shape_does_not_fit(train, rank):
 
 def test_a_resumed_run_says_what_it_does_differently(train, caplog):
     """Resuming with another batch size or rate is allowed, and each difference is named with both values."""
-    train()
+    run = train()
     caplog.clear()
-    train(resume_from_checkpoint="latest", max_train_steps=6, train_batch_size=2, learning_rate=1e-3)
-    warnings = [
-        record.message for record in caplog.records if record.name == "scoft" and record.levelname == "WARNING"
-    ]
-    assert "images_per_update was 1, is 2" in warnings[0] and "learning_rate was 0.0001, is 0.001" in warnings[1]
-    assert len(warnings) == 2
+    changed = {"train_batch_size": 2, "learning_rate": 1e-3, "adam_weight_decay": 0.1}
+    train(resume_from_checkpoint="latest", max_train_steps=6, **changed)
+    records = [record for record in caplog.records if record.name == "scoft" and record.levelname == "WARNING"]
+    changes = (
+        "adam_weight_decay was 0.01, is 0.1",
+        "images_per_update was 1, is 2",
+        "learning_rate was 0.0001, is 0.001",
+    )
+    assert len(records) == 3 and all(change in record.message for change, record in zip(changes, records))
+    assert [line["lr"] for line in metrics(run)] == pytest.approx([1e-4] * 4 + [1e-3] * 2)
+    state = torch.load(run / "checkpoint-6" / train_scoft_lora.STATE_FILE, weights_only=True)
+    assert state["optimizer"]["param_groups"][0]["weight_decay"] == 0.1
 
 
 def test_an_absent_checkpoint_is_named(train, tmp_path):
