@@ -11,7 +11,7 @@ import train_scoft_lora
 
 ROOT = Path(train_scoft_lora.__file__).parent
 README = (ROOT / "README.md").read_text()
-METHOD_TABLE = README.split("## The method")[1].split("Why one UNet graph")[0].split("|---|---|---|---|---|")[1]
+METHOD_TABLE = README.split("## The method")[1].split("|---|---|---|---|---|")[1].split("\n\n")[0]
 
 
 def test_every_flag_named_is_declared():
