@@ -20,6 +20,7 @@ Paper: SCoFT: Self-Contrastive Fine-Tuning for Equitable Image Generation, https
 
 import contextlib
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -327,7 +328,7 @@ def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
 DREAMSIM_TYPES = ("ensemble", "dino_vitb16", "clip_vitb32", "open_clip_vitb32", "dinov2_vitb14", "synclr_vitb16")
 
 
-class PerceptualDistance(nn.Module):
+class PerceptualDistance(nn.Module, ABC):
     """S(x, y): how unlike two images are to a frozen encoder, as 1 - cosine of its features.
 
     forward(x, y): both (B, 3, H, W) floats in [-1, 1]; returns (B,): 0 for identical images, larger is less alike,
@@ -361,9 +362,9 @@ class PerceptualDistance(nn.Module):
         self.register_buffer("shift", (0.5 - mean) / std, persistent=False)
         self.to(device).requires_grad_(False).eval()
 
+    @abstractmethod
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """What is compared: (B, P, D) of normalised pixels (B, 3, size, size); P places or tokens of D channels."""
-        raise NotImplementedError
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return self.compare(self.embed(x), self.embed(y))
