@@ -208,6 +208,7 @@ def test_two_processes_are_one_batch(train, flags, start, tmp_path, method):
     whole = train("whole", **more, train_batch_size=4)
     two = tmp_path / "two"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--main_process_port", "0"]  # any free one
     argv = words(flags | more | {"output_dir": two, "train_batch_size": 2})
     env = one_thread() | {"ACCELERATE_USE_CPU": "true"}
     done = subprocess.run([*launch, "train_scoft_lora.py", *argv], cwd=ROOT, capture_output=True, text=True, env=env)
