@@ -958,7 +958,9 @@ class Metrics:
         self.pending: list[tuple[int, dict[str, torch.Tensor | float]]] = []
         if accelerator.is_main_process:
             lines = path.read_text().splitlines() if path.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            # A kill may have torn the last line, which lies after any checkpoint: its step is all that is read.
+            steps = [re.match(r'{"step": (\d+),', line) for line in lines]
+            kept = [line for line, found in zip(lines, steps) if found and int(found[1]) <= step]
             write_atomically(path, "".join(f"{line}\n" for line in kept))
         self.restart_clock()
 

@@ -436,6 +436,16 @@ def test_going_back_to_an_older_checkpoint_abandons_what_followed(train):
     assert [line["step"] for line in metrics(run)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("torn", ['{"step": 5, "loss": 0.', '{"step": 1', "{"])
+def test_a_line_torn_by_a_kill_is_dropped(train, torn):
+    """A half-written last line of metrics.jsonl does not stop the resumed run, nor stay in the file."""
+    run = train()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(torn)
+    train(resume_from_checkpoint="latest", max_train_steps=6)
+    assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5, 6]
+
+
 def test_old_checkpoints_are_pruned_and_other_folders_left_alone(train, tmp_path):
     """--checkpoints_total_limit keeps the newest; a folder that only resembles a checkpoint is not touched."""
     run = train("run", max_train_steps=1)
