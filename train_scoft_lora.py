@@ -9,6 +9,7 @@ order.  What SCoFT adds stands in `training_losses` below and in `scoft_losses.p
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -25,6 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -34,6 +36,10 @@ import scoft_losses
 from scoft_data import DataError, stable_generator
 from scoft_losses import ldm_loss, memorization_loss, perceptual_loss, self_contrastive_loss, weighted_sum
 
+
+if TYPE_CHECKING:
+    import accelerate
+    import diffusers
 
 # diffusers, transformers, peft and accelerate are imported where they are used: arguments and data are checked first.
 
@@ -452,6 +458,7 @@ def weights_key(model: torch.nn.Module) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class TrainingExamples(torch.utils.data.Dataset):
     """Everything random about one entry of the endless training order, and its pixels where no cache serves them.
 
@@ -460,36 +467,20 @@ class TrainingExamples(torch.utils.data.Dataset):
     differ, workers change nothing, and a batch of 4, 4 accumulated batches of 1 and 2 processes x 2 are the same run.
     """
 
-    def __init__(
-        self,
-        dataset: scoft_data.CulturalDataset,
-        *,
-        transform: scoft_data.ImageTransform,
-        caption_index: dict[str, int],
-        seed: int,
-        entries_per_update: int,
-        latent_shape: tuple[int, int, int],
-        num_train_timesteps: int,
-        blip_captions_per_step: int | None,
-        random_flip: bool,
-        random_crop: bool,
-        noise_offset: float,
-        load_photograph: bool,
-        load_negatives_every: int | None,
-    ):
-        self.dataset = dataset
-        self.transform = transform
-        self.caption_index = caption_index
-        self.seed = seed
-        self.entries_per_update = entries_per_update
-        self.latent_shape = latent_shape
-        self.num_train_timesteps = num_train_timesteps
-        self.blip_captions_per_step = blip_captions_per_step
-        self.random_flip = random_flip
-        self.random_crop = random_crop
-        self.noise_offset = noise_offset
-        self.load_photograph = load_photograph
-        self.load_negatives_every = load_negatives_every
+    dataset: scoft_data.CulturalDataset
+    _: dataclasses.KW_ONLY
+    transform: scoft_data.ImageTransform
+    caption_index: dict[str, int]  # caption -> its row in the table of text embeddings
+    seed: int
+    entries_per_update: int
+    latent_shape: tuple[int, int, int]
+    num_train_timesteps: int
+    blip_captions_per_step: int | None  # None: all
+    random_flip: bool
+    random_crop: bool
+    noise_offset: float
+    load_photograph: bool  # "photograph" (3, H, W) joins the example
+    load_negatives_every: int | None  # "negatives", a list of (3, H, W), on every n-th update
 
     def __getitem__(self, entry: int) -> dict:
         place = divmod(entry, self.entries_per_update)
@@ -524,29 +515,25 @@ class TrainingExamples(torch.utils.data.Dataset):
         return example
 
 
-def entry_batches(
-    updates: range, *, train_batch_size: int, accumulation: int, num_processes: int, process_index: int
-) -> Iterator[list[int]]:
-    """The entries of each micro-batch of this process, for `updates`."""
-    per_step = train_batch_size * num_processes
-    for update in updates:
-        for step in range(accumulation):
-            start = (update * accumulation + step) * per_step + process_index * train_batch_size
-            yield list(range(start, start + train_batch_size))
-
-
+@dataclasses.dataclass(frozen=True)
 class EntrySampler:
-    """`entry_batches` as the sized batch sampler a DataLoader asks for."""
+    """The entries of each micro-batch of one process, for `updates`: the batch sampler of a DataLoader."""
 
-    def __init__(self, updates: range, **layout: int):
-        self.updates = updates
-        self.layout = layout
+    updates: range
+    _: dataclasses.KW_ONLY
+    train_batch_size: int
+    accumulation: int
+    num_processes: int
+    process_index: int
 
     def __iter__(self) -> Iterator[list[int]]:
-        return entry_batches(self.updates, **self.layout)
+        per_step = self.train_batch_size * self.num_processes
+        for step in range(self.updates.start * self.accumulation, self.updates.stop * self.accumulation):
+            start = step * per_step + self.process_index * self.train_batch_size
+            yield list(range(start, start + self.train_batch_size))
 
     def __len__(self) -> int:
-        return len(self.updates) * self.layout["accumulation"]
+        return len(self.updates) * self.accumulation
 
 
 def collate(examples: list[dict]) -> dict:
@@ -558,6 +545,7 @@ def collate(examples: list[dict]) -> dict:
     }
 
 
+@dataclasses.dataclass
 class ImageFeatures:
     """Features (1 + K, P, D) of a photograph and its K negatives, computed at first use, one row at a time.
 
@@ -565,12 +553,12 @@ class ImageFeatures:
     the same bits.
     """
 
-    def __init__(self, dataset, *, transform, distance: torch.nn.Module, device: torch.device):
-        self.dataset = dataset
-        self.transform = transform
-        self.distance = distance
-        self.device = device
-        self.cache: dict[str, torch.Tensor] = {}
+    dataset: scoft_data.CulturalDataset
+    _: dataclasses.KW_ONLY
+    transform: scoft_data.ImageTransform
+    distance: scoft_losses.PerceptualDistance
+    device: torch.device
+    cache: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     @torch.no_grad()
     def embed(self, images: list[torch.Tensor]) -> torch.Tensor:
@@ -1008,56 +996,42 @@ class Metrics:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(kw_only=True)
 class Validation:
     """Draws the base model beside the LoRA at the same seeds, with the live modules, shared out over the processes."""
 
-    def __init__(
-        self,
-        *,
-        accelerator,
-        unet,
-        vae,
-        noise_scheduler,
-        embed: Callable[[list[str]], torch.Tensor],
-        prompts: list[str],
-        images_per_prompt: int,
-        seed: int,
-        resolution: int,
-        inference_steps: int,
-        guidance_scale: float,
-        judge: Callable | None,
-        folder: Path,
-        compiled: bool,
-    ):
+    accelerator: "accelerate.Accelerator"
+    unet: torch.nn.Module
+    vae: torch.nn.Module
+    noise_scheduler: "diffusers.DDPMScheduler"
+    embed: Callable[[list[str]], torch.Tensor]  # prompts -> (B, 77, D) on the device
+    prompts: list[str]
+    images_per_prompt: int
+    seed: int  # of each prompt's first picture; the next ones count on
+    resolution: int
+    inference_steps: int
+    guidance_scale: float
+    judge: Callable[[list, list[str]], dict[str, float]] | None
+    folder: Path
+    compiled: bool
+    base_images: list | None = None
+
+    def __post_init__(self):
         from diffusers import DDIMScheduler, StableDiffusionPipeline
 
         # Text arrives as embeddings and latents leave undecoded, so neither text encoder nor safety checker is loaded.
         self.pipeline = StableDiffusionPipeline(
-            vae=vae,
+            vae=self.vae,
             text_encoder=None,
             tokenizer=None,
-            unet=unet,
-            scheduler=DDIMScheduler.from_config(noise_scheduler.config, clip_sample=False),
+            unet=self.unet,
+            scheduler=DDIMScheduler.from_config(self.noise_scheduler.config, clip_sample=False),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
         )
         self.pipeline.set_progress_bar_config(disable=True)
-        self.accelerator = accelerator
-        self.embed = embed
-        self.prompts = prompts
-        self.jobs = [(prompt, seed + i) for prompt in prompts for i in range(images_per_prompt)]
-        self.call_settings = {
-            "num_inference_steps": inference_steps,
-            "guidance_scale": guidance_scale,
-            "height": resolution,
-            "width": resolution,
-            "output_type": "latent",
-        }
-        self.judge = judge
-        self.folder = folder
-        self.compiled = compiled
-        self.base_images: list | None = None
+        self.jobs = [(prompt, self.seed + i) for prompt in self.prompts for i in range(self.images_per_prompt)]
 
     @torch.no_grad()
     def draw(self) -> list:
@@ -1078,17 +1052,21 @@ class Validation:
                     prompt_embeds=self.embed([prompt for _, (prompt, _) in chunk]),
                     negative_prompt_embeds=self.embed([""] * len(chunk)),
                     generator=[torch.Generator().manual_seed(seed) for _, (_, seed) in chunk],
-                    **self.call_settings,
+                    num_inference_steps=self.inference_steps,
+                    guidance_scale=self.guidance_scale,
+                    height=self.resolution,
+                    width=self.resolution,
+                    output_type="latent",
                 ).images
                 for (index, _), latent in zip(chunk, latents):  # one by one: the decoder needs the most memory of all
-                    image = decode_latents(latent[None], vae=self.pipeline.vae)
+                    image = decode_latents(latent[None], vae=self.vae)
                     drawn.append((index, *VaeImageProcessor().postprocess(image, output_type="pil")))
         return [image for _, image in sorted(gather_object(drawn), key=lambda pair: pair[0])]
 
     def __call__(self, step: int, *, final: bool) -> dict[str, float]:
         """Draw, save the grid and the final pictures, log to the trackers; returns the judge's numbers."""
         if self.base_images is None:
-            with without_lora(self.pipeline.unet):
+            with without_lora(self.unet):
                 self.base_images = self.draw()
         images = self.draw()
         numbers: dict[str, float] = {}
@@ -1097,9 +1075,8 @@ class Validation:
             grid = comparison_grid(self.prompts, self.base_images, images)
             grid.save(self.folder / ("before_after.png" if final else f"step-{step:06d}.png"))
             if final:
-                per_prompt = len(images) // len(self.prompts)
-                for i in range(len(self.prompts)):
-                    images[i * per_prompt].save(self.folder / f"lora-{i}.png")
+                for i, image in enumerate(images[:: self.images_per_prompt]):
+                    image.save(self.folder / f"lora-{i}.png")
             if self.judge:
                 prompts = [prompt for prompt, _ in self.jobs]
                 for name, pictures in (("base", self.base_images), ("lora", images)):
