@@ -832,6 +832,42 @@ def test_an_absent_base_model_is_named(train):
         train(pretrained_model_name_or_path="no/such-model")
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "epsilon or v_prediction; .* 'sample'"),
+        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "zero terminal SNR"),
+        ("vae/config.json", {"latent_channels": 8}, "no plain text-to-image Stable Diffusion"),
+    ],
+)
+def test_a_base_model_of_another_kind_is_named(train, tiny_pipeline, tmp_path, file, change, message):
+    """A base model that predicts something else, or whose UNet takes other channels, is refused before training."""
+    from diffusers import AutoencoderKL
+
+    model = shutil.copytree(tiny_pipeline, tmp_path / "model")
+    config = model / file
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    if file.startswith("vae"):  # its weights have to fit the changed configuration
+        AutoencoderKL.from_config(AutoencoderKL.load_config(model / "vae")).save_pretrained(model / "vae")
+    with pytest.raises(DataError, match=message):
+        train(pretrained_model_name_or_path=model)
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(train, monkeypatch):
+    """Two processes launched where accelerate sees one would write over each other, and are told how to launch."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="2 processes were launched, but accelerate sees 1.*ACCELERATE_USE_CPU"):
+        train()
+
+
+def test_fp16_on_a_cpu_is_refused(train):
+    """Half precision that the CPU cannot train in is named, with what works."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(SystemExit, match="--mixed_precision fp16 needs a GPU; bf16"):
+        train(mixed_precision="fp16")
+
+
 def test_a_bad_picture_is_named_or_skipped_and_counted(train, tiny_ccub, tmp_path):
     """A truncated photograph stops the run by name; with --skip_bad_images it is left out and the record says so."""
     dataset = shutil.copytree(tiny_ccub, tmp_path / "data")
