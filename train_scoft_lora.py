@@ -57,17 +57,8 @@ IMAGE_TERMS = {"perceptual", "contrastive"}
 
 DEFAULT_TRAIN_STEPS = 3000
 DEFAULT_PROMPTS = ("Photo of a traditional building, in {}", "Two people wearing traditional clothing, in {}")
-TRACKER_PACKAGES = {
-    "tensorboard": "tensorboard",
-    "wandb": "wandb",
-    "comet_ml": "comet_ml",
-    "aim": "aim",
-    "mlflow": "mlflow",
-    "clearml": "clearml",
-    "dvclive": "dvclive",
-    "swanlab": "swanlab",
-    "trackio": "trackio",
-}
+# accelerate's trackers; each is also the name of the package it needs.
+TRACKERS = ("tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers' load_lora_weights looks for
 STATE_FILE = "training_state.pt"
 CARD_FILE = "README.md"
@@ -252,7 +243,7 @@ def config_arguments(parser: argparse.ArgumentParser, path: Path) -> list[str]:
 
 
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
-    """Everything that can be said against the arguments alone; ends in `parser.error`."""
+    """Find all that can be said against the arguments alone; ends in `parser.error`, which exits."""
     values = vars(args)
     if args.culture is None and args.method != "finetune":
         parser.error(f"--culture is needed with --method {args.method}; only finetune goes without")
@@ -296,8 +287,8 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
         parser.error("--validation_prompt and --validation_prompts are two ways to say the same; give one")
     if args.validation_judge and not re.fullmatch(r".+\.py:\w+", args.validation_judge):
         parser.error(f"--validation_judge is FILE.py:function, got {args.validation_judge!r}")
-    if args.report_to not in (*TRACKER_PACKAGES, "all", "none"):
-        parser.error(f"--report_to is one of {', '.join(TRACKER_PACKAGES)}, all, none; got {args.report_to!r}")
+    if args.report_to not in (*TRACKERS, "all", "none"):
+        parser.error(f"--report_to is one of {', '.join(TRACKERS)}, all, none; got {args.report_to!r}")
 
 
 def loss_weights(args: argparse.Namespace) -> dict[str, float]:
@@ -311,7 +302,7 @@ def loss_weights(args: argparse.Namespace) -> dict[str, float]:
 def check_environment(args: argparse.Namespace, output_dir: Path):
     """What the arguments need from this machine, looked at before any data is read."""
     packages = {
-        f"--report_to {args.report_to}": TRACKER_PACKAGES.get(args.report_to),
+        f"--report_to {args.report_to}": args.report_to if args.report_to in TRACKERS else None,
         "--use_8bit_adam": "bitsandbytes" if args.use_8bit_adam else None,
         "--enable_xformers_memory_efficient_attention": (
             "xformers" if args.enable_xformers_memory_efficient_attention else None
@@ -1196,6 +1187,7 @@ class StopRequest:
 
 
 def make_optimizer(parameters: list[torch.nn.Parameter], *, use_8bit: bool, **settings) -> torch.optim.Optimizer:
+    """AdamW, or bitsandbytes' with moments in 8 bits; settings: lr, betas, weight_decay, eps."""
     if not use_8bit:
         return torch.optim.AdamW(parameters, **settings)
     import bitsandbytes
@@ -1254,6 +1246,7 @@ def is_finished(output_dir: Path, checkpoint: Path, total_steps: int) -> bool:
 
 
 def is_due(step: int, every: int | None) -> bool:
+    """Whether update `step`, counted from 1, is a multiple of `every`; None: never."""
     return every is not None and step % every == 0
 
 
