@@ -120,9 +120,9 @@ def find_dataset(name: str, *, culture: str | None) -> DatasetSource:
     A folder wins over the Hub because CCUB's photographs belong to third parties, so each user prepares a private
     copy. Whether a Hub dataset exists turns out when it is read. Raises DataError with all that was tried.
     """
-    folder = Path(name).expanduser()
-    if _is_bare(name) and _embedded(name).is_dir():
-        return DatasetSource("folder", str(_embedded(name)), name)
+    folder, embedded = Path(name).expanduser(), embedded_folder(name)
+    if embedded is not None:
+        return DatasetSource("folder", str(embedded / "ccub"), name)
     if folder.is_dir():
         return DatasetSource("folder", str(folder.resolve()), name)
     if folder.exists():
@@ -146,18 +146,56 @@ def find_dataset(name: str, *, culture: str | None) -> DatasetSource:
     return DatasetSource("hub", f"{user}/{name}", name)
 
 
+def embedded_folder(name: str) -> Path | None:
+    """The folder beside this file that is the embedded dataset `name`; None where there is no such one.
+
+    Its rows are in `ccub/`. Beside them it may have `defaults.yaml`, the flags that hold where it is trained on, and
+    `checksums.json`, see `check_embedded`.
+    """
+    folder = _HERE / name
+    return folder if _is_bare(name) and (folder / "ccub").is_dir() else None
+
+
+def check_embedded(name: str) -> None:
+    """Hold the files of an embedded dataset against its `checksums.json`; nothing to do where there is none.
+
+    The file names, for each folder of files made together, the command that makes them and the sha256 of each:
+
+        {"models": {"made_by": "python -m pocket.train_models", "sha256": {"clip_conv/model.safetensors": "5f1c..."}}}
+
+    Raises DataError at the first file that is missing or has other content.
+    """
+    root = embedded_folder(name)
+    if root is None or not (root / "checksums.json").is_file():
+        return
+    try:
+        parts = json.loads((root / "checksums.json").read_text())
+    except ValueError as error:
+        raise DataError(f"{root / 'checksums.json'} is not JSON ({error}); restore it from the repository.") from error
+    for folder, part in parts.items():
+        for file_name, expected in part["sha256"].items():
+            file = root / folder / file_name
+            remedy = f"Restore it from the repository, or make it anew with: {part['made_by']}"
+            try:
+                with file.open("rb") as content:
+                    found = hashlib.file_digest(content, "sha256").hexdigest()
+            except OSError as error:
+                raise DataError(f"--dataset {name}: {file} cannot be read ({error.strerror}). {remedy}") from error
+            if found != expected:
+                raise DataError(
+                    f"--dataset {name}: {file} is not the file that belongs here: its sha256 is {found}, not "
+                    f"{expected}. {remedy}"
+                )
+
+
 def _is_bare(name: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*", name) is not None
-
-
-def _embedded(name: str) -> Path:
-    return _HERE / name / "ccub"
 
 
 def _not_found(name: str, culture: str | None, hub: str) -> DataError:
     tried = [f"the folder {Path(name).expanduser().absolute()}: does not exist", hub]
     if _is_bare(name):
-        tried.insert(0, f"embedded, {_embedded(name)}: does not exist")
+        tried.insert(0, f"embedded, {_HERE / name / 'ccub'}: does not exist")
     return DataError(
         "\n".join(
             [f"--dataset {name} was not found. Tried, in this order:"]

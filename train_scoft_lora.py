@@ -57,6 +57,8 @@ IMAGE_TERMS = {"perceptual", "contrastive"}
 
 DEFAULT_TRAIN_STEPS = 3000
 DEFAULT_PROMPTS = ("Photo of a traditional building, in {}", "Two people wearing traditional clothing, in {}")
+DATASET_FLAGS = ("--dataset", "--dataset_name", "--train_data_dir")
+PROMPT_FLAGS = ("--validation_prompts", "--validation_prompt")
 # accelerate's trackers; each is also the name of the package it needs.
 TRACKERS = ("tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers' load_lora_weights looks for
@@ -80,7 +82,9 @@ RUN_FLAGS = (
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     switch = {"action": argparse.BooleanOptionalAction}
-    parser.add_argument("--config", type=Path, help="YAML file of flags, without dashes; the command line wins")
+    parser.add_argument(
+        "--config", type=Path, help="YAML file of flags, without dashes; {here}: its folder; the command line wins"
+    )
 
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -97,17 +101,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     model.add_argument(
         "--lora_layers", default="to_k,to_q,to_v,to_out.0", help="comma-separated UNet modules that get a LoRA"
     )
-    model.add_argument("--enable_xformers_memory_efficient_attention", action="store_true")
-    model.add_argument("--gradient_checkpointing", action="store_true", help="less memory, more time")
-    model.add_argument("--compile", action="store_true", help="torch.compile the UNet; the first updates are slow")
+    model.add_argument("--enable_xformers_memory_efficient_attention", default=False, **switch)
+    model.add_argument("--gradient_checkpointing", default=False, **switch, help="less memory, more time")
+    model.add_argument("--compile", default=False, **switch, help="torch.compile the UNet; the first updates are slow")
 
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--dataset",
-        "--dataset_name",
-        "--train_data_dir",
+        *DATASET_FLAGS,
         required=True,
-        help="an embedded dataset, a folder, a Hub id, or a bare name that is <you>/NAME on the Hub",
+        help="an embedded dataset, with its own defaults, a folder, a Hub id, or a bare name: <you>/NAME on the Hub",
     )
     data.add_argument(
         "--culture", "--dataset_config_name", help="the dataset's config; names the LoRA and the default prompts"
@@ -117,10 +119,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--blip_caption_column", default="blip_text", help="naive captions c_blip")
     data.add_argument("--negatives_column", default="negatives", help="negatives x-")
     data.add_argument("--max_train_samples", type=int, help="train on this many rows, drawn with --seed")
-    data.add_argument("--skip_bad_images", action="store_true", help="drop unreadable images instead of stopping")
+    data.add_argument("--skip_bad_images", default=False, **switch, help="drop unreadable images instead of stopping")
     data.add_argument("--resolution", type=int, default=512, help="side of the square training images in pixels")
     data.add_argument("--center_crop", default=True, **switch, help="else a random crop, without caches of images")
-    data.add_argument("--random_flip", action="store_true", help="mirror a photograph and its negatives at random")
+    data.add_argument("--random_flip", default=False, **switch, help="mirror a photograph and its negatives at random")
     data.add_argument(
         "--image_interpolation_mode",
         default="lanczos",
@@ -167,7 +169,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     training.add_argument("--max_train_steps", type=int, help=f"updates; default {DEFAULT_TRAIN_STEPS}")
     training.add_argument("--num_train_epochs", type=int, help="where --max_train_steps is not given")
     training.add_argument("--learning_rate", type=float, default=1e-4)
-    training.add_argument("--scale_lr", action="store_true", help="multiply the rate by the images of an update")
+    training.add_argument("--scale_lr", default=False, **switch, help="multiply the rate by the images of an update")
     training.add_argument(
         "--lr_scheduler",
         default="constant",
@@ -176,21 +178,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     training.add_argument("--lr_warmup_steps", type=int, default=0, help="in updates")
     training.add_argument("--snr_gamma", type=float, help="min-SNR weighting w_t of L_LDM; 5 is usual")
     training.add_argument("--noise_offset", type=float, default=0.0)
-    training.add_argument("--use_8bit_adam", action="store_true")
+    training.add_argument("--use_8bit_adam", default=False, **switch)
     training.add_argument("--adam_beta1", type=float, default=0.9)
     training.add_argument("--adam_beta2", type=float, default=0.999)
     training.add_argument("--adam_weight_decay", type=float, default=1e-2)
     training.add_argument("--adam_epsilon", type=float, default=1e-8)
     training.add_argument("--max_grad_norm", type=float, default=1.0)
     training.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: accelerate's")
-    training.add_argument("--allow_tf32", action="store_true")
+    training.add_argument("--allow_tf32", default=False, **switch)
     training.add_argument("--checkpointing_steps", type=int, default=500, help="updates between checkpoints")
     training.add_argument("--checkpoints_total_limit", type=int, help="keep this many, the newest")
     training.add_argument("--resume_from_checkpoint", help="`latest`, or the path of a checkpoint")
 
     validation = parser.add_argument_group("validation and logging")
-    validation.add_argument("--validation_prompt", help="as --validation_prompts, for one")
-    validation.add_argument("--validation_prompts", nargs="+", help="default: the paper's two, for the culture")
+    validation.add_argument(
+        "--validation_prompts", nargs="+", help="{} in them is the culture, in words; default: the paper's two"
+    )
+    validation.add_argument(
+        "--validation_prompt", dest="validation_prompts", nargs=1, help="as --validation_prompts, for one"
+    )
     validation.add_argument("--num_validation_images", type=int, default=4, help="per prompt; 0: no pictures")
     validation.add_argument("--validation_epochs", type=int, help="draw after every n-th epoch, besides at the end")
     validation.add_argument("--validation_steps", type=int, help="draw after every n-th update, besides at the end")
@@ -204,42 +210,79 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     validation.add_argument("--logging_steps", type=int, default=10, help="updates between writes of metrics.jsonl")
 
     argv = sys.argv[1:] if argv is None else argv
-    pre_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    pre_parser.add_argument("--config", type=Path)
-    config = pre_parser.parse_known_args(argv)[0].config
-    datasets = {word.partition("=")[0] for word in argv} & {"--dataset", "--dataset_name", "--train_data_dir"}
-    if len(datasets) > 1:
-        parser.error(f"{' and '.join(sorted(datasets))} are names of one flag; give one")
-    args = parser.parse_args((config_arguments(parser, config) if config else []) + argv)
+    for names in (DATASET_FLAGS, PROMPT_FLAGS):
+        given = {word.partition("=")[0] for word in argv}.intersection(names)
+        if len(given) > 1:
+            parser.error(f"{' and '.join(sorted(given))} are names of one flag; give one")
+    # The weaker source goes before the stronger one: of a flag given twice the last holds.
+    if config := peek(argv).config:
+        argv = table_arguments(parser, Path(config), source=f"--config {config}", stronger=peek(argv)) + argv
+    dataset = peek(argv).dataset
+    embedded = scoft_data.embedded_folder(dataset) if dataset else None
+    if embedded and (table := embedded / "defaults.yaml").is_file():
+        source = f"{table}, the defaults of --dataset {dataset}"
+        argv = table_arguments(parser, table, source=source, stronger=peek(argv)) + argv
+    args = parser.parse_args(argv)
     check_args(parser, args)
     return args
 
 
-def config_arguments(parser: argparse.ArgumentParser, path: Path) -> list[str]:
-    """The flags of a YAML file as command-line words, so that one parser checks both."""
+def peek(argv: list[str]) -> argparse.Namespace:
+    """The flags that decide which tables of flags are read and what in them holds; None for one that is not given."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for names in (["--config"], DATASET_FLAGS, ["--num_train_epochs"], ["--perceptual_distance"]):
+        parser.add_argument(*names, nargs="?")  # that a value is missing is for the true parser to say
+    return parser.parse_known_args(argv)[0]
+
+
+def table_arguments(
+    parser: argparse.ArgumentParser, path: Path, *, source: str, stronger: argparse.Namespace
+) -> list[str]:
+    """The flags of a YAML file as command-line words, so that one parser checks both; errors begin with `source`.
+
+    `{here}` in a value stands for the file's folder.  `stronger` is what a stronger source says: beside its epochs or
+    another distance of its own, the file's number of updates or the model of its distance does not hold.
+    """
     import yaml
 
-    try:
-        flags = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        parser.error(f"--config {path}: {error}")
-    if not isinstance(flags, dict):
-        parser.error(f"--config {path}: expected lines of `flag: value`")
-    actions = {word.removeprefix("--"): action for action in parser._actions for word in action.option_strings}
     words = []
-    for flag, value in flags.items():
-        if flag not in actions or flag in ("config", "help"):
-            parser.error(f"--config {path}: unknown flag {flag!r}")
-        if isinstance(value, bool):
-            if not isinstance(actions[flag], (argparse._StoreTrueAction, argparse.BooleanOptionalAction)):
-                parser.error(f"--config {path}: {flag} takes a value, got {value}; quote the words 'yes' and 'no'")
-            negated = f"--no-{flag}"
-            words += [f"--{flag}"] if value else [negated] if negated in actions[flag].option_strings else []
-        elif isinstance(value, list):
-            words += [f"--{flag}", *map(str, value)]
-        elif value is not None:
-            words.append(f"--{flag}={value}")
+    with errors_naming(parser, source):
+        try:
+            flags = yaml.safe_load(path.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            parser.error(str(error))
+        if not isinstance(flags, dict):
+            parser.error("expected lines of `flag: value`")
+        if stronger.num_train_epochs:
+            flags.pop("max_train_steps", None)
+        if stronger.perceptual_distance not in (None, flags.get("perceptual_distance", stronger.perceptual_distance)):
+            flags.pop("perceptual_model_name_or_path", None)
+        actions = {word.removeprefix("--"): action for action in parser._actions for word in action.option_strings}
+        here = str(path.resolve().parent)
+        for flag, value in flags.items():
+            if flag not in actions or flag in ("config", "help"):
+                parser.error(f"unknown flag {flag!r}")
+            if isinstance(value, bool):
+                if not isinstance(actions[flag], argparse.BooleanOptionalAction):
+                    parser.error(f"{flag} takes a value, got {value}; quote the words 'yes' and 'no'")
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            elif isinstance(value, list):
+                words += [f"--{flag}", *(str(item).replace("{here}", here) for item in value)]
+            elif value is not None:
+                words.append(f"--{flag}={value}".replace("{here}", here))
+        parser.parse_args([*words, "--dataset", "any"])
     return words
+
+
+@contextlib.contextmanager
+def errors_naming(parser: argparse.ArgumentParser, source: str) -> Iterator[None]:
+    """Put `source` before the parser's errors, for as long as this lasts."""
+    error = parser.error
+    parser.error = lambda message: error(f"{source}: {message}")
+    try:
+        yield
+    finally:
+        del parser.error
 
 
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
@@ -283,8 +326,8 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
             f"with the weights of L_LDM and L_M at 0, --perceptual_every {args.perceptual_every} leaves updates "
             "without any loss; give --perceptual_every 1"
         )
-    if args.validation_prompt and args.validation_prompts:
-        parser.error("--validation_prompt and --validation_prompts are two ways to say the same; give one")
+    if args.culture is None and (open_prompts := [text for text in args.validation_prompts or () if "{}" in text]):
+        parser.error(f"--validation_prompts {open_prompts[0]!r}: {{}} stands for a culture; give --culture")
     if args.validation_judge and not re.fullmatch(r".+\.py:\w+", args.validation_judge):
         parser.error(f"--validation_judge is FILE.py:function, got {args.validation_judge!r}")
     if args.report_to not in (*TRACKERS, "all", "none"):
@@ -297,6 +340,16 @@ def loss_weights(args: argparse.Namespace) -> dict[str, float]:
     given = {term: getattr(args, f"{term}_weight") for term in METHODS[args.method]}
     weights = {term: defaults[term] if weight is None else weight for term, weight in given.items()}
     return {term: weight for term, weight in weights.items() if weight > 0}
+
+
+def validation_prompts(args: argparse.Namespace) -> list[str]:
+    """The prompts to draw, `{}` in them replaced by the culture; any other brace stays as it is."""
+    if args.num_validation_images == 0:
+        return []
+    if args.culture is None:
+        return args.validation_prompts or []
+    words = scoft_data.culture_words(args.culture)
+    return [prompt.replace("{}", words) for prompt in args.validation_prompts or DEFAULT_PROMPTS]
 
 
 def check_environment(args: argparse.Namespace, output_dir: Path):
@@ -325,8 +378,8 @@ def load_judge(spec: str) -> Callable[[list, list[str]], dict[str, float]]:
     path, _, name = spec.rpartition(":")
     if not Path(path).is_file():
         raise SystemExit(f"--validation_judge {spec}: there is no file {path}")
-    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(module_spec)
+    module_spec = importlib.util.spec_from_file_location("validation_judge", path)
+    module = sys.modules["validation_judge"] = importlib.util.module_from_spec(module_spec)  # dataclasses look there
     module_spec.loader.exec_module(module)
     if not callable(getattr(module, name, None)):
         raise SystemExit(f"--validation_judge {spec}: {path} has no function {name}")
@@ -1054,13 +1107,12 @@ class Validation:
                     drawn.append((index, *VaeImageProcessor().postprocess(image, output_type="pil")))
         return [image for _, image in sorted(gather_object(drawn), key=lambda pair: pair[0])]
 
-    def __call__(self, step: int, *, final: bool) -> dict[str, float]:
-        """Draw, save the grid and the final pictures, log to the trackers; returns the judge's numbers."""
+    def __call__(self, step: int, *, final: bool):
+        """Draw, judge, save the grid, log to the trackers; at the end also save pictures and the judge's numbers."""
         if self.base_images is None:
             with without_lora(self.unet):
                 self.base_images = self.draw()
         images = self.draw()
-        numbers: dict[str, float] = {}
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             grid = comparison_grid(self.prompts, self.base_images, images)
@@ -1070,16 +1122,53 @@ class Validation:
                     image.save(self.folder / f"lora-{i}.png")
             if self.judge:
                 prompts = [prompt for prompt, _ in self.jobs]
-                for name, pictures in (("base", self.base_images), ("lora", images)):
-                    numbers |= {f"judge/{name}/{key}": value for key, value in self.judge(pictures, prompts).items()}
+                judged = {"base": self.judge(self.base_images, prompts), "lora": self.judge(images, prompts)}
+                logger.info("Judged, %d pictures each, after update %d:", len(images), step)
+                for row in judge_table(**judged):
+                    logger.info("  %s", row)
+                if final:
+                    write_atomically(self.folder / "judge.json", json.dumps(judged, indent=2, default=float) + "\n")
+                flat = {f"judge/{of}/{name}": value for of, them in judged.items() for name, value in them.items()}
+                self.accelerator.log(flat, step=step)
             for tracker in self.accelerator.trackers:
                 if tracker.name == "tensorboard":
                     tracker.log_images({"validation": np.asarray(grid)[None]}, step=step, dataformats="NHWC")
                 elif hasattr(tracker, "log_images"):
                     tracker.log_images({"validation": [grid]}, step=step)
-            self.accelerator.log(numbers, step=step)
         self.accelerator.wait_for_everyone()
-        return numbers
+
+
+def judge_table(base: dict[str, float], lora: dict[str, float]) -> list[str]:
+    """A judge's numbers as aligned rows of text, base beside LoRA.
+
+    <name>_low and <name>_high, where both are there, stand in the row of <name> as its interval.
+    """
+    names = base | lora
+    bounds = {name: (f"{name}_low", f"{name}_high") for name in names}
+    bounds = {name: pair for name, pair in bounds.items() if names.keys() >= set(pair)}
+    rows = [("", "base", "LoRA")]
+    for name in names:
+        if not any(name in pair for pair in bounds.values()):
+            keys = (name, *bounds.get(name, ()))
+            cells = [[numbers[key] for key in keys if key in numbers] for numbers in (base, lora)]
+            decimals = shown_decimals([*cells[0], *cells[1]])
+            rows.append((name, *(with_interval(cell, decimals) for cell in cells)))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["   ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+
+
+def shown_decimals(values: list[float]) -> int:
+    """How many decimals numbers are shown with: none if all are int, else two, or more where all are small."""
+    if all(isinstance(value, int) for value in values):
+        return 0
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0)
+    return max(2, 1 - math.floor(math.log10(largest))) if largest > 0 else 2
+
+
+def with_interval(values: list[float], decimals: int = 2) -> str:
+    """'0.61 [0.48, 0.72]' of a number, its lower and its upper bound; '0.61' of a number alone."""
+    number, *interval = [f"{value:.{decimals}f}" for value in values] or [""]
+    return f"{number} [{', '.join(interval)}]" if interval else number
 
 
 def comparison_grid(prompts: list[str], base: list, lora: list):
@@ -1291,6 +1380,7 @@ def main(argv: list[str] | None = None):
     output_dir = args.output_dir or Path(f"scoft-{name}")
     weights = loss_weights(args)
     check_environment(args, output_dir)
+    scoft_data.check_embedded(args.dataset)
     judge = load_judge(args.validation_judge) if args.validation_judge else None
     dataset = scoft_data.read_dataset(
         scoft_data.find_dataset(args.dataset, culture=args.culture),
@@ -1306,11 +1396,7 @@ def main(argv: list[str] | None = None):
         skip_bad_images=args.skip_bad_images,
         cache_dir=args.cache_dir,
     )
-    prompts = args.validation_prompts or ([args.validation_prompt] if args.validation_prompt else [])
-    if not prompts and args.culture:
-        prompts = [prompt.format(scoft_data.culture_words(args.culture)) for prompt in DEFAULT_PROMPTS]
-    if args.num_validation_images == 0:
-        prompts = []
+    prompts = validation_prompts(args)
 
     # Arguments and data are in order: now the heavy imports.
     from accelerate import Accelerator
@@ -1628,9 +1714,8 @@ def main(argv: list[str] | None = None):
     else:
         if is_main:
             save_lora(output_dir, unet, kohya_name=f"scoft-{name}-kohya.safetensors")
-        numbers = validate(total_steps, final=True) if validate else {}
-        for key, value in numbers.items():
-            logger.info("  %s: %.4g", key, value)
+        if validate:
+            validate(total_steps, final=True)
         if is_main:
             write_model_card(output_dir, name=name, culture=args.culture, facts=resolved, prompts=prompts)
             logger.info('Done. pipe.load_lora_weights("%s") puts it into a StableDiffusionPipeline.', output_dir)

@@ -1,6 +1,7 @@
 """scoft_data: every layout is read alike, what is bad is found early and named, nothing depends on hidden state."""
 
 import csv
+import hashlib
 import io
 import json
 import logging
@@ -841,6 +842,67 @@ def test_name_order(tmp_path, monkeypatch):
     assert find_dataset("bob/ccub", culture=None) == DatasetSource("hub", "bob/ccub", "bob/ccub")
     (tmp_path / "bob" / "ccub").mkdir(parents=True)
     assert find_dataset("bob/ccub", culture=None).kind == "folder"
+
+
+@pytest.fixture
+def embedded(tmp_path, monkeypatch):
+    """The embedded dataset `toy`, two cultures in parquet, with checksums of a model and of its rows."""
+    root = tmp_path / "repository" / "toy"
+    monkeypatch.setattr(scoft_data, "_HERE", root.parent)
+    parquet_with_configs(root / "ccub")
+    (root / "models" / "unet").mkdir(parents=True)
+    (root / "models" / "unet" / "model.safetensors").write_bytes(b"weights")
+    parts = {"models": ("unet/model.safetensors", "python -m toy.train")}
+    parts["ccub"] = ("korea/train-00000-of-00001.parquet", "python prepare_ccub.py toy")
+    digests = {
+        path: hashlib.sha256((root / part / path).read_bytes()).hexdigest() for part, (path, _) in parts.items()
+    }
+    table = {part: {"made_by": command, "sha256": {path: digests[path]}} for part, (path, command) in parts.items()}
+    (root / "checksums.json").write_text(json.dumps(table))
+    return root
+
+
+def test_embedded_files_as_they_should_be(embedded):
+    """Intact files pass, and so does a dataset without checksums or one that is not embedded."""
+    scoft_data.check_embedded("toy")
+    (embedded / "models" / "unet" / "model.safetensors").unlink()
+    scoft_data.check_embedded("./toy")
+    (embedded / "checksums.json").unlink()
+    scoft_data.check_embedded("toy")
+
+
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("models/unet/model.safetensors", "python -m toy.train"),
+        ("ccub/korea/train-00000-of-00001.parquet", "python prepare_ccub.py toy"),
+    ],
+)
+def test_embedded_file_missing_or_changed(embedded, file, command):
+    """A listed file that is gone, or differs in a bit, is named with the command that remakes it, and both digests."""
+    right, changed = (embedded / file).read_bytes(), bytearray((embedded / file).read_bytes())
+    changed[-1] ^= 1
+    (embedded / file).write_bytes(changed)
+    found, expected = (hashlib.sha256(data).hexdigest() for data in (changed, right))
+    with pytest.raises(DataError, match=f"{file} is not .* is {found}, not {expected}.* anew with: {command}"):
+        scoft_data.check_embedded("toy")
+    (embedded / file).unlink()
+    with pytest.raises(DataError, match=rf"{file} cannot be read \(No such file.* anew with: {command}"):
+        scoft_data.check_embedded("toy")
+
+
+def test_embedded_checksums_that_are_no_json(embedded):
+    """A damaged list of checksums is named."""
+    (embedded / "checksums.json").write_text("<<<<<<< HEAD")
+    with pytest.raises(DataError, match="checksums.json is not JSON"):
+        scoft_data.check_embedded("toy")
+
+
+def test_embedded_unknown_culture(embedded):
+    """A culture that an embedded dataset lacks is answered with those it has."""
+    source = find_dataset("toy", culture="peru")
+    with pytest.raises(DataError, match=r"\(china, korea\) and --culture peru is not among them"):
+        read_dataset(source, culture="peru", needs_blip=True, needs_negatives=True, cache_dir=embedded / "cache")
 
 
 @pytest.mark.parametrize(
