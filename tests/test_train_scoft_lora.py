@@ -1,5 +1,6 @@
 """The trainer: its true command line on tiny real models, against independent oracles."""
 
+import argparse
 import ast
 import json
 import logging
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 
 import scoft_data
 import train_scoft_lora
+from pocket import world
 from scoft_data import DataError
 
 
@@ -666,8 +668,10 @@ def test_output_folder_keeps_its_contract(train, tmp_path):
         "checkpoint-8",
     }  # fmt: skip
     assert {file.name for file in (run / "images").iterdir()} == {
-        "before_after.png", "step-000006.png", "lora-0.png", "lora-1.png"
+        "before_after.png", "step-000006.png", "lora-0.png", "lora-1.png", "judge.json"
     }  # fmt: skip
+    judged = json.loads((run / "images/judge.json").read_text())
+    assert judged == {"base": {"n": 4, "prompts": 2}, "lora": {"n": 4, "prompts": 2}}
     grid = Image.open(run / "images/before_after.png")
     assert grid.width >= 2 * 128 and grid.height >= 4 * 128
     record = json.loads((run / "training_args.json").read_text())
@@ -679,6 +683,42 @@ def test_output_folder_keeps_its_contract(train, tmp_path):
     assert "{{" not in card and "TODO" not in card and "Veridia" in card and "images/lora-1.png" in card
     events = b"".join(file.read_bytes() for file in (run / "logs").rglob("events*"))
     assert b"loss/contrastive" in events and b"judge/lora/n" in events and b"validation" in events
+
+
+def test_judges_numbers_are_shown_side_by_side(train, tmp_path, caplog):
+    """The log ends with a row for each of the judge's numbers, base beside LoRA, with its interval if it has one."""
+    judge = tmp_path / "judge.py"
+    judge.write_text(  # a dataclass with deferred annotations needs its module to be known
+        "from __future__ import annotations\nimport dataclasses\n\n@dataclasses.dataclass\nclass Calls:\n"
+        "    count: int = 0\n\ncalls = Calls()\n\ndef rate(images, prompts):\n    calls.count += 1\n"
+        "    return {'right': calls.count / 10, 'right_low': 0.03, 'right_high': 1, 'n': 10 * calls.count}\n"
+    )
+    train(num_validation_images=1, validation_inference_steps=1, validation_judge=f"{judge}:rate")
+    shown = "\n".join(record.message for record in caplog.records if record.name == "scoft")
+    assert (
+        "Judged, 2 pictures each, after update 4:\n"
+        "          base                LoRA\n"
+        "  right   0.10 [0.03, 1.00]   0.20 [0.03, 1.00]\n"
+        "  n       10                  20\n"
+    ) in shown
+
+
+@pytest.mark.parametrize(
+    ("base", "lora", "rows"),
+    [
+        ({"kid": 0.0043, "kid_low": 0.004}, {"kid": 0.001, "kid_low": 0.0005},
+         ["          base     LoRA", "kid       0.0043   0.0010", "kid_low   0.0040   0.0005"]),
+        ({"share": 0.0}, {"share": 0.0, "more": 1234.5},
+         ["        base   LoRA", "share   0.00   0.00", "more           1234.50"]),
+        ({"score": float("nan")}, {"score": -12.0}, ["        base   LoRA", "score   nan    -12.00"]),
+        ({"x_low": 1, "x_high": 2}, {"x_low": 3, "x_high": 4},
+         ["         base   LoRA", "x_low    1      3", "x_high   2      4"]),
+    ],
+    ids=["small", "one-sided", "nan", "bounds alone"],
+)  # fmt: skip
+def test_any_judges_numbers_make_a_table(base, lora, rows):
+    """Small numbers keep two digits, whole ones have no decimals, a lone bound is a number, a missing one is blank."""
+    assert train_scoft_lora.judge_table(base, lora) == rows
 
 
 def test_no_prompts_no_pictures_still_a_card(train):
@@ -715,6 +755,133 @@ def test_config_file_gives_flags_and_the_command_line_wins(tmp_path):
     assert args.validation_prompts == ["one", "two words"] and args.compile is False
 
 
+def parse(**flags) -> argparse.Namespace:
+    return train_scoft_lora.parse_args(words({"dataset": "d", "culture": "south_korea"} | flags))
+
+
+def test_prompts_name_the_culture_where_they_say_so():
+    """{} in a validation prompt is the culture in words; other braces stay; one prompt or several are one flag."""
+    prompts = ["a house, in {}", "{a|b} {0} {x}", "{}: a view of {}"]
+    filled = ["a house, in South Korea", "{a|b} {0} {x}", "South Korea: a view of South Korea"]
+    assert train_scoft_lora.validation_prompts(parse(validation_prompts=prompts)) == filled
+    assert train_scoft_lora.validation_prompts(parse(validation_prompt=prompts[0])) == filled[:1]
+    default = train_scoft_lora.validation_prompts(parse())
+    assert len(default) == 2 and all(prompt.endswith(", in South Korea") for prompt in default)
+    alone = {"culture": None, "method": "finetune"}
+    assert train_scoft_lora.validation_prompts(parse(**alone, validation_prompt="a {a|b}")) == ["a {a|b}"]
+    assert train_scoft_lora.validation_prompts(parse(**alone)) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Embedded datasets and their tables of flags
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch, tiny_pipeline, tiny_ccub, tiny_clip_conv) -> Path:
+    """The embedded dataset `toy`, of one culture, with models, judge and a table of flags; the run is elsewhere."""
+    root = tmp_path / "a repository" / "toy"
+    monkeypatch.setattr(scoft_data, "_HERE", root.parent)
+    shutil.copytree(tiny_ccub, root / "ccub" / "veridia")
+    shutil.copytree(tiny_clip_conv, root / "models" / "clip_conv")
+    (root / "models" / "sd").symlink_to(tiny_pipeline)
+    (root / "judge.py").write_text("def rate(images, prompts):\n    return {'n': len(images)}\n")
+    (root / "defaults.yaml").write_text(
+        "pretrained_model_name_or_path: '{here}/models/sd'\nperceptual_distance: clip_conv\n"
+        "perceptual_model_name_or_path: '{here}/models/clip_conv'\nresolution: 16\nrank: 3\nmax_train_steps: 3\n"
+        "perceptual_every: 2\nnum_denoising_steps: 3\nvalidation_judge: '{here}/judge.py:rate'\n"
+        "num_validation_images: 1\nvalidation_inference_steps: 1\ncenter_crop: false\nrandom_flip: true\n"
+        "validation_prompts: ['a red house, in {}', 'a house at {here}']\n"
+    )
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return root
+
+
+def test_an_embedded_dataset_trains_without_further_flags(toy):
+    """--dataset and --culture suffice, from any folder; the record holds what the flags came to."""
+    train_scoft_lora.main(["--dataset", "toy", "--culture", "veridia"])
+    run = Path("scoft-veridia")
+    assert len(metrics(run)) == 3 and json.loads((run / "images/judge.json").read_text())["lora"] == {"n": 2}
+    arguments = json.loads((run / "training_args.json").read_text())["arguments"]
+    assert (arguments["rank"], arguments["center_crop"]) == (3, False)
+    assert arguments["perceptual_model_name_or_path"] == str(toy / "models/clip_conv")
+    assert arguments["validation_prompts"] == ["a red house, in {}", f"a house at {toy}"]
+    assert "a red house, in Veridia" in (run / "README.md").read_text()
+
+
+def test_the_stronger_source_wins(toy):
+    """Command line over --config over the embedded table over the built-in defaults; --config may name the dataset."""
+    Path("flags.yaml").write_text(
+        "dataset_name: toy\nculture: veridia\nrank: 5\nperceptual_every: 7\nseed: 1\nrandom_flip: no\n"
+    )
+    args = train_scoft_lora.parse_args(["--config", "flags.yaml", "--seed", "2", "--validation_prompt", "a hut"])
+    assert (args.seed, args.rank, args.perceptual_every, args.resolution, args.train_batch_size) == (2, 5, 7, 16, 1)
+    assert args.validation_prompts == ["a hut"] and (args.center_crop, args.random_flip) == (False, False)
+    args = train_scoft_lora.parse_args(["--config", "flags.yaml", "--dataset", "another", "--center_crop"])
+    assert (args.rank, args.resolution, args.center_crop) == (5, 512, True)
+
+
+@pytest.mark.parametrize("name", ["./toy", "toys", "judge.py"])
+def test_other_datasets_have_no_table(toy, name):
+    """A path, though to a folder of that name, and a name that is not embedded take the built-in defaults."""
+    shutil.copytree(toy, "toy")
+    assert parse(dataset=name).rank == 64
+
+
+def test_epochs_and_another_distance_replace_what_the_table_says(toy):
+    """Epochs on the command line count, and another distance does not get the model of the table's distance."""
+    assert parse(dataset="toy", num_train_epochs=2).max_train_steps is None
+    assert parse(dataset="toy", perceptual_distance="dinov2").perceptual_model_name_or_path is None
+    same = parse(dataset="toy", perceptual_distance="clip_conv")
+    assert same.perceptual_model_name_or_path == str(toy / "models/clip_conv")
+    own = parse(dataset="toy", perceptual_distance="dinov2", perceptual_model_name_or_path="mine")
+    assert own.perceptual_model_name_or_path == "mine" and own.max_train_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rnak: 3", "unknown flag 'rnak'"),
+        ("- rank", "expected lines of `flag: value`"),
+        ("rank: true", "rank takes a value, got True"),
+        ("rank: many", "argument --rank: invalid int value: 'many'"),
+        ("method: best", "argument --method: invalid choice: 'best'"),
+        ("rank: [1, 2]", "unrecognized arguments: 2"),
+        ("rank: {here}: 3", "mapping values are not allowed here"),
+        (b"\xff\xfe", "can't decode byte 0xff"),
+    ],
+)
+@pytest.mark.parametrize("source", ["defaults.yaml", "--config"])
+def test_bad_tables_are_named(toy, capsys, source, text, message):
+    """A table that is none, names no flag, or gives a flag a wrong value is refused by its file's name."""
+    table = toy / "defaults.yaml" if source == "defaults.yaml" else Path("flags.yaml")
+    table.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(SystemExit):
+        parse(dataset="toy", config=table if source == "--config" else None)
+    error = capsys.readouterr().err
+    expected = f"{table}, the defaults of --dataset toy" if source == "defaults.yaml" else f"--config {table}"
+    assert f"error: {expected}: " in error and message in error
+
+
+def test_a_damaged_embedded_file_stops_the_run_before_models_load(toy):
+    """A model's file that is not the one that was shipped is named with the command that remakes it."""
+    checksums = {"models": {"made_by": "python -m toy.train", "sha256": {"clip_conv/model.safetensors": "0" * 64}}}
+    (toy / "checksums.json").write_text(json.dumps(checksums))
+    with pytest.raises(DataError, match="clip_conv/model.safetensors is not .*python -m toy.train"):
+        train_scoft_lora.main(["--dataset", "toy", "--culture", "veridia", "--validation_judge", "absent.py:f"])
+
+
+def test_the_pocket_worlds_table_asks_for_pictures_of_eight_categories():
+    """pocket/defaults.yaml is a table of flags whose prompts name eight different categories, in 64 pictures."""
+    table = ROOT / "pocket" / "defaults.yaml"
+    args = train_scoft_lora.parse_args(["--config", str(table), "--dataset", "d", "--culture", "veridia"])
+    prompts = train_scoft_lora.validation_prompts(args)
+    assert len({world.read_caption(prompt)["category"] for prompt in prompts}) == len(prompts) == 8
+    assert all(prompt.endswith(", in Veridia") for prompt in prompts) and args.num_validation_images == 8
+    assert args.validation_judge == f"{ROOT}/pocket/judge.py:rate"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Bad input
 # ---------------------------------------------------------------------------------------------------------------------
@@ -736,6 +903,10 @@ def test_config_file_gives_flags_and_the_command_line_wins(tmp_path):
         ({"seed": -1}, "--seed is a number from 0 up"),
         ({"adam_beta1": 1}, "--adam_beta1 is a number from 0 up and below 1, got 1.0"),
         ({"validation_prompt": "a", "validation_prompts": ["b"]}, "--validation_prompt and --validation_prompts"),
+        (
+            {"culture": None, "method": "finetune", "validation_prompt": "in {}"},
+            "--validation_prompts 'in {}': {} stands",
+        ),
         ({"validation_judge": "judge.py"}, "--validation_judge is FILE.py:function"),
         ({"report_to": "notebook"}, "--report_to is one of tensorboard"),
         ({"perceptual_distance": "lpips"}, "invalid choice: 'lpips'"),
@@ -747,18 +918,6 @@ def test_bad_arguments_are_named(flags, capsys, wrong, message):
     """A wrong argument ends in a usage error that names the flag, the value and what is allowed."""
     with pytest.raises(SystemExit):
         train_scoft_lora.main(words(flags | wrong))
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("rnak: 3", "unknown flag 'rnak'"), ("- rank", "expected lines of"), ("rank: true", "rank takes a value")],
-)
-def test_bad_config_files_are_named(flags, tmp_path, capsys, text, message):
-    """A config file that is no table of flags, or names one that does not exist, is refused."""
-    (tmp_path / "bad.yaml").write_text(text)
-    with pytest.raises(SystemExit):
-        train_scoft_lora.main(words(flags | {"config": tmp_path / "bad.yaml"}))
     assert message in capsys.readouterr().err
 
 
