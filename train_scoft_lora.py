@@ -186,6 +186,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     training.add_argument("--max_grad_norm", type=float, default=1.0)
     training.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: accelerate's")
     training.add_argument("--allow_tf32", default=False, **switch)
+    training.add_argument(
+        "--cpu_threads", type=int, help="of each process on a CPU, where accelerate's launcher says 1 unless told"
+    )
     training.add_argument("--checkpointing_steps", type=int, default=500, help="updates between checkpoints")
     training.add_argument("--checkpoints_total_limit", type=int, help="keep this many, the newest")
     training.add_argument("--resume_from_checkpoint", help="`latest`, or the path of a checkpoint")
@@ -292,7 +295,7 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
         parser.error(f"--culture is needed with --method {args.method}; only finetune goes without")
     for flag in (
         "rank train_batch_size gradient_accumulation_steps perceptual_every num_denoising_steps max_train_samples "
-        "max_train_steps num_train_epochs checkpointing_steps checkpoints_total_limit validation_epochs "
+        "cpu_threads max_train_steps num_train_epochs checkpointing_steps checkpoints_total_limit validation_epochs "
         "validation_steps validation_inference_steps logging_steps"
     ).split():
         if values[flag] is not None and values[flag] < 1:
@@ -1421,6 +1424,8 @@ def main(argv: list[str] | None = None):
         accelerator.native_amp = False
     if args.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
+    if args.cpu_threads and device.type == "cpu":
+        torch.set_num_threads(args.cpu_threads)
     images_per_update = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
     total_steps = args.max_train_steps or DEFAULT_TRAIN_STEPS
     if args.num_train_epochs and not args.max_train_steps:

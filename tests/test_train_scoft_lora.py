@@ -727,6 +727,16 @@ def test_no_prompts_no_pictures_still_a_card(train):
     assert not (run / "images").exists() and "<Gallery />" not in (run / "README.md").read_text()
 
 
+def test_cpu_threads_are_those_asked_for(train):
+    """--cpu_threads sets torch's threads for the run, whatever the launcher's OMP_NUM_THREADS."""
+    before = torch.get_num_threads()
+    try:
+        train(cpu_threads=before + 1)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_command_line_for_diffusers_script_runs(tmp_path, tiny_pipeline, tiny_ccub):
     """The flags of diffusers' train_text_to_image_lora.py work with --method finetune, without a culture."""
     train_scoft_lora.main(
