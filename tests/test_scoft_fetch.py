@@ -1,0 +1,985 @@
+"""scoft_fetch: each way in which a link can go wrong ends in its own status, and nothing else is ever asked for.
+
+Servers on loopback play the web. Names resolve by a table, and connections to public addresses are bent to loopback,
+so that no test can leave the machine.
+"""
+
+import email.utils
+import gzip
+import io
+import logging
+import random
+import shutil
+import socket
+import ssl
+import struct
+import subprocess
+import threading
+import time
+import tracemalloc
+import warnings
+import zlib
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import urllib3.util.connection
+from PIL import Image
+
+import scoft_fetch
+from scoft_data import MAX_PIXELS
+from scoft_fetch import Fetcher, NotUsable, is_public, open_photograph
+
+
+PUBLIC, PUBLIC6 = "93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"
+
+
+def encoded(file_format="JPEG", size=(24, 16), **options):
+    buffer = io.BytesIO()
+    pixels = random.Random(0).randbytes(size[0] * size[1] * 3)
+    Image.frombytes("RGB", size, pixels).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+JPEG = encoded()
+
+
+class Site:
+    """A server on 127.0.0.1. `pages`: path -> (code, headers, body) or a function of the handler."""
+
+    def __init__(self, context=None):
+        self.pages, self.hits, self.asked, self.times = {"/ok": (200, {}, JPEG)}, Counter(), [], []
+        self.now, self.most_at_once = 0, 0
+        site, lock = self, threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                with lock:
+                    site.now += 1
+                    site.most_at_once = max(site.most_at_once, site.now)
+                    site.hits[self.path.partition("?")[0]] += 1
+                    site.asked.append(dict(self.headers))
+                    site.times.append(time.monotonic())
+                try:
+                    page = site.pages.get(self.path.partition("?")[0], (404, {}, b""))
+                    page = page.pop(0) if isinstance(page, list) else page
+                    page(self) if callable(page) else self.answer(*page)
+                except (OSError, ssl.SSLError):
+                    pass  # the client hung up, as it should
+                finally:
+                    with lock:
+                        site.now -= 1
+                    self.close_connection = True
+
+            def answer(self, code, headers, body):
+                self.send_response(code)
+                for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                    for each in [value] if isinstance(value, str) else value:
+                        self.send_header(name, each)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        class Server(ThreadingHTTPServer):
+            def get_request(self):
+                line, address = super().get_request()
+                return (context.wrap_socket(line, server_side=True) if context else line), address
+
+            def handle_error(self, *_):
+                pass
+
+        self.server = Server(("127.0.0.1", 0), Handler)
+        self.port = self.server.server_address[1]
+        self.place = f"127.0.0.1:{self.port}"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def url(self, path):
+        return f"http://{self.place}{path}"
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def site():
+    site = Site()
+    yield site
+    site.close()
+
+
+@pytest.fixture
+def other():
+    site = Site()
+    yield site
+    site.close()
+
+
+class Web:
+    """`names`: host -> addresses, or a list of such answers, one a question; `lines`: (address, port) -> loopback."""
+
+    def __init__(self):
+        self.names, self.lines, self.asked, self.dialled = {}, {}, [], []
+
+
+@pytest.fixture(autouse=True)
+def web(monkeypatch):
+    """The machine's only way out: names by table, connections to loopback or by table; anything else is an error."""
+    web, getaddrinfo, dial = Web(), socket.getaddrinfo, urllib3.util.connection.create_connection
+
+    def resolve(host, port, *args, **options):
+        if host in web.names:
+            web.asked.append(host)
+            answer = web.names[host]
+            answer = answer.pop(0) if isinstance(answer[0], list) else answer
+            return [found for address in answer for found in getaddrinfo(address, port, *args, **options)]
+        return getaddrinfo(host, port, *args, flags=socket.AI_NUMERICHOST, **options)
+
+    def connect(place, *args, **options):
+        web.dialled.append(place)
+        place = web.lines.get(place, place)
+        if place[0] != "127.0.0.1":
+            raise AssertionError(f"a connection to {place} would leave the machine")
+        return dial(place, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(urllib3.util.connection, "create_connection", connect)
+    return web
+
+
+class Clock:
+    """Time that passes by sleeping alone."""
+
+    def __init__(self):
+        self.now, self.naps = 1000.0, []
+
+    def sleep(self, seconds):
+        self.naps.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def fetcher(*sites, clock=None, **options):
+    """A fetcher that may ask these sites, without delay; with a clock, one that sleeps by it."""
+    defaults = {"contact": "curator@example.org", "host_delay": 0, "allow_hosts": [site.place for site in sites]}
+    if clock is not None:
+        defaults |= {"clock": lambda: clock.now, "sleep": clock.sleep}
+    return Fetcher(**defaults | options)
+
+
+def public(site, web, *names):
+    """Publish a site under names that resolve to a public address."""
+    web.names |= {name: [PUBLIC] for name in names}
+    web.lines |= {(PUBLIC, 80): ("127.0.0.1", site.port)}
+
+
+# --- what works ---
+
+
+def test_a_photograph_arrives_whole_with_all_that_is_known_of_it(site):
+    """A photograph arrives whole, with hash, type, etag and licence, and the request said who was asking."""
+    link = ['</style.css>; rel="preload"', '<https://creativecommons.org/licenses/by/4.0/>; rel="license noopener"']
+    site.pages["/a"] = (200, {"ETag": '"v1"', "Link": link, "Content-Type": "text/html"}, JPEG)
+    found = fetcher(site).fetch(site.url("/a?size=l"))
+    assert (found.status, found.detail, found.http_code) == ("ok", "", 200)
+    assert found.content == JPEG and found.media_type == "image/jpeg" and len(found.sha256) == 64
+    assert found.etag == '"v1"' and found.licence == "https://creativecommons.org/licenses/by/4.0/"
+    assert found.final_url == found.url == site.url("/a?size=l")
+    sent = site.asked[-1]
+    assert "SCoFT" in sent["User-Agent"] and "curator@example.org" in sent["User-Agent"]
+    assert sent["Host"] == site.place
+    assert not {"Cookie", "Authorization", "Referer"} & set(sent)
+
+
+def test_redirects_are_followed_also_to_raw_utf8_paths_and_other_hosts(site, other):
+    """Redirects are followed, relative or absolute, also where Location holds raw UTF-8 as many servers send it."""
+    site.pages["/a"] = (302, {"Location": "/궁".encode().decode("latin-1")}, b"")
+    site.pages["/%EA%B6%81"] = (301, {"Location": other.url("/ok#top"), "Set-Cookie": "id=1"}, b"")
+    found = fetcher(site, other).fetch(site.url("/a"))
+    assert (found.status, found.final_url) == ("ok", other.url("/ok"))
+    assert not any("Cookie" in sent for sent in other.asked)
+
+
+def test_environment_proxies_are_not_used(site, monkeypatch, other):
+    """A proxy of the environment is not asked."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://{other.place}")
+    assert fetcher(site).fetch(site.url("/ok")).status == "ok"
+    assert not other.hits
+
+
+def test_a_document_may_be_anything_and_is_not_asked_of_robots(site):
+    """A sheet that the user named is fetched whatever its content and robots.txt say, but not past the guard."""
+    site.pages |= {"/robots.txt": (200, {}, b"User-agent: *\nDisallow: /"), "/s": (200, {}, b"url,caption\n")}
+    assert fetcher(site).fetch_document(site.url("/s")).content == b"url,caption\n"
+    assert site.hits["/robots.txt"] == 0
+    assert fetcher().fetch_document(site.url("/s")).status == "blocked_address"
+    assert site.hits["/s"] == 1
+
+
+# --- where a link may lead ---
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("1.1.1.1", True),
+        (PUBLIC6, True),
+        ("::ffff:8.8.8.8", True),
+        ("2002:0808:0808::1", True),
+        ("64:ff9b::808:808", True),
+        ("127.0.0.1", False),
+        ("0.0.0.0", False),
+        ("10.1.2.3", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("100.64.0.1", False),
+        ("100.100.100.200", False),  # Alibaba's metadata
+        ("169.254.169.254", False),
+        ("168.63.129.16", False),  # Azure's
+        ("192.0.0.192", False),  # Oracle's
+        ("192.0.0.9", False),
+        ("198.18.0.1", False),
+        ("224.0.0.1", False),
+        ("240.0.0.1", False),
+        ("255.255.255.255", False),
+        ("::", False),
+        ("::1", False),
+        ("::127.0.0.1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::ffff:169.254.169.254", False),
+        ("2002:7f00:1::", False),
+        ("64:ff9b::a9fe:a9fe", False),
+        ("64:ff9b:1::808:808", False),
+        ("2001:0:4136:e378:8000:63bf:3fff:fdd2", False),  # Teredo
+        ("2001:db8::1", False),
+        ("3fff::1", False),
+        ("fc00::1", False),
+        ("fd00:ec2::254", False),  # Amazon's metadata
+        ("fe80::1%eth0", False),
+        ("fec0::1", False),
+        ("ff0e::1", False),
+    ],
+)
+def test_only_public_unicast_addresses_are_public(address, expected):
+    """An address is public only if it is unicast on the public internet, whatever wraps it."""
+    assert is_public(address) is expected
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "0x7f000001", "2130706433", "0177.0.0.1", "127.1", "0", "[::1]", "[::ffff:127.0.0.1]"]
+)
+def test_loopback_is_refused_in_every_spelling(host, site, web):
+    """No spelling of the loopback address passes the guard, and nothing is dialled."""
+    web.lines = {("127.0.0.1", 80): ("127.0.0.1", site.port)}
+    assert fetcher().fetch(f"http://{host}/ok").status == "blocked_address"
+    assert not web.dialled and not site.hits
+
+
+def test_a_name_is_refused_if_any_of_its_addresses_is_private(site, web):
+    """A name that resolves to 127.0.0.1 is refused, also if a public address comes first."""
+    web.names = {"home.example": ["127.0.0.1"], "both.example": [PUBLIC, "127.0.0.1"]}
+    for name in web.names:
+        found = fetcher().fetch(f"http://{name}/ok?token=secret")
+        assert found.status == "blocked_address"
+        assert found.detail == f"{name}: 127.0.0.1 is not a public address"
+    assert not web.dialled
+
+
+def test_the_connection_goes_to_the_address_that_was_checked(site, web):
+    """A name that is public when checked and private when asked again is asked once, and dialled where checked."""
+    web.names = {"rebind.example": [[PUBLIC], ["127.0.0.1"]]}
+    web.lines = {(PUBLIC, 80): ("127.0.0.1", site.port)}
+    rebinding = fetcher(robots=False)
+    assert rebinding.fetch("http://rebind.example/ok").status == "ok"
+    assert web.asked == ["rebind.example"] and web.dialled == [(PUBLIC, 80)]
+    assert site.asked[0]["Host"] == "rebind.example"
+    assert rebinding.fetch("http://rebind.example/ok").status == "blocked_address"
+    assert web.dialled == [(PUBLIC, 80)]
+
+
+@pytest.mark.parametrize(
+    ("link", "status"),
+    [
+        ("file:///etc/passwd", "blocked_scheme"),
+        ("ftp://{public}/ok", "blocked_scheme"),
+        ("gopher://{public}/", "blocked_scheme"),
+        ("data:image/png;base64,iVBORw0KGgo=", "blocked_scheme"),
+        ("{public}/ok", "blocked_scheme"),
+        ("", "blocked_scheme"),
+        ("http:///ok", "blocked_scheme"),
+        ("http://a b/", "blocked_scheme"),
+        ("http://{public}\r\nX-Evil: 1/", "blocked_scheme"),
+        ("http://user:hunter2@{public}/ok", "blocked_scheme"),
+        ("http://{public}:99999/ok", "blocked_scheme"),
+        ("http://{public}:22/ok", "blocked_address"),
+        ("http://{public}:8080/ok", "blocked_address"),
+        ("http://a..b/", "http_error"),
+        (f"http://{'a' * 70}.example/", "http_error"),
+        ("http://nowhere.example/", "http_error"),
+    ],
+)
+def test_what_is_no_plain_web_address_is_refused(link, status, web):
+    """Other schemes, user names, other ports and broken URLs are refused before anything is dialled."""
+    web.names = {"photos.example": [PUBLIC]}
+    found = fetcher().fetch(link.format(public="photos.example"))
+    assert found.status == status and "hunter2" not in found.detail
+    assert not web.dialled
+
+
+def test_allow_hosts_opens_one_port_of_one_host(site, other, web):
+    """An allowed place is open as written, and neither its other ports nor other names of the same address are."""
+    web.names = {"mirror.example": ["127.0.0.1"]}
+    allowing = fetcher(allow_hosts=[f"mirror.example:{site.port}"])
+    assert allowing.fetch(f"http://mirror.example:{site.port}/ok").status == "ok"
+    for place in (site.place, f"mirror.example:{other.port}", "mirror.example", f"localhost:{site.port}"):
+        web.names["localhost"] = ["127.0.0.1"]
+        assert allowing.fetch(f"http://{place}/ok").status == "blocked_address"
+    assert site.hits["/ok"] == 1 and not other.hits
+
+
+def test_allow_hosts_without_a_port_means_those_of_http_and_https(site, web):
+    """HOST alone opens ports 80 and 443."""
+    web.lines = {("127.0.0.1", 80): ("127.0.0.1", site.port)}
+    allowing = fetcher(allow_hosts=["127.0.0.1"])
+    assert allowing.fetch("http://127.0.0.1/ok").status == "ok"
+    assert allowing.fetch(site.url("/ok")).status == "blocked_address"
+
+
+@pytest.mark.parametrize("entry", ["", "a/b", "http://a", "a:port", "user@a", "a:80/"])
+def test_a_malformed_allowed_host_is_named(entry):
+    """What is not HOST or HOST:PORT raises at once, naming the option."""
+    with pytest.raises(ValueError, match="allow_hosts"):
+        fetcher(allow_hosts=[entry])
+
+
+@pytest.mark.parametrize("entry", ["gone.example/photo.jpg", "gone.example:80x", "ftp://gone.example/", "", "a b"])
+def test_a_denied_entry_that_could_never_match_is_named(entry):
+    """A deny-list entry that is neither URL, host nor hash raises at once instead of denying nothing."""
+    with pytest.raises(ValueError, match="deny"):
+        fetcher(deny=[entry])
+
+
+@pytest.mark.parametrize("contact", ["a\r\nCookie: b", "å@example.org", ""])
+def test_a_contact_that_would_break_the_header_is_refused(contact):
+    """A contact that cannot stand in a header raises at once."""
+    with pytest.raises(ValueError, match="contact"):
+        fetcher(contact=contact)
+
+
+@pytest.mark.parametrize(
+    ("location", "status"),
+    [
+        ("http://127.0.0.1:{other}/ok", "blocked_address"),
+        ("//127.0.0.1:{other}/ok", "blocked_address"),
+        ("http://169.254.169.254/latest/meta-data/", "blocked_address"),
+        ("http://home.example/ok", "blocked_address"),
+        ("file:///etc/passwd", "blocked_scheme"),
+        ("http://[broken/", "blocked_scheme"),
+        ("http://me:secret@photos.example/ok", "blocked_scheme"),
+    ],
+)
+def test_redirects_are_checked_from_scratch(location, status, site, other, web):
+    """A redirect from an allowed host opens nothing: private targets and other schemes are refused, unasked."""
+    web.names = {"home.example": ["127.0.0.1"]}
+    web.lines = {("127.0.0.1", 80): ("127.0.0.1", other.port)}
+    site.pages["/a"] = (302, {"Location": location.format(other=other.port)}, b"")
+    assert fetcher(site).fetch(site.url("/a")).status == status
+    assert not other.hits and {port for _, port in web.dialled} == {site.port}
+
+
+def test_redirects_end_after_five(site):
+    """Five redirects are followed and a sixth is not; a loop ends likewise."""
+    site.pages |= {f"/{i}": (302, {"Location": f"/{i + 1}"}, b"") for i in range(10)}
+    site.pages |= {"/5": (200, {}, JPEG), "/loop": (302, {"Location": "/loop"}, b"")}
+    assert fetcher(site).fetch(site.url("/0")).status == "ok"
+    site.pages |= {"/5": (302, {"Location": "/6"}, b""), "/6": (200, {}, JPEG)}
+    found = fetcher(site).fetch(site.url("/0"))
+    assert (found.status, site.hits["/6"]) == ("http_error", 0) and "5 redirects" in found.detail
+    assert fetcher(site).fetch(site.url("/loop")).status == "http_error"
+    assert site.hits["/loop"] == 6
+
+
+def test_the_deny_list_names_links_hosts_and_contents(site, web):
+    """A denied link or host is not asked, also not by a redirect; denied content is not kept."""
+    public(site, web, "photos.example", "www.gone.example", "gone.example")
+    site.pages |= {"/a": (302, {"Location": "http://www.gone.example/ok"}, b""), "/b": (302, {"Location": "/ok"}, b"")}
+    denying = fetcher(deny=["gone.example", "https://photos.example:443/ok#x"])
+    for link in ("gone.example/x", "GONE.example./ok", "photos.example/ok", "photos.example/a", "photos.example/b"):
+        assert denying.fetch(f"http://{link}").status == "denied"
+    assert site.hits["/ok"] == site.hits["/x"] == 0
+    sha256 = fetcher().fetch("http://photos.example/ok").sha256
+    found = fetcher(deny=[sha256]).fetch("http://photos.example/ok")
+    assert (found.status, found.content) == ("denied", None)
+
+
+# --- TLS ---
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """Certificate and key of photos.example, signed by itself."""
+    if shutil.which("openssl") is None:
+        pytest.skip("makes its certificate with openssl")
+    folder = tmp_path_factory.mktemp("tls")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test"
+    command += " -addext subjectAltName=DNS:photos.example -out cert.pem -keyout key.pem"
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    return folder / "cert.pem", folder / "key.pem"
+
+
+@pytest.fixture
+def tls_site(certificate, monkeypatch, web):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    site = Site(context)
+    web.names |= {"photos.example": [PUBLIC], "other.example": [PUBLIC]}
+    web.lines[PUBLIC, 443] = ("127.0.0.1", site.port)
+    yield site
+    site.close()
+
+
+def test_tls_vouches_for_the_name_though_the_address_is_dialled(tls_site, monkeypatch):
+    """Over https the certificate must be trusted and hold the link's host name; else nothing is asked."""
+    assert fetcher().fetch("https://photos.example/ok").status == "ok"
+    tls_site.hits.clear()
+    found = fetcher().fetch("https://other.example/ok")
+    assert found.status == "http_error" and "TLS" in found.detail
+    monkeypatch.delenv("SSL_CERT_FILE")
+    found = fetcher().fetch("https://photos.example/ok")
+    assert found.status == "http_error" and "TLS" in found.detail
+    assert not tls_site.hits
+
+
+def test_a_redirect_may_not_leave_tls(tls_site, site, web):
+    """A redirect from https to http is refused, unasked."""
+    web.lines[PUBLIC, 80] = ("127.0.0.1", site.port)
+    tls_site.pages["/a"] = (302, {"Location": "http://photos.example/ok"}, b"")
+    assert fetcher().fetch("https://photos.example/a").status == "blocked_scheme"
+    assert not site.hits
+
+
+# --- bounds ---
+
+
+def drip(*, first=b"", every=b"x"):
+    def page(handler):
+        handler.wfile.write(first)
+        for _ in range(200):
+            handler.wfile.write(every)
+            time.sleep(0.03)
+
+    return page
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        drip(first=HEAD + b"Content-Length: 100000\r\n\r\n" + JPEG),
+        drip(first=HEAD + b"\r\n" + JPEG),  # its end is the line's end
+        drip(first=HEAD + b"Transfer-Encoding: chunked\r\n\r\n", every=b"1\r\nx\r\n"),
+        drip(first=HEAD, every=b"X: y\r\n"),
+        drip(every=b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+    ids=["body", "body without length", "chunks", "headers", "continue"],
+)
+def test_a_slow_drip_ends_in_timeout(page, site):
+    """A server that drips bytes, each within the read timeout, is cut off when the link's time is up."""
+    site.pages["/a"] = page
+    began = time.monotonic()
+    found = fetcher(site, total_timeout=0.4, robots=False).fetch(site.url("/a"))
+    assert (found.status, found.content, site.hits["/a"]) == ("timeout", None, 1)
+    assert time.monotonic() - began < 3
+
+
+def test_a_slow_drip_over_tls_ends_in_timeout(tls_site):
+    """The line is cut under TLS as well."""
+    tls_site.pages["/a"] = drip(first=HEAD + b"\r\n" + JPEG)
+    began = time.monotonic()
+    assert fetcher(total_timeout=0.6, robots=False).fetch("https://photos.example/a").status == "timeout"
+    assert tls_site.hits["/a"] == 1
+    assert time.monotonic() - began < 4
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_silent_server_ends_in_timeout(scheme, web):
+    """A server that takes connections and says nothing is given up, in the handshake too."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = {"http": 80, "https": 443}[scheme]
+        web.names["silent.example"] = [PUBLIC]
+        web.lines[PUBLIC, port] = silent.getsockname()
+        impatient = fetcher(total_timeout=5, connect_timeout=0.1, read_timeout=0.1, retries=0)
+        assert impatient.fetch(f"{scheme}://silent.example/a").status == "timeout"
+
+
+def test_a_slow_name_server_ends_in_timeout(web, monkeypatch):
+    """The wait for a name server is bounded too."""
+    hold = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: hold.wait(10))
+    assert fetcher(total_timeout=0.2).fetch("http://photos.example/a").status == "timeout"
+    hold.set()
+
+
+def test_an_endless_body_ends_in_too_large(site):
+    """An endless body is cut off shortly after the cap."""
+    sent = []
+
+    def endless(handler):
+        handler.wfile.write(HEAD + b"\r\n" + JPEG)
+        for _ in range(1000):
+            handler.wfile.write(bytes(65536))
+            sent.append(65536)
+
+    site.pages["/a"] = endless
+    found = fetcher(site, max_bytes=200_000).fetch(site.url("/a"))
+    assert (found.status, found.content) == ("too_large", None)
+    site.close()
+    assert len(sent) < 1000
+
+
+def test_the_cap_is_exact_and_holds_by_the_length_announced(site):
+    """max_bytes bytes pass and one more does not; a length above it is refused without reading."""
+    assert fetcher(site, max_bytes=len(JPEG)).fetch(site.url("/ok")).status == "ok"
+    assert fetcher(site, max_bytes=len(JPEG) - 1).fetch(site.url("/ok")).status == "too_large"
+    site.pages["/a"] = (200, {"Content-Length": "99999999999"}, b"")
+    assert fetcher(site).fetch(site.url("/a")).status == "too_large"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "gzip, gzip", "deflate"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_compression_bomb_is_not_inflated_past_the_cap(encoding, chunked, site):
+    """Bytes are counted after decoding, and memory stays bounded while they are."""
+    bomb = JPEG + bytes(60_000_000)
+    for name in encoding.split(", "):
+        bomb = gzip.compress(bomb, 1) if name == "gzip" else zlib.compress(bomb, 1)
+    headers = {"Content-Encoding": encoding}
+    if chunked:
+        headers |= {"Transfer-Encoding": "chunked"}
+        bomb = b"%x\r\n%s\r\n0\r\n\r\n" % (len(bomb), bomb)
+    site.pages["/a"] = (200, headers, bomb)
+    small = fetcher(site, max_bytes=1_000_000)
+    tracemalloc.start()
+    assert small.fetch(site.url("/a")).status == "too_large"
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+def test_content_encodings_are_undone_or_refused(site):
+    """Gzip that nobody asked for is undone; what cannot be undone is an error."""
+    site.pages["/a"] = (200, {"Content-Encoding": "gzip"}, gzip.compress(JPEG))
+    site.pages["/b"] = (200, {"Content-Encoding": "gzip"}, JPEG)
+    assert fetcher(site).fetch(site.url("/a")).content == JPEG
+    assert fetcher(site).fetch(site.url("/b")).status == "http_error"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<!doctype html><title>gone</title>" + bytes(99),
+        b"\n <svg/>",
+        b"%PDF-1.7",
+        b"",
+        b"plain",
+        encoded("GIF"),
+    ],
+)
+def test_content_tells_what_it_is(body, site):
+    """HTML, SVG, PDF, GIF and the empty body are no photographs, whatever name and Content-Type say."""
+    site.pages["/a.jpg"] = (200, {"Content-Type": "image/jpeg"}, body)
+    found = fetcher(site).fetch(site.url("/a.jpg"))
+    assert (found.status, found.http_code, found.content) == ("not_an_image", 200, None)
+
+
+@pytest.mark.parametrize("file_format", scoft_fetch.PHOTOGRAPH_FORMATS)
+def test_a_wrong_extension_and_type_do_not_matter(file_format, site):
+    """A photograph of each format is known under any name."""
+    site.pages["/a.svg"] = (200, {"Content-Type": "text/html"}, encoded(file_format))
+    found = fetcher(site).fetch(site.url("/a.svg"))
+    assert (found.status, found.media_type) == ("ok", f"image/{file_format.lower()}")
+
+
+# --- robots and opt-outs ---
+
+
+@pytest.mark.parametrize(
+    ("robots", "allowed", "refused"),
+    [
+        ("User-agent: *\nDisallow: /", [], ["/", "/a"]),
+        ("User-agent: *\nDisallow:", ["/a"], []),
+        ("<html>not found</html>", ["/a"], []),
+        ("User-agent: *\nDisallow: /a\nAllow: /a/b\n", ["/b", "/a/b"], ["/a", "/ab", "/a/c"]),
+        ("User-agent: *\nDisallow: /a\nAllow: /a", ["/a"], []),
+        ("User-agent: scoft\nDisallow: /a\n\nUser-agent: *\nDisallow: /", ["/b"], ["/a"]),
+        ("User-agent: SCoFT/1.0\nDisallow: /a\nUser-agent: x\nUser-agent: scoft\nDisallow: /b", ["/"], ["/a", "/b"]),
+        ("User-agent: scoft\n\nUser-agent: *\nDisallow: /", [], ["/a"]),  # adjacent agents share a group
+        ("User-agent: other\nDisallow: /", ["/a"], []),
+        ("\ufeffuser-AGENT : * # all\r\nDISALLOW : /a # b", ["/b"], ["/a"]),
+        ("User-agent: *\nDisallow: /*.jpg$", ["/a.jpg?x", "/a.png"], ["/a.jpg", "/x/.jpg"]),
+        ("User-agent: *\nDisallow: /a*b*c", ["/acb"], ["/abc", "/a1b2c3"]),
+        ("User-agent: *\nDisallow: /a*a$", ["/a"], ["/aa", "/aba"]),
+        ("User-agent: *\nDisallow: /a$", ["/ab"], ["/a"]),
+        ("User-agent: *\nDisallow: /궁", ["/a"], ["/%EA%B6%81"]),
+        ("User-agent: *\nDisallow: /%61?q=", ["/a"], ["/a?q=1"]),
+        ("User-agent: *\nDisallow: /a%2Ab", ["/aab"], ["/a*b"]),
+        ("Disallow: /\nSitemap: x\nUser-agent: *\nCrawl-delay: 1\nDisallow: /a", ["/b"], ["/a"]),
+    ],
+)
+def test_robots_rules_are_read_by_rfc_9309(robots, allowed, refused):
+    """Groups, the longest match, `*`, `$`, comments and percent-encoding mean what RFC 9309 says."""
+    rules = scoft_fetch._Robots(robots)
+    assert [path for path in allowed + refused if rules.allows(path)] == allowed
+
+
+def test_a_hostile_robots_pattern_is_quick():
+    """A pattern of many stars cannot stall the matching."""
+    rules = scoft_fetch._Robots("User-agent: *\nDisallow: /" + "*a" * 2000 + "b")
+    began = time.monotonic()
+    assert rules.allows("/" + "a" * 4000)
+    assert time.monotonic() - began < 1
+
+
+def test_robots_refusals_keep_the_photograph_unasked(site):
+    """What robots.txt forbids is not asked, also after a redirect; robots.txt itself is read once."""
+    site.pages["/robots.txt"] = (200, {}, b"User-agent: *\nDisallow: /private")
+    site.pages |= {"/a": (302, {"Location": "/private/b"}, b""), "/private/b": (200, {}, JPEG)}
+    polite = fetcher(site)
+    found = polite.fetch(site.url("/private/b?token=secret"))
+    assert found.status == "robots" and "secret" not in found.detail
+    assert polite.fetch(site.url("/a")).status == "robots"
+    assert polite.fetch(site.url("/ok")).status == "ok"
+    assert site.hits == {"/robots.txt": 1, "/a": 1, "/ok": 1}
+    assert fetcher(site, robots=False).fetch(site.url("/private/b")).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("answers", "status"),
+    [
+        ((404, {}, b""), "ok"),
+        ((403, {}, b""), "ok"),
+        ((500, {}, b""), "robots"),
+        ((429, {}, b""), "robots"),
+        ([(503, {}, b""), (200, {}, b"")], "ok"),
+        ((302, {"Location": "/ok"}, b""), "ok"),
+        ((302, {"Location": "http://10.0.0.1/"}, b""), "robots"),
+        ((200, {}, b"User-agent: *\nDisallow: /\n" + b"#" * 600_000), "robots"),
+        ((200, {}, b"#" * 600_000 + b"\nUser-agent: *\nDisallow: /\n"), "ok"),
+    ],
+)
+def test_robots_that_cannot_be_had(answers, status, site, clock):
+    """Without robots.txt (4xx) all is allowed; while it cannot be had (5xx, 429) nothing is; 500 KiB of it count."""
+    site.pages["/robots.txt"] = answers
+    polite = fetcher(site, clock=clock)
+    assert [polite.fetch(site.url("/ok")).status for _ in range(2)] == [status] * 2
+    if status == "robots":
+        assert site.hits["/ok"] == 0 and site.hits["/robots.txt"] <= 3
+
+
+def test_what_may_go_better_another_day_is_transient(site, clock):
+    """429, 5xx, broken connections and timeouts are transient, also of robots.txt; refusals and 404 are not."""
+    site.pages |= {"/a": (503, {}, b""), "/b": lambda handler: None, "/c": (404, {}, b""), "/d": (200, {}, b"<html>")}
+    transient = {path: fetcher(site, clock=clock).fetch(site.url(path)).transient for path in ("/a", "/b", "/c", "/d")}
+    assert transient == {"/a": True, "/b": True, "/c": False, "/d": False}
+    site.pages["/robots.txt"] = (503, {}, b"")
+    found = fetcher(site, clock=clock).fetch(site.url("/ok"))
+    assert (found.status, found.transient, found.http_code) == ("robots", True, 503)
+    site.pages["/robots.txt"] = (200, {}, b"User-agent: *\nDisallow: /")
+    found = fetcher(site, clock=clock).fetch(site.url("/ok"))
+    assert (found.status, found.transient, found.http_code) == ("robots", False, None)
+
+
+def test_a_dead_host_is_an_error_and_not_a_matter_of_robots(site, clock, web):
+    """Where a host does not answer, the status says so; its further links fail without another try."""
+    site.close()
+    polite = fetcher(site, clock=clock)
+    assert [polite.fetch(site.url(path)).status for path in ("/a", "/b")] == ["http_error"] * 2
+    assert len(web.dialled) == 3
+    assert fetcher().fetch("http://127.0.0.1/").status == "blocked_address"
+
+
+def test_robots_that_drip_do_not_hold_the_link(site):
+    """A robots.txt that drips takes a third of the time, once, and fails the links of its host as timeouts."""
+    site.pages["/robots.txt"] = drip(first=HEAD + b"\r\n")
+    polite = fetcher(site, total_timeout=0.9)
+    began = time.monotonic()
+    assert [polite.fetch(site.url("/ok")).status for _ in range(3)] == ["timeout"] * 3
+    assert time.monotonic() - began < 3
+    assert site.hits == {"/robots.txt": 1}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"X-Robots-Tag": "noai"}, "opted_out"),
+        ({"X-Robots-Tag": "all, NoImageAI"}, "opted_out"),
+        ({"X-Robots-Tag": "noml"}, "opted_out"),
+        ({"X-Robots-Tag": "noindex"}, "opted_out"),
+        ({"X-Robots-Tag": "noimageindex"}, "opted_out"),
+        ({"X-Robots-Tag": "none"}, "opted_out"),
+        ({"X-Robots-Tag": "scoft: noai"}, "opted_out"),
+        ({"X-Robots-Tag": ["nofollow", "noai"]}, "opted_out"),
+        ({"X-Robots-Tag": "max-snippet: 20, noai"}, "opted_out"),
+        ({"X-Robots-Tag": "unavailable_after: Fri, 25 Jun 2100 15:00:00 GMT, noai"}, "opted_out"),
+        ({"X-Robots-Tag": "googlebot: noindex, noai"}, "ok"),
+        ({"X-Robots-Tag": "nofollow, noarchive"}, "ok"),
+        ({"TDM-Reservation": "1"}, "opted_out"),
+        ({"TDM-Reservation": "0"}, "ok"),
+    ],
+)
+def test_opt_outs_in_headers_are_honoured(headers, status, site):
+    """A header that reserves a picture from indexing or machine learning is honoured, unless for another robot."""
+    site.pages["/a"] = (200, headers, JPEG)
+    found = fetcher(site).fetch(site.url("/a"))
+    assert found.status == status and (found.content is None) == (status != "ok")
+
+
+# --- patience and politeness ---
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 410, 304, 204])
+def test_final_answers_are_not_asked_twice(code, site, clock):
+    """An answer that will not change is an error at once."""
+    site.pages["/a"] = (code, {}, b"")
+    found = fetcher(site, clock=clock).fetch(site.url("/a"))
+    assert (found.status, found.http_code, found.detail) == ("http_error", code, f"127.0.0.1: answers {code}")
+    assert site.hits["/a"] == 1 and not clock.naps
+
+
+def test_errors_that_may_pass_are_retried_with_growing_pauses(site, clock):
+    """5xx and broken connections are asked again after 1 and 2 seconds, and no more than twice."""
+    site.pages["/a"] = [(503, {}, b""), lambda handler: None, (200, {}, JPEG)]
+    assert fetcher(site, clock=clock).fetch(site.url("/a")).status == "ok"
+    assert clock.naps == [1, 2]
+    site.pages["/b"] = (500, {}, b"")
+    found = fetcher(site, clock=clock).fetch(site.url("/b"))
+    assert (found.status, found.http_code, site.hits["/b"]) == ("http_error", 500, 3)
+
+
+def test_a_body_that_ends_early_is_retried(site, clock):
+    """A body shorter than announced is a broken connection, not a photograph."""
+    site.pages["/a"] = [(200, {"Content-Length": "9999"}, JPEG), (200, {}, JPEG)]
+    assert fetcher(site, clock=clock).fetch(site.url("/a")).content == JPEG
+    assert site.hits["/a"] == 2
+
+
+def test_retry_after_in_seconds_is_kept(site, clock):
+    """429 with Retry-After is asked again after just that time."""
+    site.pages["/a"] = [(429, {"Retry-After": "7"}, b""), (200, {}, JPEG)]
+    assert fetcher(site, clock=clock).fetch(site.url("/a")).status == "ok"
+    assert sum(clock.naps) == 7
+
+
+def test_retry_after_as_a_date_is_kept(site, clock):
+    """Retry-After may be a date."""
+    date = email.utils.formatdate(time.time() + 10, usegmt=True)
+    site.pages["/a"] = [(503, {"Retry-After": date}, b""), (200, {}, JPEG)]
+    assert fetcher(site, clock=clock).fetch(site.url("/a")).status == "ok"
+    assert 8 < sum(clock.naps) <= 10
+
+
+@pytest.mark.parametrize("value", ["soon", "-5", "1e9", "9" * 5000, "Fri, 99 Foo 2026", "0"])
+def test_a_nonsense_retry_after_does_no_harm(value, site, clock):
+    """A Retry-After that says nothing leaves the usual pauses."""
+    site.pages["/a"] = [(429, {"Retry-After": value}, b""), (200, {}, JPEG)]
+    assert fetcher(site, clock=clock).fetch(site.url("/a")).status == "ok"
+    assert sum(clock.naps) <= 1
+
+
+def test_a_retry_after_beyond_the_deadline_is_an_error_and_the_host_is_left_alone(site, clock):
+    """A host that asks for an hour gets it: the link fails at once and its other links are not even asked."""
+    site.pages["/a"] = (429, {"Retry-After": "3600"}, b"")
+    polite = fetcher(site, clock=clock)
+    found = polite.fetch(site.url("/a"))
+    assert (found.status, found.http_code) == ("http_error", 429) and "3600 s" in found.detail
+    assert polite.fetch(site.url("/ok")).status == "http_error"
+    assert not clock.naps and site.hits["/a"] == 1 and site.hits["/ok"] == 0
+    clock.now += 3601
+    assert polite.fetch(site.url("/ok")).status == "ok"
+
+
+def test_retries_end_with_the_links_time(site, clock):
+    """Pauses that would outlast the link's time are not begun."""
+    site.pages["/a"] = (503, {"Retry-After": "20"}, b"")
+    assert fetcher(site, clock=clock).fetch(site.url("/a")).status == "http_error"
+    assert sum(clock.naps) == 20 and site.hits["/a"] == 2
+
+
+def test_the_host_delay_is_kept_and_not_charged_to_the_link(site, other, clock, web):
+    """host_delay seconds lie between two requests to a host, whatever they are for; other hosts need not wait."""
+    web.names = {"other.example": ["127.0.0.1"]}
+    site.pages["/a"] = (302, {"Location": "/ok"}, b"")
+    places = [site.place, f"other.example:{other.port}"]
+    polite = fetcher(allow_hosts=places, clock=clock, host_delay=50, total_timeout=30)
+    assert polite.fetch(site.url("/a")).status == "ok"
+    assert clock.naps == [50, 50]
+    assert polite.fetch(f"http://{places[1]}/ok").status == "ok"
+    assert clock.naps == [50, 50, 50]  # one more, after robots.txt of the other host
+    assert polite.fetch(site.url("/ok")).status == "ok"
+    assert clock.naps == [50] * 3  # the first host had rested meanwhile
+
+
+def test_the_host_delay_is_not_charged_where_robots_have_to_wait(site, other, clock, web):
+    """Also the wait of a second robots.txt of the same host, at another port, is not the link's."""
+    web.names = {"both.example": ["127.0.0.1"]}
+    places = [f"both.example:{each.port}" for each in (site, other)]
+    polite = fetcher(allow_hosts=places, clock=clock, host_delay=50, total_timeout=30)
+    assert [polite.fetch(f"http://{place}/ok").status for place in places] == ["ok", "ok"]
+    assert clock.naps == [50, 50, 50]
+
+
+def in_threads(*calls):
+    results = [None] * len(calls)
+
+    def run(place):
+        results[place] = calls[place]()
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    return results
+
+
+def test_threads_ask_one_host_in_series(site):
+    """Threads on one host take turns, keep its delay and read its robots.txt once; their wait is not counted."""
+    site.pages["/a"] = lambda handler: (time.sleep(0.1), handler.answer(200, {}, JPEG))
+    polite = fetcher(site, host_delay=0.1, total_timeout=1.0)
+    found = in_threads(*[lambda: polite.fetch(site.url("/a"))] * 8)
+    assert [each.status for each in found] == ["ok"] * 8
+    assert site.most_at_once == 1 and site.hits == {"/robots.txt": 1, "/a": 8}
+    assert min(after - before for before, after in zip(site.times[1:], site.times[2:])) > 0.19
+
+
+def test_threads_ask_different_hosts_side_by_side(site, other, web):
+    """Different hosts are asked at the same time."""
+    web.names = {"other.example": ["127.0.0.1"]}
+    both = threading.Barrier(2, timeout=5)
+    site.pages["/a"] = other.pages["/a"] = lambda handler: (both.wait(), handler.answer(200, {}, JPEG))
+    polite = fetcher(allow_hosts=[site.place, f"other.example:{other.port}"], retries=0)
+    links = [site.url("/a"), f"http://other.example:{other.port}/a"]
+    found = in_threads(*[lambda link=link: polite.fetch(link) for link in links])
+    assert [each.status for each in found] == ["ok"] * 2
+
+
+def test_the_next_address_is_tried_when_one_refuses(site, web, clock):
+    """Where a host has several addresses, a retry goes to the next of them."""
+    web.names = {"photos.example": [PUBLIC6, PUBLIC]}
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        nobody = closed.getsockname()
+    web.lines = {(PUBLIC6, 80): nobody, (PUBLIC, 80): ("127.0.0.1", site.port)}
+    assert fetcher(clock=clock, robots=False).fetch("http://photos.example/ok").status == "ok"
+
+
+def test_no_log_tells_a_links_secrets(site, caplog):
+    """Neither details nor any library's log hold path or query of a link, also where headers are malformed."""
+    caplog.set_level(logging.DEBUG)
+    odd = HEAD + b"no colon here\r\nContent-Length: 5\r\n\r\nhello"
+    site.pages |= {"/hidden": lambda handler: handler.wfile.write(odd), "/hidden2": (404, {}, b"")}
+    for path in ("/hidden", "/hidden2"):
+        found = fetcher(site).fetch(site.url(f"{path}?token=secret"))
+        assert found.status in ("http_error", "not_an_image")
+        assert "hidden" not in found.detail and "secret" not in found.detail
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_garbage_never_raises(seed, site, clock):
+    """Whatever bytes a server answers with, the link ends in a status."""
+    draw = random.Random(seed)
+    whole = HEAD + b"Content-Length: %d\r\nETag: x\r\nLink: <a>; rel=license\r\n\r\n" % len(JPEG) + JPEG
+
+    def page(handler):
+        answer = bytearray(whole)
+        for _ in range(draw.randint(1, 6)):
+            answer[draw.randrange(90)] = draw.randrange(256)
+        handler.wfile.write(answer[: draw.choice([len(answer), draw.randrange(len(answer))])])
+
+    site.pages["/a"] = page
+    odd = fetcher(site, clock=clock, robots=False)
+    assert {odd.fetch(site.url("/a")).status for _ in range(40)} <= {"ok", "http_error", "too_large", "not_an_image"}
+
+
+# --- decoding ---
+
+
+def status_of(content, **options):
+    with pytest.raises(NotUsable) as problem:
+        open_photograph(content, **options)
+    return problem.value.status
+
+
+@pytest.mark.parametrize("file_format", scoft_fetch.PHOTOGRAPH_FORMATS)
+def test_a_photograph_opens_as_it_is(file_format):
+    """A still of each format is decoded whole and keeps its EXIF and ICC profile."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with open_photograph(encoded(file_format, exif=exif, icc_profile=b"profile"), min_side=16) as image:
+        assert image.size == (24, 16) and len(image.tobytes()) == 24 * 16 * 3
+        assert image.getexif()[0x0112] == 6 and image.info["icc_profile"] == b"profile"
+
+
+def png_of(width, height):
+    """A small PNG file that claims a size."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(99)))
+
+
+def test_size_is_judged_before_decoding():
+    """Too many and too few pixels are told by the header, also where Pillow itself would warn or raise."""
+    assert status_of(encoded(), max_pixels=24 * 16 - 1) == "too_many_pixels"
+    assert status_of(encoded(), min_side=17) == "too_small"
+    assert status_of(png_of(20_000, 10_000)) == "too_many_pixels"
+    for action in ("ignore", "error"):
+        with warnings.catch_warnings():
+            warnings.simplefilter(action, Image.DecompressionBombWarning)
+            assert status_of(png_of(10_000, 9_000)) == "too_many_pixels"
+    with pytest.raises(ValueError, match="max_pixels"):
+        open_photograph(JPEG, max_pixels=MAX_PIXELS + 1)
+
+
+def test_damaged_photographs_are_corrupt():
+    """A truncated or damaged file is corrupt, though its header is well."""
+    large = encoded(size=(200, 200), quality=95)
+    for content in (large[: len(large) // 2], JPEG[:20], png_of(100, 100), encoded("WEBP")[:60]):
+        assert status_of(content) == "corrupt"
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
+def test_animations_are_no_photographs(file_format):
+    """An animated PNG or WEBP is refused."""
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    content = io.BytesIO()
+    frames[0].save(content, file_format, save_all=True, append_images=frames[1:])
+    assert status_of(content.getvalue()) == "not_an_image"
+
+
+@pytest.mark.parametrize("content", [b"", b"<svg/>", encoded("GIF"), encoded("BMP"), encoded("TIFF")])
+def test_other_formats_are_no_photographs(content):
+    """Only JPEG, PNG and WEBP are decoded."""
+    assert status_of(content) == "not_an_image"
+
+
+def test_the_two_pictures_of_a_phone_are_one_photograph():
+    """An MPO, a JPEG with a second view in it, opens as its first."""
+    content = io.BytesIO()
+    first, second = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    first.save(content, "MPO", save_all=True, append_images=[second])
+    red, _, blue = open_photograph(content.getvalue()).convert("RGB").getpixel((8, 8))
+    assert red > 200 > 50 > blue
