@@ -214,9 +214,16 @@ def web_corpus(size: int, *, seed: int, rates: WebRates = WEB) -> Iterator[tuple
         yield scene, random_caption(scene, generator=generator, mention=mention, culture=named), named
 
 
-def random_caption(scene: Scene, *, generator: np.random.Generator, mention: float, culture: str | None = None) -> str:
-    """A caption that mentions each attribute with probability `mention`, in one of the phrasings of SUBJECTS."""
-    details = [name for name in ATTRIBUTES if generator.random() < mention]
+def random_caption(
+    scene: Scene,
+    *,
+    generator: np.random.Generator,
+    mention: float,
+    culture: str | None = None,
+    attributes: Sequence[str] = tuple(ATTRIBUTES),
+) -> str:
+    """A caption in one of the phrasings of SUBJECTS that mentions each of `attributes` with probability `mention`."""
+    details = [name for name in attributes if generator.random() < mention]
     phrasing = int(generator.integers(len(SUBJECTS[scene.category])))
     opening = "Photo of " if generator.random() < 0.5 else ""
     return opening + caption(scene, details=details, culture=culture, phrasing=phrasing)
