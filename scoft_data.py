@@ -626,11 +626,17 @@ def _table_rows(
 def _load_table(
     location: str, culture: str | None, *, split: str, cache_dir, revision: str | None
 ) -> datasets.Dataset:
-    from datasets import get_dataset_config_names, load_dataset
+    from datasets import config, get_dataset_config_names, load_dataset
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
-    def load(config: str) -> datasets.Dataset:
-        return load_dataset(location, config, split=split, cache_dir=cache_dir, revision=revision)
+    if Path(location).is_dir():
+        # under the same cache, a folder with configs is read as it was at first, though its files have changed since
+        files = sorted(file for file in Path(location).rglob("*") if file.is_file())
+        version = content_key(*([str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files))
+        cache_dir = Path(cache_dir or config.HF_DATASETS_CACHE) / version[:16]
+
+    def load(name: str) -> datasets.Dataset:
+        return load_dataset(location, name, split=split, cache_dir=cache_dir, revision=revision)
 
     try:
         if culture is not None:
@@ -760,7 +766,7 @@ def open_image(data: bytes | str | os.PathLike) -> Image.Image:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
             _check_header(image)
             image.load()
-            return _as_rgb(_upright(_as_8_bit(image)))
+            return as_rgb(upright(image))
     except (DataError, FileNotFoundError):
         raise
     except Image.DecompressionBombError as error:
@@ -783,16 +789,8 @@ def _check_header(image: Image.Image) -> None:
         raise DataError(f"is animated or has pages ({image.format}, {frames} frames); one picture is needed")
 
 
-def _as_8_bit(image: Image.Image) -> Image.Image:
-    if image.mode != "I" and not image.mode.startswith("I;16"):
-        return image
-    # Pillow's own conversion would clip at 255, which turns a photograph white
-    grey = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    grey.info = {key: value for key, value in image.info.items() if key != "transparency"}
-    return grey
-
-
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation says it is to be looked at. What is outside 1..8 says nothing."""
     # ImageOps.exif_transpose also writes the EXIF block anew, which fails where other tags of it are invalid
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
@@ -803,7 +801,13 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB, what is transparent on white."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow's own conversion would clip at 255, which turns a photograph white
+        grey = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+        grey.info = {key: value for key, value in image.info.items() if key != "transparency"}
+        image = grey
     if not image.has_transparency_data:
         return image.convert("RGB")
     page = Image.new("RGBA", image.size, "white")

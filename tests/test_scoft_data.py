@@ -296,6 +296,16 @@ def test_splits(tmp_path):
         read(tmp_path / "d", split="validation")
 
 
+@pytest.mark.parametrize("layout", [parquet_plain, parquet_with_configs])
+def test_parquet_written_anew_is_read_anew(tmp_path, layout):
+    """Other content under the same file names is seen, though `datasets` keeps a cache by the folder's name."""
+    layout(tmp_path / "d")
+    before = read(tmp_path / "d")
+    (file,) = (tmp_path / "d").rglob("*.parquet") if layout is parquet_plain else (tmp_path / "d/korea").iterdir()
+    write_parquet(file, photographs=[plain(colour) for colour in reversed(COLOURS)])
+    assert read(tmp_path / "d").image_hashes == before.image_hashes[::-1]
+
+
 def test_split_missing_in_parquet(tmp_path):
     """A split that parquet files lack is refused with those there are."""
     parquet_with_configs(tmp_path / "d")
