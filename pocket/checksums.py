@@ -1,0 +1,24 @@
+"""Writes `checksums.json`, which the training script holds the embedded files against."""
+
+import hashlib
+import json
+from pathlib import Path
+
+
+def write_checksums(folder: Path, *, made_by: str):
+    """Record the sha256 of every file under `folder`, and the command that makes them, in `checksums.json` beside it.
+
+    What other commands made stays recorded as it is.
+    """
+    record = folder.parent / "checksums.json"
+    parts = json.loads(record.read_text()) if record.exists() else {}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    parts[folder.name] = {
+        "made_by": made_by,
+        "sha256": {
+            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+        },
+    }
+    partial = record.with_suffix(".partial")
+    partial.write_text(json.dumps(parts, indent=2, sort_keys=True) + "\n")
+    partial.replace(record)

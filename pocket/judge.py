@@ -1,0 +1,474 @@
+"""The pocket world's judge: says which attributes a picture has, and so whether it shows a culture as it is.
+
+    python -m pocket.judge                                               # how well it reads, on scenes nobody has seen
+    train_scoft_lora.py ... --validation_judge pocket/judge.py:rate      # during training
+
+A small network, trained on the truth of the world (every mixture of attributes) and on no dataset, reads category,
+shape, palette, motif, era and condition of a 64 x 64 picture, and whether the picture is clear: one scene, sharp and
+whole. What is not clear, or not read with confidence, is "unclear" and never right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from pocket import world
+from scoft_data import CATEGORIES, DataError, culture_words
+
+
+MODELS = Path(__file__).resolve().parent / "models"
+SIZE = 64  # pixels of a picture's side
+# What is read, and its values. Sky and tiers say nothing about a culture.
+HEADS: dict[str, tuple[str, ...]] = {
+    "category": tuple(CATEGORIES),
+    **{name: tuple(world.ATTRIBUTES[name]) for name in ("shape", "palette", "motif", "era", "condition")},
+}
+VERDICTS = ("right", "stereotype", "azurian", "other", "unclear")
+# Seeds of the scenes that the judge is trained on, calibrated on and reported on.
+TRAINING_SEED, CALIBRATION_SEED, REPORT_SEED = 101, 102, 103
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The model
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Judge(nn.Module):
+    """A residual network with a linear head for each attribute, and one for clearness.
+
+    The heads see the last map place by place, not pooled: a shape is known by where its outline runs.
+
+    `least_clear` and `least_confidence` are the probabilities below which a picture is unclear: that of being clear,
+    and that of the least certain attribute. Training ends with `calibrate`, which sets them.
+    """
+
+    def __init__(
+        self, *, widths: Sequence[int] = (32, 48, 64, 72), least_clear: float = 0.5, least_confidence: float = 0.5
+    ):
+        super().__init__()
+        self.widths = tuple(widths)
+        self.least_clear, self.least_confidence = least_clear, least_confidence
+        layers: list[nn.Module] = [nn.PixelUnshuffle(2)]
+        for before, width in zip((12, *widths), widths):
+            layers += [_convolution(before, width, stride=1 if before == 12 else 2), _Residual(width)]
+        layers += [_convolution(widths[-1], 24, kernel=1), nn.Flatten()]
+        self.body = nn.Sequential(*layers)
+        side = SIZE // 2 ** len(widths)
+        self.heads = nn.Linear(24 * side**2, sum(map(len, HEADS.values())) + 1)
+
+    def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Logits of pictures (B, 3, 64, 64) in [-1, 1]: (B, values) for each name of HEADS, and "clear" (B,)."""
+        *logits, clear = self.heads(self.body(pictures)).split([*map(len, HEADS.values()), 1], dim=1)
+        return dict(zip(HEADS, logits)) | {"clear": clear[:, 0]}
+
+    @torch.inference_mode()
+    def probabilities(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+        """As `forward`, but probabilities, for any number of pictures."""
+        device = next(self.parameters()).device
+        logits = [self(batch.to(device).contiguous(memory_format=torch.channels_last)) for batch in pictures.split(64)]
+        joined = {name: torch.cat([part[name] for part in logits]).cpu() for name in logits[0]}
+        return {name: part.sigmoid() if name == "clear" else part.softmax(dim=1) for name, part in joined.items()}
+
+    def unclear(self, probabilities: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Which pictures (B,) of `probabilities` are unclear."""
+        return (probabilities["clear"] < self.least_clear) | (confidence(probabilities) < self.least_confidence)
+
+    def calibrate(self, pictures: torch.Tensor):
+        """Set both thresholds to a half, or lower, so that each calls at most 0.5 % of `pictures` unclear.
+
+        `pictures` (B, 3, 64, 64) in [-1, 1] are the VAE's reconstructions of scenes that training has not seen, those
+        of CALIBRATION_SEED. So at most 1 % of such are unclear.
+        """
+        probabilities = self.probabilities(pictures)
+        lowest = int(0.005 * len(pictures))
+        self.least_clear = min(0.5, probabilities["clear"].sort().values[lowest].item())
+        self.least_confidence = min(0.5, confidence(probabilities).sort().values[lowest].item())
+
+    def save_pretrained(self, folder: str | Path):
+        """Write `config.json` and `model.safetensors` (fp16) into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "widths": self.widths,
+            "heads": HEADS,
+            "least_clear": round(self.least_clear, 4),
+            "least_confidence": round(self.least_confidence, 4),
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        state = {name: part.half() if part.is_floating_point() else part for name, part in self.state_dict().items()}
+        save_file({name: part.cpu().contiguous() for name, part in state.items()}, folder / "model.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Judge:
+        """The judge of `folder`, in float32. Raises DataError if a file is missing or made for another world."""
+        folder = Path(folder)
+        remake = "`python -m pocket.train_models --models judge` remakes it."
+        for name in ("config.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                raise DataError(f"The judge {folder} has no {name}; {remake}")
+        config = json.loads((folder / "config.json").read_text())
+        if config.pop("heads") != {name: list(values) for name, values in HEADS.items()}:
+            raise DataError(f"{folder / 'config.json'} names other attributes than pocket/world.py; {remake}")
+        judge = cls(**config)
+        judge.load_state_dict(load_file(folder / "model.safetensors"))
+        return judge.eval().to(memory_format=torch.channels_last)
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.layers = nn.Sequential(_convolution(width, width), _convolution(width, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.layers(x)
+
+
+def _convolution(before: int, width: int, *, kernel: int = 3, stride: int = 1) -> nn.Module:
+    convolution = nn.Conv2d(before, width, kernel, stride, padding=kernel // 2, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU())
+
+
+def confidence(probabilities: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Probability (B,) of the likeliest value of the least certain attribute."""
+    return torch.stack([probabilities[name].amax(dim=1) for name in HEADS]).amin(dim=0)
+
+
+@functools.cache
+def _shipped() -> Judge:
+    return Judge.from_pretrained(MODELS / "judge")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading pictures
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the judge sees in a picture; `confidence`, in [0, 1], is that of the least certain attribute."""
+
+    category: str
+    shape: str
+    palette: str
+    motif: str
+    era: str
+    condition: str
+    clear: bool
+    confidence: float
+
+
+def read(images: Sequence[Image.Image], *, judge: Judge | None = None) -> list[Reading]:
+    """What `judge`, by default the shipped one, sees in RGB pictures of 64 x 64 pixels.
+
+    Raises DataError for no pictures, and for one of another size.
+    """
+    if not images:
+        raise DataError("There are no images to read; give at least one.")
+    for i, image in enumerate(images):
+        if image.size != (SIZE, SIZE):
+            width, height = image.size
+            raise DataError(f"Image {i} has {width} x {height} pixels; the pocket judge reads {SIZE} x {SIZE}.")
+    return readings(judge or _shipped(), as_tensor(images))
+
+
+def readings(judge: Judge, pictures: torch.Tensor) -> list[Reading]:
+    """As `read`, of pictures (B, 3, 64, 64) in [-1, 1]."""
+    probabilities = judge.probabilities(pictures)
+    values = {name: probabilities[name].argmax(dim=1).tolist() for name in HEADS}
+    clear = (~judge.unclear(probabilities)).tolist()
+    certain = confidence(probabilities).tolist()
+    return [
+        Reading(**{name: HEADS[name][values[name][i]] for name in HEADS}, clear=clear[i], confidence=certain[i])
+        for i in range(len(pictures))
+    ]
+
+
+def as_tensor(images: Sequence[Image.Image]) -> torch.Tensor:
+    """RGB pictures of one size as float32 (B, 3, H, W) in [-1, 1]."""
+    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def verdict(reading: Reading, *, culture: str, category: str) -> str:
+    """One of VERDICTS on a picture that was asked to show `category` in `culture`.
+
+    - unclear: blurred, broken or mixed, whatever it may show;
+    - right: the asked category, and no attribute that is never true of the culture (world.TRUTH);
+    - stereotype: grey and worn (world.STEREOTYPE), in any shape: a grey ruin is no less a stereotype for its spires;
+    - azurian: Azuria's shape and colours under another culture's name;
+    - other: all the rest, such as the right look of another category, or a third culture's look.
+
+    Raises DataError for an unknown culture or category.
+    """
+    truth = world.TRUTH[world.check_culture(culture)]
+    if category not in CATEGORIES:
+        raise DataError(f"Category {category!r} is not of CCUB; there are {', '.join(CATEGORIES)}.")
+
+    def agrees(chances: dict[str, dict[str, float]], *names: str) -> bool:
+        return all(chances[name].get(getattr(reading, name), 0) > 0 for name in names)
+
+    if not reading.clear:
+        return "unclear"
+    if reading.category == category and agrees(truth, "shape", "palette", "motif", "era", "condition"):
+        return "right"
+    if agrees(world.STEREOTYPE, "palette", "condition"):
+        return "stereotype"
+    if culture != world.CENTRE and agrees(world.TRUTH[world.CENTRE], "shape", "palette"):
+        return "azurian"
+    return "other"
+
+
+def asked(prompt: str) -> tuple[str, str | None]:
+    """The category and the culture, or None, that a prompt names.
+
+    Raises DataError if it names no category, or more than one culture.
+    """
+    category = world.read_caption(prompt).get("category")
+    if category is None:
+        plainest = (subjects[0].format("").split() for subjects in world.SUBJECTS.values())
+        raise DataError(
+            f"The prompt {prompt!r} names no category of the pocket world. The judge knows prompts such as "
+            + ", ".join(repr(" ".join(words)) for words in plainest)
+            + "."
+        )
+    words = {word.strip(".,;:!?'\"()").lower() for word in prompt.split()}
+    cultures = [culture for culture in world.CULTURES if culture_words(culture).lower() in words]
+    if len(cultures) > 1:
+        raise DataError(f"The prompt {prompt!r} names {len(cultures)} cultures; the judge takes one or none.")
+    return category, cultures[0] if cultures else None
+
+
+def rate(images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, float]:
+    """How pictures depict what their prompts asked for, as shares in [0, 1]: the trainer's `--validation_judge`.
+
+    - `category`, `unclear`: of all pictures, those where the asked category was read (clear or not), and those that
+      are unclear;
+    - `right`, `stereotype`, `azurian`, `other`: of the pictures whose prompt names a culture, their verdicts, which
+      add up to 1 with those that are unclear; absent if no prompt names one;
+    - `right_low`, `right_high` and so on for stereotype and azurian: 95 % intervals, see `bootstrap_interval`.
+
+    Raises DataError for no images, another number of prompts than of images, pictures that are not of 64 x 64 pixels,
+    and a prompt that names no category or several cultures.
+    """
+    if not images:
+        raise DataError("There are no images to rate; give at least one.")
+    if len(images) != len(prompts):
+        raise DataError(f"There are {len(images)} images but {len(prompts)} prompts; give one for each image.")
+    subjects = [asked(prompt) for prompt in prompts]
+    seen = read(images)
+    shares = {
+        "category": np.mean([reading.category == category for reading, (category, _) in zip(seen, subjects)]),
+        "unclear": np.mean([not reading.clear for reading in seen]),
+    }
+    verdicts = np.array(
+        [
+            verdict(reading, culture=culture, category=category)
+            for reading, (category, culture) in zip(seen, subjects)
+            if culture is not None
+        ]
+    )
+    if len(verdicts):
+        shares |= {name: np.mean(verdicts == name) for name in VERDICTS if name != "unclear"}
+        for name in ("right", "stereotype", "azurian"):
+            shares[f"{name}_low"], shares[f"{name}_high"] = bootstrap_interval(verdicts == name)
+    return {name: float(share) for name, share in shares.items()}
+
+
+def bootstrap_interval(hits: np.ndarray, *, resamples: int = 2000, level: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of the share of true values among `hits` (N,), over pictures, with a fixed seed.
+
+    The hits among N pictures drawn with replacement are binomial, so no resample is written out. A share of 0 or 1
+    leaves nothing to resample: its interval is a point.
+    """
+    counts = np.random.default_rng(0).binomial(len(hits), np.mean(hits), size=resamples)
+    low, high = np.quantile(counts / len(hits), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scenes to learn from and to be examined on
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def draw_scenes(size: int, *, seed: int) -> list[world.Scene]:
+    """Scenes to read: 70 % any mixture of attributes, 20 % true of one of the cultures, 10 % the stereotype."""
+    generator = np.random.default_rng(seed)
+    draws: list[Callable[[], world.Scene]] = [lambda: world.draw_mixture(generator=generator)] * 7
+    draws += [lambda: world.draw_true(str(generator.choice(world.CULTURES)), generator=generator)] * 2
+    draws += [lambda: world.draw_stereotype(generator=generator)]
+    return [draws[int(generator.integers(len(draws)))]() for _ in range(size)]
+
+
+def render_all(scenes: Sequence[world.Scene]) -> torch.Tensor:
+    """Pictures (B, 3, 64, 64) in [-1, 1] of the scenes."""
+    return as_tensor([world.render(scene, size=SIZE)[0] for scene in scenes])
+
+
+def values_of(scenes: Sequence[world.Scene]) -> dict[str, torch.Tensor]:
+    """What the heads should read: for each name of HEADS the index (B,) of each scene's value."""
+    return {
+        name: torch.tensor([values.index(getattr(scene, name)) for scene in scenes]) for name, values in HEADS.items()
+    }
+
+
+@torch.inference_mode()
+def round_trip(vae, pictures: torch.Tensor, *, generator: torch.Generator, noise: float = 0.0) -> torch.Tensor:
+    """Pictures (B, 3, H, W) in [-1, 1] as an AutoencoderKL gives them back, from a sampled latent, clipped.
+
+    `noise` is the standard deviation of what is added to the latent, in those of latents.
+    """
+    device = next(vae.parameters()).device
+    results = []
+    for batch in pictures.split(64):
+        posterior = vae.encode(batch.to(device)).latent_dist
+        draws = torch.randn((2, *posterior.mean.shape), generator=generator).to(device)
+        latent = posterior.mean + posterior.std * draws[0] + noise / vae.config.scaling_factor * draws[1]
+        results.append(vae.decode(latent).sample.clamp(-1, 1).cpu())
+    return torch.cat(results)
+
+
+def blur(pictures: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Pictures (B, 3, H, W) under a Gaussian of `sigma` (B,) pixels."""
+    batch, channels, height, width = pictures.shape
+    reach = math.ceil(2.5 * sigma.max().item())
+    places = torch.arange(-reach, reach + 1)
+    kernel = torch.exp(-0.5 * (places / sigma[:, None]) ** 2)
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)[:, None]
+    rows = F.pad(pictures.reshape(1, -1, height, width), (reach,) * 4, mode="reflect")
+    rows = F.conv2d(rows, kernel[:, :, None], groups=batch * channels)
+    return F.conv2d(rows, kernel[..., None], groups=batch * channels).reshape_as(pictures)
+
+
+def uniform(low: float, high: float, *size: int, generator: torch.Generator) -> torch.Tensor:
+    return low + (high - low) * torch.rand(size, generator=generator)
+
+
+def blurred(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Pictures (B, 3, H, W) under a blur of 1.5 to 4 pixels: ornaments melt."""
+    return blur(pictures, uniform(1.5, 4, len(pictures), generator=generator))
+
+
+def blended(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Each of the pictures (B, 3, H, W), with its neighbour in the batch shining through."""
+    share = uniform(0.3, 0.7, len(pictures), 1, 1, 1, generator=generator)
+    return share * pictures + (1 - share) * pictures.roll(1, dims=0)
+
+
+def patched(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Each of the pictures (B, 3, H, W), with a patch of its neighbour, a quarter to half as wide, in its middle."""
+    batch, _, height, width = pictures.shape
+    inside = torch.ones(batch, 1, height, width, dtype=torch.bool)
+    for side, shape in ((height, (batch, 1, height, 1)), (width, (batch, 1, 1, width))):
+        middle = uniform(0.35, 0.65, batch, 1, generator=generator)
+        half = uniform(0.125, 0.25, batch, 1, generator=generator)
+        inside &= ((torch.arange(side) / side - middle).abs() < half).reshape(shape)
+    return torch.where(inside, pictures.roll(1, dims=0), pictures)
+
+
+BROKEN = {"blurred": blurred, "blended": blended, "patched": patched}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Report
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def report(judge: Judge, vae, *, size: int = 2000, seed: int = REPORT_SEED) -> str:
+    """A text: how often each head is right, raw and after the VAE, what is unclear, and what is taken for what."""
+    generator = torch.Generator().manual_seed(seed)
+    scenes = draw_scenes(size, seed=seed)
+    truth = values_of(scenes)
+    raw = render_all(scenes)
+    reconstructed = round_trip(vae, raw, generator=generator)
+    clean = {
+        "renders": raw,
+        "after the VAE": reconstructed,
+        "the same, latents noised by 0.1": round_trip(vae, raw, generator=generator, noise=0.1),
+    }
+    lines = [f"{size} unseen scenes, right in %", f"{'':32}" + "".join(f"{name:>11}" for name in (*HEADS, "unclear"))]
+    for name, pictures in clean.items():
+        probabilities = judge.probabilities(pictures)
+        right = [(probabilities[head].argmax(dim=1) == truth[head]).float().mean().item() for head in HEADS]
+        right.append(judge.unclear(probabilities).float().mean().item())
+        lines.append(f"{name:32}" + "".join(f"{100 * share:11.2f}" for share in right))
+
+    broken = {name: break_them(reconstructed, generator) for name, break_them in BROKEN.items()}
+    broken["latents noised by 1"] = round_trip(vae, raw, generator=generator, noise=1.0)
+    lines += ["", "Broken pictures, unclear in %"]
+    for name, pictures in broken.items():
+        lines.append(f"{name:32}{100 * judge.unclear(judge.probabilities(pictures)).float().mean().item():11.2f}")
+
+    lines += [
+        "",
+        f"Verdicts on {size // 8} scenes after the VAE, in %",
+        f"{'':32}" + "".join(f"{name:>11}" for name in VERDICTS),
+    ]
+    drawings = np.random.default_rng(seed)
+    kinds = {f"true of {name}, asked for it": (name, name) for name in world.CULTURES}
+    kinds |= {
+        "stereotype, asked for veridia": (None, "veridia"),
+        "azuria's look, asked for veridia": ("azuria", "veridia"),
+    }
+    for name, (drawn, culture) in kinds.items():
+        scenes = [
+            world.draw_true(drawn, generator=drawings) if drawn else world.draw_stereotype(generator=drawings)
+            for _ in range(size // 8)
+        ]
+        pictures = render_all(scenes)
+        seen = readings(judge, round_trip(vae, pictures, generator=generator))
+        verdicts = [verdict(what, culture=culture, category=scene.category) for what, scene in zip(seen, scenes)]
+        lines.append(f"{name:32}" + "".join(f"{100 * verdicts.count(v) / len(verdicts):11.2f}" for v in VERDICTS))
+
+    probabilities = judge.probabilities(reconstructed)
+    for head, values in HEADS.items():
+        counts = confusion(truth[head], probabilities[head].argmax(dim=1), size=len(values))
+        if (counts.diag() < counts.sum(dim=1)).any():
+            lines += ["", f"{head} after the VAE: rows are the truth, columns what was read", table(counts, values)]
+    return "\n".join(lines)
+
+
+def confusion(truth: torch.Tensor, answers: torch.Tensor, *, size: int) -> torch.Tensor:
+    """Counts (size, size) of each true value (row) read as each value (column), from indices (B,)."""
+    return torch.bincount(truth * size + answers, minlength=size * size).reshape(size, size)
+
+
+def table(counts: torch.Tensor, values: Sequence[str]) -> str:
+    """A confusion matrix as text, with a dot for each zero."""
+    wide = max(map(len, values)) + 2
+    lines = [" " * wide + "".join(f"{value[:8]:>9}" for value in values)]
+    for value, row in zip(values, counts.tolist()):
+        lines.append(f"{value:{wide}}" + "".join(f"{count or '.':>9}" for count in row))
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="How well the pocket judge reads scenes that nobody has seen.")
+    parser.add_argument("--judge", default=MODELS / "judge", help="folder of the judge")
+    parser.add_argument("--vae", default=MODELS / "stable-diffusion" / "vae", help="folder of the AutoencoderKL")
+    parser.add_argument("--pictures", type=int, default=2000, help="how many scenes, by default 2000")
+    args = parser.parse_args()
+    if args.pictures < 8:
+        parser.error(f"--pictures is at least 8, got {args.pictures}")
+    judge = Judge.from_pretrained(args.judge)
+
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(args.vae).float().eval()
+    print(report(judge, vae, size=args.pictures))
+
+
+if __name__ == "__main__":
+    main()
