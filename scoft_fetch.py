@@ -35,7 +35,7 @@ from functools import cached_property
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes, urljoin
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from urllib3 import HTTPHeaderDict, HTTPResponse, exceptions
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import Url, parse_url
@@ -124,6 +124,8 @@ def open_photograph(content: bytes, *, max_pixels: int = MAX_PIXELS, min_side: i
         return image
     except NotUsable:
         raise
+    except UnidentifiedImageError as error:
+        raise NotUsable("corrupt", "its header cannot be read") from error  # Pillow's words name a place in memory
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise NotUsable("too_many_pixels", f"more than {max_pixels} pixels ({error})") from error
     except Exception as error:  # on damaged bytes Pillow's decoders raise nearly every type there is
@@ -471,7 +473,8 @@ class Fetcher:
         url = _parse(link)
         while True:
             trail.append(url)
-            self._refuse_denied(url)
+            if self._names(url):
+                raise NotUsable("denied", "the deny-list names this link or host")
             if kind == "photograph" and self.robots:
                 self._obey_robots(url, budget)
             answer = self._persist(url, kind=kind, budget=budget)
@@ -486,11 +489,19 @@ class Fetcher:
             if trail[-1].scheme == "https" and url.scheme == "http":
                 raise NotUsable("blocked_scheme", f"redirects from https to http, to {url.host}")
 
-    def _refuse_denied(self, url: Url) -> None:
+    def denies(self, url: str = "", *, sha256: str = "") -> bool:
+        """Whether the deny-list names a link, its host or a content: for what was fetched before it did."""
+        if sha256 in self._denied:
+            return True
+        try:
+            return self._names(_parse(url))
+        except NotUsable:  # such a link is not followed either
+            return False
+
+    def _names(self, url: Url) -> bool:
         labels = url.host.split(".")
         domains = {".".join(labels[i:]) for i in range(len(labels))}
-        if _unschemed(url) in self._denied or domains & self._denied:
-            raise NotUsable("denied", "the deny-list names this link or host")
+        return _unschemed(url) in self._denied or bool(domains & self._denied)
 
     def _obey_robots(self, url: Url, budget: _Budget) -> None:
         host, origin = self._host(url), f"{url.scheme}://{url.netloc}"

@@ -4,7 +4,9 @@ import os
 import sys
 
 import pytest
+import torch
 
+import loopback
 import tiny
 
 
@@ -13,13 +15,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def pytest_collection_modifyitems(items):
-    if any(item.get_closest_marker("gpu") for item in items):
-        import torch
-
-        if not torch.cuda.is_available():
-            for item in items:
-                if item.get_closest_marker("gpu"):
-                    item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +34,26 @@ def tiny_pipeline_v(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_ccub(tmp_path_factory):
     return tiny.build_dataset(tmp_path_factory.mktemp("ccub"))
+
+
+@pytest.fixture(scope="session")
+def tiny_blip(tmp_path_factory):
+    return tiny.build_blip(tmp_path_factory.mktemp("blip"))
+
+
+@pytest.fixture(scope="session")
+def tiny_depth(tmp_path_factory):
+    return tiny.build_depth(tmp_path_factory.mktemp("depth"))
+
+
+@pytest.fixture(scope="session")
+def tiny_midas(tmp_path_factory):
+    return tiny.build_midas(tmp_path_factory.mktemp("midas"))
+
+
+@pytest.fixture(scope="session")
+def tiny_controlnet(tmp_path_factory, tiny_pipeline):
+    return tiny.build_controlnet(tmp_path_factory.mktemp("controlnet"), pipeline=tiny_pipeline)
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +74,33 @@ def tiny_blip2(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_dreamsim(tmp_path_factory):
     return tiny.build_dreamsim(tmp_path_factory.mktemp("dreamsim"))
+
+
+@pytest.fixture(scope="module")
+def threads_given_back():
+    """prepare_ccub.py takes a single thread on the CPU; other tests are to have theirs."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def web(monkeypatch):
+    return loopback.fenced(monkeypatch)
+
+
+@pytest.fixture
+def site():
+    site = loopback.Site()
+    yield site
+    site.close()
+
+
+@pytest.fixture
+def other():
+    site = loopback.Site()
+    yield site
+    site.close()
 
 
 @pytest.fixture(autouse=True)

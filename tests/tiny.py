@@ -222,6 +222,97 @@ def _draw_house(shape: tuple[int, int], *, wall: tuple[int, int, int], roof: str
 
 
 # ----------------------------------------------------------------------------------------------------------------
+# What prepares a dataset: captioner, depth, ControlNet
+# ----------------------------------------------------------------------------------------------------------------
+
+
+def build_blip(folder: str | Path, *, seed: int = 0) -> Path:
+    """A `BlipForConditionalGeneration` folder that says random words of the houses: input 28 pixels."""
+    from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *COLOURS, *ROOFS]
+    words += "a the house roof with small drawing of korean".split()
+    layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = BlipConfig(
+        vision_config=layers | {"image_size": 28, "patch_size": 14, "initializer_range": 0.2},
+        text_config=layers
+        | {
+            "encoder_hidden_size": 32,
+            "vocab_size": len(words),
+            "max_position_embeddings": 64,
+            "bos_token_id": words.index("[DEC]"),
+            "eos_token_id": words.index("[SEP]"),
+            "sep_token_id": words.index("[SEP]"),
+            "pad_token_id": words.index("[PAD]"),
+            "initializer_range": 0.2,
+        },
+        image_text_hidden_size=16,
+    )
+    with seeded(seed):
+        model = BlipForConditionalGeneration(config)
+    model.save_pretrained(folder)
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)}, additional_special_tokens=["[DEC]"])
+    BlipProcessor(BlipImageProcessor(size={"height": 28, "width": 28}), tokenizer).save_pretrained(folder)
+    return Path(folder)
+
+
+def build_depth(folder: str | Path, *, seed: int = 0) -> Path:
+    """A `DPTForDepthEstimation` folder with its image processor: input 32 pixels."""
+    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+
+    config = DPTConfig(
+        image_size=32,
+        patch_size=8,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=64,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 16, 32, 32],
+        fusion_hidden_size=16,
+        reassemble_factors=[2, 1, 0.5, 0.25],
+        is_hybrid=False,
+        use_auxiliary_head=False,
+        initializer_range=0.2,
+    )
+    with seeded(seed):
+        model = DPTForDepthEstimation(config)
+    model.save_pretrained(folder)
+    DPTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return Path(folder)
+
+
+def build_midas(folder: str | Path, *, seed: int = 0) -> Path:
+    """A folder that controlnet_aux's MidasDetector loads.
+
+    The package fixes the architecture, DPT-Hybrid, so this one is not small (490 MB).
+    """
+    from controlnet_aux.midas.midas.dpt_depth import DPTDepthModel
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with seeded(seed):
+        model = DPTDepthModel(backbone="vitb_rn50_384", non_negative=True)
+        torch.nn.init.ones_(model.scratch.output_conv[-3].bias)  # else its last ReLU might find nothing above zero
+    torch.save(model.state_dict(), folder / "dpt_hybrid-midas-501f0c75.pt")
+    return folder
+
+
+def build_controlnet(folder: str | Path, *, pipeline: str | Path, seed: int = 0) -> Path:
+    """A `ControlNetModel` folder for the UNet of `build_pipeline`; what it is shown changes the picture."""
+    from diffusers import ControlNetModel, UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(pipeline, subfolder="unet")
+    with seeded(seed):
+        model = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16))
+        # In a fresh ControlNet these are zero, so that training begins with a pipeline that ignores it.
+        for layer in (model.controlnet_cond_embedding.conv_out, *model.controlnet_down_blocks):
+            torch.nn.init.normal_(layer.weight)
+    model.save_pretrained(folder)
+    return Path(folder)
+
+
+# ----------------------------------------------------------------------------------------------------------------
 # Encoders of the perceptual distances
 # ----------------------------------------------------------------------------------------------------------------
 

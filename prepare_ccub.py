@@ -1,0 +1,1423 @@
+#!/usr/bin/env python
+"""Build a culture's dataset for SCoFT from links or pictures, and from captions that people of the culture wrote.
+
+    python prepare_ccub.py --culture korea
+    python prepare_ccub.py --culture igbo --images my_pictures --output igbo_ccub
+
+Six stages, each of which can be rerun alone and goes on where it stopped: fetch the photographs; clean them; caption
+them as a model that knows nothing of the culture would; draw negatives with a depth ControlNet on the unadapted base
+model; filter out those that came out like the photograph; write the dataset. `<output>/<culture>/manifest.jsonl` has a
+line for every link or picture and says what became of it. On several GPUs: `accelerate launch prepare_ccub.py ...`.
+"""
+
+import argparse
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import sys
+import textwrap
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
+
+import scoft_data
+from scoft_data import CATEGORIES, DataError, content_key, culture_words, stable_generator
+from scoft_fetch import Fetched, Fetcher, NotUsable, open_photograph
+
+
+logger = logging.getLogger("scoft")
+
+STAGES = ("fetch", "clean", "caption", "negatives", "filter", "write")
+# CCUB is a sheet of links; these of its tabs are publicly known (github.com/cmubig/CCUB).
+SHEET = "https://docs.google.com/spreadsheets/d/1dbSXgwCZuu9zpDZyUQ-pKDZGRYhzeaXCR5geRYNUwEA/export?format=csv&gid={}"
+SHEET_TABS = {"korea": 1345336179, "china": 567535443}
+LINK_COLUMNS = ("country_code", "category_code", "url", "caption", "created_at")
+COUNTRY_CODES = {
+    "KOR": "korea",
+    "CHN": "china",
+    "NGA": "nigeria",
+    "MEX": "mexico",
+    "IND": "india",
+    "USA": "united_states",
+}
+CATEGORY_CODES = {
+    "FOOD": "food & drink",
+    "PEOPLE": "people & actions",
+    "CLOTH": "clothing",
+    "ARCH": "architecture",
+    "CITIES": "city",
+    "DANCE": "dance music & visual arts",
+    "NATURE": "nature",
+    "UTENSIL": "utensils & tools",
+    "RELIG": "religion & festival",
+}
+NO_CATEGORY, UNKNOWN = "no category", "unknown"
+EXAMPLE_LINE = '{"file_name": "market.jpg", "text": "a market in Ibadan", "category": "city"}'  # of a metadata.jsonl
+# Names and adjectives of cultures; a naive caption that uses one is kept, and counted in the card.
+CULTURE_WORDS = {
+    "korea": "korea korean",
+    "china": "china chinese",
+    "japan": "japan japanese",
+    "nigeria": "nigeria nigerian",
+    "africa": "africa african",
+    "mexico": "mexico mexican",
+    "india": "india indian",
+    "united_states": "usa america american",
+    "asia": "asia asian",
+}
+ARCHIVE = "https://web.archive.org/web/2023id_/{}"
+MIDAS, MIDAS_FILE = "lllyasviel/Annotators", "dpt_hybrid-midas-501f0c75.pt"  # MiDaS's weights for controlnet_aux
+FETCH_THREADS, CLEAN_THREADS = 8, 4  # a large photograph takes a gigabyte while it is cleaned
+ATTEMPTS = 5  # at a caption or a negative that comes out unusable
+NUCLEUS, CAPTION_TOKENS = 0.9, 30  # top_p of a naive caption, and its greatest length
+# Nearer than this a negative is too much like its photograph to be one. The paper's value is not public; this one is
+# ours, not tuned: DreamSim was trained on variations of one picture, which are to stay below it. See histogram.png.
+FALSE_NEGATIVE_THRESHOLDS = {"dreamsim": 0.3}
+SHEET_ROWS = 50  # photographs of a page of the contact sheet
+# The flags that the card tells of.
+SETTINGS = (
+    "captioner",
+    "num_captions",
+    "pretrained_model_name_or_path",
+    "controlnet",
+    "depth_model",
+    "num_negatives",
+    "prompt_suffix",
+    "resolution",
+    "num_inference_steps",
+    "guidance_scale",
+    "filter_distance",
+    "filter_model",
+    "false_negative_threshold",
+    "seed",
+)
+MODELS = ("captioner", "pretrained_model_name_or_path", "controlnet", "depth_model", "filter_model")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--culture", required=True, help="names the dataset's config, and the place in prompts")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--links", help="CSV file or URL with columns url and caption; default: CCUB's own sheet")
+    source.add_argument("--images", type=Path, help="folder of pictures with a metadata.jsonl or metadata.csv")
+    parser.add_argument("--output", type=Path, default=Path("ccub"), help="the dataset; a subfolder for each culture")
+    parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of splits, captions and negatives")
+    parser.add_argument("--cache_dir", help="where downloaded models are kept")
+    parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: accelerate's")
+
+    fetch = parser.add_argument_group("fetch")
+    fetch.add_argument("--contact", help="mail address or page that the servers are told")
+    fetch.add_argument(
+        "--allow_host", action="append", default=[], metavar="HOST[:PORT]", help="may be asked though it is not public"
+    )
+    fetch.add_argument(
+        "--deny_list", type=Path, help="file of URLs, hosts or sha256 that are not to be kept, one a line"
+    )
+    fetch.add_argument(
+        "--archive", action="store_true", help="look for links that are gone (404, 410) in the Internet Archive"
+    )
+    fetch.add_argument("--retry_failed", action="store_true", help="ask again for links that failed in an earlier run")
+
+    clean = parser.add_argument_group("clean")
+    clean.add_argument("--min_size", type=int, default=128, help="pixels of the short side")
+    clean.add_argument(
+        "--near_duplicate_bits", type=int, default=16, help="of 128 in which two hashes may differ; -1: keep all"
+    )
+    clean.add_argument(
+        "--test_share", type=float, default=0.2, help="of each category's photographs that have no split yet"
+    )
+
+    models = parser.add_argument_group("caption, negatives, filter")
+    models.add_argument(
+        "--captioner", default="Salesforce/blip-image-captioning-large", help="a BLIP: Hub id or folder"
+    )
+    models.add_argument("--num_captions", type=int, default=5, help="naive captions of a photograph")
+    models.add_argument("--pretrained_model_name_or_path", default="CompVis/stable-diffusion-v1-4")
+    models.add_argument("--controlnet", default="lllyasviel/control_v11f1p_sd15_depth")
+    models.add_argument(
+        "--depth_model",
+        default=MIDAS,
+        help="Hub id or folder of a transformers depth model; default: MiDaS, %(default)s",
+    )
+    models.add_argument("--num_negatives", type=int, default=5, help="of a photograph, before the filter")
+    models.add_argument(
+        "--prompt_suffix", help="what ends a negative's prompt; default: in <culture>, e.g. 'in Korea'"
+    )
+    models.add_argument("--resolution", type=int, default=512, help="short side of a negative in pixels")
+    models.add_argument("--num_inference_steps", type=int, default=20)
+    models.add_argument("--guidance_scale", type=float, default=7.5)
+    models.add_argument("--filter_distance", default="dreamsim", choices=["dreamsim", "clip_conv", "dinov2", "blip2"])
+    models.add_argument("--filter_model", help="Hub id or folder of the distance's encoder")
+    models.add_argument(
+        "--dreamsim_type",
+        default="ensemble",
+        choices=["ensemble", "dino_vitb16", "clip_vitb32", "open_clip_vitb32", "dinov2_vitb14", "synclr_vitb16"],
+        help="model of the dreamsim package",
+    )
+    models.add_argument(
+        "--false_negative_threshold",
+        type=float,
+        help="a negative nearer to its photograph is left out; default: "
+        + ", ".join(f"{value} for {name}" for name, value in FALSE_NEGATIVE_THRESHOLDS.items()),
+    )
+
+    write = parser.add_argument_group("write")
+    write.add_argument(
+        "--links_only",
+        action="store_true",
+        help="write links, captions and hashes, but no pictures, into the folder <output>-links",
+    )
+    write.add_argument(
+        "--about",
+        type=Path,
+        help="text file (Markdown) for the card: who chose the photographs, and how they were asked",
+    )
+    write.add_argument("--push_to_hub", action="store_true", help="to a private dataset of yours")
+    write.add_argument("--hub_dataset_id", help="default: the name of the written folder")
+    write.add_argument("--public", action="store_true", help="let all see what is pushed; with --links_only alone")
+
+    args = parser.parse_args(argv)
+    check_args(parser, args)
+    return args
+
+
+def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
+    """Find all that can be said against the arguments alone; ends in `parser.error`, which exits."""
+    stages = args.stages.split(",")
+    if not re.fullmatch(r"\w[\w-]*", args.culture):
+        parser.error(f"--culture names a folder: letters, digits, - and _, got {args.culture!r}")
+    if unknown := [name for name in stages if name not in STAGES]:
+        parser.error(f"--stages: there is no stage {unknown[0]!r}; there are {', '.join(STAGES)}")
+    if "fetch" in stages and not (args.links or args.images or args.culture in SHEET_TABS):
+        parser.error(
+            f"--culture {args.culture}: CCUB's links are publicly known for {' and '.join(SHEET_TABS)} alone; "
+            "give --links FILE_OR_URL or --images DIR"
+        )
+    for flag in ("num_captions", "num_negatives", "num_inference_steps", "min_size"):
+        if getattr(args, flag) < 1:
+            parser.error(f"--{flag} is at least 1, got {getattr(args, flag)}")
+    if args.resolution < 8 or args.resolution % 8:
+        parser.error(f"--resolution is a multiple of 8, got {args.resolution}")
+    if args.deny_list and "write" in stages and "clean" not in stages:
+        parser.error("--deny_list takes effect in the stage clean; add it to --stages")
+    if not -1 <= args.near_duplicate_bits < 128:
+        parser.error(f"--near_duplicate_bits is a number from -1 to 127, got {args.near_duplicate_bits}")
+    if args.public and not args.links_only:
+        parser.error("--public needs --links_only: the photographs belong to others")
+    if args.false_negative_threshold is None:
+        if args.filter_distance not in FALSE_NEGATIVE_THRESHOLDS and {"filter", "write"} & set(stages):
+            parser.error(f"--filter_distance {args.filter_distance} needs a --false_negative_threshold")
+        args.false_negative_threshold = FALSE_NEGATIVE_THRESHOLDS.get(args.filter_distance, 0.0)
+    if args.prompt_suffix is None:
+        args.prompt_suffix = f"in {culture_words(args.culture)}"
+    if args.push_to_hub and "write" not in stages:
+        parser.error("--push_to_hub belongs to the stage write, which --stages leaves out")
+    if not 0 <= args.test_share < 1:
+        parser.error(f"--test_share is a number from 0 up and below 1, got {args.test_share}")
+    for flag in ("images", "deny_list", "about"):
+        if (path := getattr(args, flag)) is not None and not path.exists():
+            parser.error(f"--{flag} {path}: there is no such place")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is kept between the stages
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Photograph:
+    """A line of `manifest.jsonl`: a link or a picture, and what became of it.
+
+    `status` is pending, one of scoft_fetch.Fetched's, or of cleaning: not_an_image, too_many_pixels, too_small,
+    corrupt, duplicate, denied. It is in the dataset if it has a `file`, its clean copy, within the culture's folder;
+    `sha256`, `width` and `height` are that file's.
+    """
+
+    id: str  # names all files of the photograph; a hash of its link or file name
+    url: str = ""
+    picture: str = ""  # within --images
+    caption: str
+    category: str | None = None
+    status: str = "pending"
+    detail: str = ""
+    final_url: str = ""
+    fetched_at: str = ""
+    license: str = ""
+    source_sha256: str = ""  # of the bytes as they came
+    file: str = ""
+    sha256: str = ""
+    width: int = 0
+    height: int = 0
+    split: str = ""
+    negatives: dict[str, float] = dataclasses.field(default_factory=dict)  # name -> distance, false ones included
+
+    @property
+    def origin(self) -> str:
+        return self.picture or self.url
+
+
+def read_manifest(folder: Path) -> list[Photograph]:
+    """The photographs of a culture's folder, in the order of the input; none before the first run."""
+    path = folder / "manifest.jsonl"
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    return [Photograph(**json.loads(line)) for line in lines if line]
+
+
+def write_manifest(folder: Path, photographs: Iterable[Photograph]):
+    rows = [json.dumps(dataclasses.asdict(photograph), ensure_ascii=False) for photograph in photographs]
+    replace_file(folder / "manifest.jsonl", "".join(row + "\n" for row in rows).encode())
+
+
+def kept(photographs: Iterable[Photograph], *, split: str | None = None) -> list[Photograph]:
+    """The photographs of the dataset, or of one of its splits."""
+    return [photograph for photograph in photographs if photograph.file and split in (None, photograph.split)]
+
+
+class Ledger:
+    """Finished work, a JSON object a line, each with a "key"; lines are only ever added, and the last of a key holds.
+
+    A line is written in one piece, so several threads and processes may share the file (on a local disk). One that a
+    kill has torn is as if it had not been written.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def read(self) -> dict[str, dict]:
+        entries = {}
+        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n") if self.path.exists() else ():
+            try:
+                entry = json.loads(line)
+            except ValueError:  # torn, or blank
+                continue
+            entries[entry["key"]] = entry
+        return entries
+
+    def add(self, key: str, **entry):
+        # begins with a line break too: the line before may be torn
+        line = f"\n{json.dumps({'key': key} | entry, ensure_ascii=False)}\n".encode()
+        with open(self.path, "ab", buffering=0) as file:
+            file.write(line)
+
+
+def replace_file(path: Path, content: bytes):
+    """Whoever reads `path`, also after a kill, finds the old bytes or the new ones."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is asked for
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_links(table: bytes, *, culture: str, source: str) -> list[Photograph]:
+    """The rows of a table of links: `url` and `caption`, and where there are such `category_code` (or `category`) and
+    `country_code`, by which rows of other countries are left out, with a count in the log.
+
+    Raises DataError for bytes that are not UTF-8, missing columns, unknown codes, and no row for the culture.
+    """
+    found, elsewhere = [], Counter()
+    for name, row in csv_rows(table, source=source, needed=("url", "caption")):
+        country = row.get("country_code", "").upper()
+        if country and country not in COUNTRY_CODES:
+            raise DataError(
+                f"{name}: country_code {country!r} is none of {', '.join(COUNTRY_CODES)}; "
+                "without that column, all rows are of --culture."
+            )
+        if country and COUNTRY_CODES[country] != culture:
+            elsewhere[country] += 1
+            continue
+        url, caption = row["url"], row["caption"]
+        if not url or not caption:
+            raise DataError(f"{name}: the {'url' if not url else 'caption'} is blank; fill it in or remove the row.")
+        category = category_of(row.get("category_code") or row.get("category"), name=name)
+        found.append(Photograph(id=content_key(url)[:16], url=url, caption=caption, category=category))
+    for country, count in elsewhere.items():
+        logger.info("%s: %d rows of %s are left out: they are not of %s.", source, count, country, culture)
+    if not found:
+        raise DataError(f"{source}: no row is of --culture {culture}.")
+    return marked_duplicates(found)
+
+
+def csv_rows(table: bytes, *, source: str, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each row of a table that is not blank, stripped, with the words by which messages call it.
+
+    Raises DataError for bytes that are not UTF-8, missing columns, and cells that no column is for.
+    """
+    try:
+        text = table.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = table[: error.start].count(b"\n") + 1
+        raise DataError(f"{source}: line {line} is not UTF-8 ({error.reason}); save the table as UTF-8.") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
+    try:
+        columns = reader.fieldnames or []
+        if missing := [name for name in needed if name not in columns]:
+            raise DataError(
+                f"{source}: no column {' and no column '.join(missing)}; it has {', '.join(columns) or 'none'}. "
+                f"{' and '.join(needed)} are needed; CCUB's are {', '.join(LINK_COLUMNS)}."
+            )
+        for number, row in enumerate(reader, start=2):
+            if None in row:
+                raise DataError(
+                    f"{source}, row {number}: more cells than columns; put double quotes around a text with a comma."
+                )
+            if any(cell.strip() for cell in row.values()):
+                yield f"{source}, row {number}", {column: cell.strip() for column, cell in row.items()}
+    except csv.Error as error:
+        raise DataError(f"{source}: line {reader.line_num} is not CSV ({error}).") from error
+
+
+def category_of(name_or_code: object, *, name: str) -> str | None:
+    """One of CATEGORIES, given by its name or CCUB's code; None if nothing is given. DataError for anything else."""
+    if name_or_code is not None and not isinstance(name_or_code, str):
+        raise DataError(f"{name}: category is a name or code of CCUB, got {name_or_code!r}.")
+    text = (name_or_code or "").strip()
+    if not text:
+        return None
+    category = CATEGORY_CODES.get(text.upper(), text.lower())
+    if category not in CATEGORIES:
+        codes = ", ".join(f"{code} ({words})" for code, words in CATEGORY_CODES.items())
+        raise DataError(f"{name}: category {text!r} is none of {codes}.")
+    return category
+
+
+def marked_duplicates(found: list[Photograph]) -> list[Photograph]:
+    """Of rows with the same link or file the first counts; the others stay in the manifest as duplicates."""
+    known: set[str] = set()
+    for number, photograph in enumerate(found):
+        if photograph.id in known:
+            photograph.status, photograph.detail = "duplicate", "an earlier line has the same link or file"
+            photograph.id, photograph.source_sha256 = f"{photograph.id}-{number}", ""
+        known.add(photograph.id)
+    return found
+
+
+def read_pictures(folder: Path) -> list[Photograph]:
+    """The rows of a folder of pictures: its metadata.jsonl or metadata.csv with `file_name` and `text`, and where
+    there are such `category`, `split` (train or test), `source_url` and `license`.
+
+    Raises DataError for a folder without metadata, missing columns, files that are not there or outside of the folder.
+    """
+    found = []
+    for name, row in metadata_rows(folder):
+        for column in ("file_name", "text"):
+            if not isinstance(row.get(column), str) or not row[column].strip():
+                raise DataError(f"{name}: {column} is a text that is not blank, got {row.get(column)!r}.")
+        file_name = row["file_name"].strip()
+        file = (folder / file_name).resolve()
+        if not file.is_relative_to(folder.resolve()) or not file.is_file():
+            raise DataError(f"{name}: there is no file {file_name!r} in {folder}; names count from that folder.")
+        split = str(row.get("split") or "")
+        if split not in ("", "train", "test"):
+            raise DataError(f"{name}: split is train or test, got {split!r}.")
+        category = category_of(row.get("category"), name=name)
+        found.append(
+            Photograph(
+                id=content_key(file_name)[:16],
+                url=str(row.get("source_url") or ""),
+                picture=file_name,
+                caption=row["text"].strip(),
+                category=category,
+                license=str(row.get("license") or ""),
+                source_sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+                split=split,
+            )
+        )
+    if not found:
+        raise DataError(f"--images {folder}: the metadata has no rows; write one a picture: {EXAMPLE_LINE}")
+    return marked_duplicates(found)
+
+
+def metadata_rows(folder: Path) -> Iterator[tuple[str, dict]]:
+    """Each row of a folder's metadata, with the words by which messages call it."""
+    lines, table = folder / "metadata.jsonl", folder / "metadata.csv"
+    if lines.is_file():
+        try:
+            text = lines.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{lines} is not UTF-8 ({error.reason} at byte {error.start}); save it so.") from error
+        for number, line in enumerate(text.split("\n"), start=1):
+            if not line.strip():
+                continue
+            name = f"{lines}, line {number}"
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{name} is not JSON ({error}); write {EXAMPLE_LINE}") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{name} is not a JSON object; write {EXAMPLE_LINE}")
+            yield name, row
+    elif table.is_file():
+        yield from csv_rows(table.read_bytes(), source=str(table), needed=("file_name", "text"))
+    else:
+        raise DataError(
+            f"--images {folder}: there is no metadata.jsonl or metadata.csv; write one of lines like {EXAMPLE_LINE}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fetch
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_table(source: str, *, fetcher: Fetcher) -> bytes:
+    """The bytes of --links: a file, or a URL, which is asked through the fetcher. Raises DataError without them."""
+    if not source.startswith(("http://", "https://")):
+        try:
+            return Path(source).read_bytes()
+        except OSError as error:
+            raise DataError(f"--links {source}: {error.strerror}.") from error
+    fetched = fetcher.fetch_document(source)
+    if fetched.status != "ok":
+        raise DataError(f"--links {source}: {fetched.status}, {fetched.detail}.")
+    return fetched.content
+
+
+def fetch_links(
+    photographs: Sequence[Photograph], folder: Path, *, fetcher: Fetcher, archive: bool, retry_failed: bool
+) -> list[Photograph]:
+    """The photographs with what came of their links, hosts asked side by side; the bytes go into `folder`.
+
+    What came is written down at once, in fetches.jsonl there, so that no link is asked for twice, also after a kill.
+    """
+    folder.mkdir(exist_ok=True)
+    ledger = Ledger(folder / "fetches.jsonl")
+    done = ledger.read()
+    settled = {
+        key
+        for key, entry in done.items()
+        if ((folder / key).exists() if entry["status"] == "ok" else entry["status"] == "denied" or not retry_failed)
+    }
+    hosts: dict[str, list[Photograph]] = defaultdict(list)
+    for photograph in photographs:
+        if photograph.status == "pending" and photograph.id not in settled:
+            hosts["".join(photograph.url.split("/", 3)[2:3])].append(photograph)
+
+    stop = threading.Event()
+    with progress("Fetching", total=sum(map(len, hosts.values()))) as bar, ThreadPoolExecutor(FETCH_THREADS) as pool:
+
+        def fetch_in_turn(links: list[Photograph]):
+            for photograph in links:
+                if stop.is_set():
+                    return
+                fetched = fetcher.fetch(photograph.url)
+                if archive and fetched.http_code in (404, 410):
+                    copy = fetcher.fetch(ARCHIVE.format(photograph.url))
+                    fetched = copy if copy.status == "ok" else fetched
+                if fetched.content is not None:
+                    replace_file(folder / photograph.id, fetched.content)
+                ledger.add(photograph.id, **outcome(fetched))
+                bar.update()
+
+        try:
+            list(pool.map(fetch_in_turn, hosts.values()))
+        finally:  # else Ctrl-C would wait for all links of the hosts in hand
+            stop.set()
+
+    came = ledger.read()
+    for entry in came.values():
+        del entry["key"]
+    return [dataclasses.replace(p, **came[p.id]) if p.status == "pending" else p for p in photographs]
+
+
+def outcome(fetched: Fetched) -> dict[str, str]:
+    """What the manifest keeps of a fetch, by the manifest's names."""
+    return {
+        "status": fetched.status,
+        "detail": fetched.detail,
+        "final_url": fetched.final_url,
+        "fetched_at": fetched.fetched_at,
+        "license": fetched.licence or "",
+        "source_sha256": fetched.sha256 or "",
+    }
+
+
+def known_again(found: Sequence[Photograph], manifest: Sequence[Photograph]) -> list[Photograph]:
+    """The input's photographs, each in the split where it was; where the bytes are as before, all that later stages
+    found out stays.
+    """
+    known = {photograph.id: photograph for photograph in manifest}
+    later = ("status", "detail", "file", "sha256", "width", "height", "negatives")
+    photographs = []
+    for new in found:
+        if old := known.get(new.id):
+            is_same = new.source_sha256 and new.source_sha256 == old.source_sha256
+            found_out = {name: getattr(old, name) for name in later if is_same}
+            new = dataclasses.replace(new, **found_out, split=new.split or old.split)
+        photographs.append(new)
+    return photographs
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Clean
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cleaned:
+    """A photograph ready to be kept: its file's bytes and format, its size, what finds its like."""
+
+    content: bytes
+    suffix: str
+    size: tuple[int, int]
+    pixels: str  # equal for equal pictures
+    hash: int  # of 128 bits, few of which differ between versions of one picture
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+
+def clean_photographs(
+    photographs: Sequence[Photograph],
+    folder: Path,
+    *,
+    source: Path,
+    fetcher: Fetcher,
+    min_size: int,
+    near_duplicate_bits: int,
+):
+    """Write every usable photograph into `folder`, clean, and into its line what it is, or why it is not usable.
+
+    Of equal pictures, and of those whose hashes differ in at most `near_duplicate_bits`, the first is kept, whatever
+    its split. (Of CCUB's Korean photographs no two differ in fewer than 44; a crop by 1 % changes up to 10, a JPEG of
+    quality 20 up to 5.) The fetched bytes of one on the deny-list are deleted.
+    """
+    folder.mkdir(exist_ok=True)
+    came = [photograph for photograph in photographs if photograph.source_sha256]
+
+    def clean(photograph: Photograph) -> Cleaned | NotUsable:
+        try:
+            file = source / (photograph.picture or photograph.id)
+            if not file.exists():
+                raise NotUsable("corrupt", "the bytes that came are gone; the stage fetch asks for them again")
+            result = cleaned(file.read_bytes(), min_size=min_size)
+            links, hashes = (photograph.url, photograph.final_url), (photograph.source_sha256, result.sha256)
+            if any(map(fetcher.denies, links)) or any(fetcher.denies(sha256=sha256) for sha256 in hashes):
+                raise NotUsable("denied", "the deny-list names its link or content")
+            return result
+        except NotUsable as reason:
+            return reason
+
+    first: dict[str, Photograph] = {}
+    hashes: list[tuple[int, Photograph]] = []
+    with progress("Cleaning", total=len(came)) as bar, ThreadPoolExecutor(CLEAN_THREADS) as pool:
+        for photograph, result in zip(came, pool.map(clean, came)):
+            bar.update()
+            if isinstance(result, Cleaned):
+                near = (p for bits, p in hashes if (bits ^ result.hash).bit_count() <= near_duplicate_bits)
+                if twin := first.get(result.pixels) or next(near, None):
+                    result = NotUsable("duplicate", f"of {twin.origin}")
+            if isinstance(result, NotUsable):
+                photograph.status, photograph.detail = result.status, result.detail
+                photograph.file = photograph.sha256 = ""
+                if result.status == "denied":
+                    forget(photograph, folder.parent)
+                continue
+            first[result.pixels] = photograph
+            hashes.append((result.hash, photograph))
+            file = folder / f"{photograph.id}.{result.suffix}"
+            replace_file(file, result.content)
+            photograph.status, photograph.detail = "ok", ""
+            photograph.file = f"{folder.name}/{file.name}"
+            photograph.sha256 = result.sha256
+            photograph.width, photograph.height = result.size
+    wanted = {photograph.file for photograph in photographs}
+    for file in folder.iterdir():
+        if f"{folder.name}/{file.name}" not in wanted:
+            file.unlink()
+
+
+def forget(photograph: Photograph, folder: Path):
+    """Delete all that was made of a photograph on the deny-list, and see to it that it is not fetched again."""
+    if not photograph.picture:
+        entry = {"status": photograph.status, "detail": photograph.detail, "source_sha256": ""}
+        Ledger(folder / "fetched" / "fetches.jsonl").add(photograph.id, **entry)
+        (folder / "fetched" / photograph.id).unlink(missing_ok=True)
+    photograph.source_sha256 = ""
+    (folder / "depth" / f"{photograph.id}.png").unlink(missing_ok=True)
+    for name in photograph.negatives:
+        (folder / "negatives" / f"{name}.jpg").unlink(missing_ok=True)
+    photograph.negatives = {}
+
+
+def cleaned(content: bytes, *, min_size: int) -> Cleaned:
+    """A photograph's bytes made clean: upright, opaque on white, sRGB, and without EXIF, GPS, XMP and profile.
+
+    A JPEG that is so already keeps its bytes. Else a PNG stays one and all others become JPEG. Raises NotUsable.
+    """
+    picture = open_photograph(content, min_side=min_size)
+    if not is_clean_jpeg(content, picture):
+        file = io.BytesIO()
+        suffix = "png" if picture.format == "PNG" else "jpg"
+        picture = as_srgb(picture)
+        picture.info.clear()
+        if suffix == "png":
+            picture.save(file, "PNG", optimize=True)
+        else:
+            picture.save(file, "JPEG", quality=95, subsampling=0)
+        content = file.getvalue()
+        picture = open_photograph(content)
+    return Cleaned(
+        content=content,
+        suffix="png" if picture.format == "PNG" else "jpg",
+        size=picture.size,
+        pixels=content_key(picture.size, picture.tobytes()),
+        hash=difference_hash(picture),
+    )
+
+
+def is_clean_jpeg(content: bytes, picture: Image.Image) -> bool:
+    """Whether these are the bytes of an RGB JPEG with nothing in it but the picture, and nothing behind it."""
+    return (
+        picture.format == "JPEG"
+        and picture.mode == "RGB"
+        # JFIF's and Adobe's notes on the coding; where they are longer there is a thumbnail in them
+        and all(name in ("APP0", "APP14") and len(note) <= 14 for name, note in picture.applist)
+        and content.count(b"\xff\xd9") == 1
+        and content.endswith(b"\xff\xd9")
+    )
+
+
+def as_srgb(picture: Image.Image) -> Image.Image:
+    """The picture as a viewer shows it: upright, on white, its colours by its profile, in RGB."""
+    profile = picture.info.get("icc_profile")
+    picture = scoft_data.upright(picture)
+    if profile:
+        if picture.has_transparency_data or picture.mode not in ("RGB", "CMYK", "L"):
+            picture = scoft_data.as_rgb(picture)
+        try:
+            of_picture, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+            picture = ImageCms.profileToProfile(picture, of_picture, srgb, outputMode="RGB")
+        except (ImageCms.PyCMSError, OSError) as error:
+            logger.debug("a colour profile cannot be applied, the picture is taken as sRGB: %s", error)
+    return scoft_data.as_rgb(picture)
+
+
+def difference_hash(picture: Image.Image) -> int:
+    """128 bits: where the brightness of a 9 x 9 reduction falls to the right, and where downwards."""
+    grey = np.asarray(picture.convert("L").resize((9, 9), Image.Resampling.LANCZOS), dtype=int)
+    falls = [grey[:8, 1:] < grey[:8, :-1], grey[1:, :8] < grey[:-1, :8]]
+    return int.from_bytes(np.packbits(falls).tobytes())
+
+
+def assign_splits(photographs: Sequence[Photograph], *, test_share: float, seed: int):
+    """Give photographs without a split one, so that of each category `test_share` are test rows.
+
+    A hash of the id decides which. Those that have a split stay where they are, so none moves from test to train.
+    """
+    groups: dict[str | None, list[Photograph]] = defaultdict(list)
+    for photograph in photographs:
+        groups[photograph.category].append(photograph)
+    for group in groups.values():
+        new = sorted((p for p in group if not p.split), key=lambda p: content_key(seed, p.id))
+        lacking = round(test_share * len(group)) - sum(p.split == "test" for p in group)
+        for i, photograph in enumerate(new):
+            photograph.split = "test" if i < lacking else "train"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Naive captions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Captioner:
+    """Samples naive captions with a BLIP: what a model that knows nothing of who chose a photograph says of it."""
+
+    def __init__(self, name_or_path: str, *, device, dtype, cache_dir: str | None):
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self.processor = AutoProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
+        model = AutoModelForImageTextToText.from_pretrained(
+            name_or_path, dtype=dtype, cache_dir=cache_dir, use_safetensors=True
+        )
+        self.model = model.to(device).eval().requires_grad_(False)
+
+    def __call__(self, picture: Image.Image, *, number: int, key: str) -> list[str]:
+        """`number` different captions that are not degenerate, or fewer if ATTEMPTS times as many draws gave no more.
+
+        A function of the picture and the key: what else is captioned, by which process, changes nothing.
+        """
+        import torch
+
+        device = self.model.device
+        inputs = self.processor(images=picture, return_tensors="pt").to(device, self.model.dtype)
+        captions: dict[str, None] = {}  # a dict keeps the order of the draws
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(stable_generator(0, key).initial_seed())
+            for _ in range(ATTEMPTS):
+                ids = self.model.generate(
+                    **inputs,
+                    do_sample=True,
+                    top_p=NUCLEUS,
+                    top_k=0,  # transformers would cut at 50 words
+                    max_new_tokens=CAPTION_TOKENS,
+                    num_return_sequences=number,
+                )
+                texts = [text.strip() for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
+                captions |= dict.fromkeys(text for text in texts if not is_degenerate(text))
+                if len(captions) >= number:
+                    break
+        return list(captions)[:number]
+
+
+def is_degenerate(caption: str) -> bool:
+    """Whether a captioner stuttered: fewer than two words, a word thrice in a row, or three words in a row twice."""
+    words = caption.lower().split()
+    triples = list(zip(words, words[1:], words[2:]))
+    return len(words) < 2 or any(len(set(triple)) == 1 for triple in triples) or len(set(triples)) < len(triples)
+
+
+def culture_mentions(captions: Iterable[str]) -> Counter:
+    """How many naive captions use a culture's name or adjective: a finding to report, not something to repair."""
+    known = {word for words in CULTURE_WORDS.values() for word in words.split()}
+    return Counter(word for caption in captions for word in set(re.findall("[a-z]+", caption.lower())) & known)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Negatives
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How negatives are drawn: with the photograph, the prompt and the number it decides every pixel.
+
+    The models are named by `model_key`.
+    """
+
+    base_model: str
+    controlnet: str
+    depth_model: str
+    resolution: int
+    num_inference_steps: int
+    guidance_scale: float
+    precision: str
+    seed: int
+
+
+class DepthEstimator:
+    """The depth of a photograph as a ControlNet takes it: RGB, black far to white near, over the full range."""
+
+    def __init__(self, name_or_path: str, *, device, cache_dir: str | None):
+        self.processor = None
+        if name_or_path == MIDAS or (Path(name_or_path) / MIDAS_FILE).is_file():
+            from controlnet_aux import MidasDetector
+
+            self.model = MidasDetector.from_pretrained(name_or_path, cache_dir=cache_dir).to(device)
+        else:
+            from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+
+            self.processor = AutoImageProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
+            model = AutoModelForDepthEstimation.from_pretrained(
+                name_or_path, cache_dir=cache_dir, use_safetensors=True
+            )
+            self.model = model.float().to(device).eval().requires_grad_(False)
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        if self.processor is None:
+            depth = self.model(picture)
+        else:
+            inputs = self.processor(images=picture, return_tensors="pt").to(self.model.device)
+            depth = self.model(**inputs).predicted_depth[0].cpu().numpy()
+            depth = (depth - depth.min()) / max(np.ptp(depth), 1e-6)
+            depth = Image.fromarray((255 * depth).round().astype(np.uint8))
+        return depth.resize(picture.size, Image.Resampling.BICUBIC).convert("RGB")
+
+
+class Painter:
+    """Draws the negatives of one photograph in one batch, so that what else is drawn changes nothing."""
+
+    def __init__(self, args: argparse.Namespace, *, device, dtype):
+        from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline
+
+        self.args = args
+        self.depth = DepthEstimator(args.depth_model, device=device, cache_dir=args.cache_dir)
+        common = {"dtype": dtype, "cache_dir": args.cache_dir, "use_safetensors": True}
+        controlnet = ControlNetModel.from_pretrained(args.controlnet, **common)
+        self.pipeline = StableDiffusionControlNetPipeline.from_pretrained(
+            args.pretrained_model_name_or_path, controlnet=controlnet, **common
+        ).to(device)
+        self.pipeline.scheduler = DDIMScheduler.from_config(self.pipeline.scheduler.config)
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    def __call__(self, photograph: Image.Image, prompts: dict[str, str]) -> tuple[Image.Image, dict[str, Image.Image]]:
+        """The depth, and a picture for each key of `prompts`, whose noise is the key's.
+
+        What the safety checker blanks is drawn again from other noise; what it blanks ATTEMPTS times is missing.
+        """
+        width, height = size_of_negative(*photograph.size, short_side=self.args.resolution)
+        depth = ImageOps.fit(self.depth(photograph), (width, height), Image.Resampling.BICUBIC)
+        pictures: dict[str, Image.Image] = {}
+        for attempt in range(ATTEMPTS):
+            keys = [key for key in prompts if key not in pictures]
+            if not keys:
+                break
+            drawn = self.pipeline(
+                [prompts[key] for key in keys],
+                image=[depth] * len(keys),
+                generator=[stable_generator(self.args.seed, key, attempt) for key in keys],
+                num_inference_steps=self.args.num_inference_steps,
+                guidance_scale=self.args.guidance_scale,
+                width=width,
+                height=height,
+            )
+            blanked = drawn.nsfw_content_detected or [False] * len(keys)
+            pictures |= {key: picture for key, picture, blank in zip(keys, drawn.images, blanked) if not blank}
+        return depth, pictures
+
+
+def size_of_negative(width: int, height: int, *, short_side: int) -> tuple[int, int]:
+    """The photograph's aspect, at most 2 : 1, with `short_side`, in multiples of 8 as the VAE needs."""
+    aspect = min(max(width / height, 0.5), 2.0)
+    long_side = round(short_side * max(aspect, 1 / aspect) / 8) * 8
+    return (long_side, short_side) if aspect >= 1 else (short_side, long_side)
+
+
+def prompts_of_negatives(
+    photograph: Photograph, captions: Sequence[str], *, number: int, suffix: str, drawing: Drawing
+) -> dict[str, str]:
+    """Key -> prompt of each negative: the naive captions in turn, each with the culture.
+
+    A key is made of all that decides a negative. It is its seed and its file's name, so any one can be drawn again.
+    """
+    prompts = [f"{captions[k % len(captions)]} {suffix}".replace(" ,", ",").strip() for k in range(number)]
+    return {content_key(photograph.sha256, prompt, k, drawing)[:32]: prompt for k, prompt in enumerate(prompts)}
+
+
+def jpeg(picture: Image.Image) -> bytes:
+    """A negative's file, with colour at full resolution."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=90, subsampling=0)
+    return file.getvalue()
+
+
+def distances_to(photograph: Image.Image, negatives: Sequence[Image.Image], *, distance) -> list[float]:
+    """The distance of each negative, all of one size, to what of its photograph it shows; four digits are kept."""
+    import torch
+
+    pictures = [ImageOps.fit(photograph, negatives[0].size, Image.Resampling.BICUBIC), *negatives]
+    pixels = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures]) / 127.5 - 1
+    with torch.no_grad():
+        features = distance.embed(pixels.to(distance.scale.device))
+        return [round(value, 4) for value in distance.compare(features[1:], features[:1]).tolist()]
+
+
+def model_key(name_or_path: str | None) -> str:
+    """What a model is known by in keys: the content of a folder, wherever it lies, or its name on the Hub."""
+    folder = Path(name_or_path or "")
+    if not name_or_path or not folder.is_dir():
+        return str(name_or_path)
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json", ".pt", ".tar"))
+    hashes = []
+    for path in files:
+        with path.open("rb") as content:
+            hashes.append(hashlib.file_digest(content, "sha256").hexdigest())
+    return content_key([path.relative_to(folder).as_posix() for path in files], hashes)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Write
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of the dataset before it is written; of its negatives those nearer than the threshold are left out."""
+
+    photograph: Photograph
+    captions: list[str]
+    negatives: list[tuple[Path, float]]  # file and distance to the photograph
+    threshold: float
+
+    @property
+    def kept_negatives(self) -> list[Path]:
+        return [file for file, distance in self.negatives if distance >= self.threshold]
+
+
+def features(*, links_only: bool):
+    """The dataset contract; without pictures, for what may be public, image and negatives are not there."""
+    import datasets
+
+    columns = {
+        "image": datasets.Image(),
+        "text": datasets.Value("string"),
+        "blip_text": datasets.List(datasets.Value("string")),
+        "negatives": datasets.List(datasets.Image()),
+        "category": datasets.ClassLabel(names=list(CATEGORIES)),
+        "source_url": datasets.Value("string"),
+        "sha256": datasets.Value("string"),
+        "license": datasets.Value("string"),
+    }
+    if links_only:
+        del columns["image"], columns["negatives"]
+    return datasets.Features(columns)
+
+
+def write_split(path: Path, rows: Sequence[Row], *, folder: Path, links_only: bool):
+    """The parquet file of a split, with the pictures of `folder`. The same rows give the same bytes."""
+    import datasets
+
+    def embedded(file: Path) -> dict:
+        return {"bytes": file.read_bytes(), "path": file.name}
+
+    columns = features(links_only=links_only)
+    cells = {
+        "image": lambda row: embedded(folder / row.photograph.file),
+        "text": lambda row: row.photograph.caption,
+        "blip_text": lambda row: row.captions,
+        "negatives": lambda row: [embedded(file) for file in row.kept_negatives],
+        "category": lambda row: row.photograph.category,
+        "source_url": lambda row: row.photograph.url or None,
+        "sha256": lambda row: row.photograph.sha256,
+        "license": lambda row: row.photograph.license or None,
+    }
+    table = {name: [cells[name](row) for row in rows] for name in columns}
+    partial = path.with_name(f".{path.name}")
+    datasets.Dataset.from_dict(table, features=columns).to_parquet(partial)
+    partial.replace(path)
+
+
+def contact_sheet(rows: Sequence[Row], folder: Path) -> Image.Image:
+    """A line for each photograph: its caption, itself, its depth, its negatives; false ones are struck through."""
+    side, gap, letters = 128, 8, 20
+    columns = 2 + max((len(row.negatives) for row in rows), default=0)
+    sheet = Image.new("RGB", (gap + columns * (side + gap), gap + len(rows) * (side + letters + gap)), "white")
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(size=12)
+    for r, row in enumerate(rows):
+        top = gap + r * (side + letters + gap)
+        pen.text((gap, top), textwrap.shorten(row.photograph.caption, columns * 20, placeholder=" ..."), "black", font)
+        cells = [(folder / row.photograph.file, False), (folder / "depth" / f"{row.photograph.id}.png", False)]
+        cells += [(file, distance < row.threshold) for file, distance in row.negatives]
+        for c, (file, struck) in enumerate(cells):
+            if not file.exists():  # no depth where no negative was drawn
+                continue
+            with Image.open(file) as picture:
+                small = ImageOps.contain(picture.convert("RGB"), (side, side))
+            left, low = gap + c * (side + gap), top + letters
+            sheet.paste(small, (left, low))
+            if struck:
+                right, bottom = left + small.width, low + small.height
+                pen.line([(left, low), (right, bottom)], "red", 3)
+                pen.line([(left, bottom), (right, low)], "red", 3)
+    return sheet
+
+
+def histogram(distances: Sequence[float], *, threshold: float, label: str) -> Image.Image:
+    """Negatives by their distance to the photograph, with the threshold as a line."""
+    width, height, margin, bins = 640, 320, 40, 40
+    top = max([*distances, 1.2 * threshold, 1e-6])
+    counts, _ = np.histogram(distances, bins=bins, range=(0, top))
+    plot = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(plot)
+    font = ImageFont.load_default(size=12)
+    base, reach = height - margin, width - 2 * margin
+    for b, count in enumerate(counts):
+        left, bar = margin + b * reach / bins, (base - 2 * margin) * count / max(counts.max(), 1)
+        pen.rectangle([left, base - bar, left + reach / bins - 2, base], fill="steelblue")
+    line = margin + reach * threshold / top
+    pen.line([(line, margin), (line, base)], fill="red", width=2)
+    pen.text((line + 4, margin), f"threshold {threshold:g}", "red", font)
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        pen.text((margin + reach * share, base + 6), f"{top * share:.2f}", "black", font, anchor="ma")
+    pen.text((margin, 8), f"{len(distances)} negatives by their {label} distance to the photograph", "black", font)
+    return plot
+
+
+def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argparse.Namespace, folder: Path) -> dict:
+    """What the card says of a culture: counts and settings, kept in `summary.json` of its folder."""
+    usable = kept(photographs)
+    captions = [text for row in rows for text in row.captions]
+    return {
+        "name": args.culture,
+        "words": culture_words(args.culture),
+        "about": args.about.read_text(encoding="utf-8").strip() if args.about else "",
+        "rows": {split: len(kept(usable, split=split)) for split in ("train", "test")},
+        "categories": {
+            name: count
+            for name in (*CATEGORIES, NO_CATEGORY)
+            if (count := sum((photograph.category or NO_CATEGORY) == name for photograph in usable))
+        },
+        "statuses": dict(Counter(photograph.status for photograph in photographs).most_common()),
+        "licenses": dict(Counter(plain(photograph.license) or UNKNOWN for photograph in usable).most_common()),
+        "fetched": sum(bool(photograph.fetched_at) for photograph in photographs),
+        "captions": len(captions),
+        "mentions": dict(culture_mentions(captions).most_common()),
+        "negatives": sum(len(row.kept_negatives) for row in rows),
+        "false_negatives": sum(len(row.negatives) - len(row.kept_negatives) for row in rows),
+        "fingerprint": content_key(*(photograph.sha256 for photograph in usable)),
+        "settings": json.loads((folder / "clean.json").read_text())
+        | {name: getattr(args, name) for name in SETTINGS}
+        | {name: public_name(getattr(args, name)) for name in MODELS},
+    }
+
+
+def plain(text: str) -> str:
+    """What a stranger's host or table calls a licence, without what Markdown or HTML could make of it."""
+    return re.sub(r"[^\w:/.,+ -]", "", text)[:200]
+
+
+def public_name(model: str | None) -> str:
+    """What the card calls a model: by its name on the Hub, or a folder's name and content, not by where it lies."""
+    if model is None:
+        return "the distance's own"
+    folder = Path(model)
+    if folder.is_dir():
+        return f"{folder.resolve().name} ({model_key(model)[:16]})"
+    return folder.name if folder.is_absolute() or model.startswith(".") else model
+
+
+def write_card(output: Path, summaries: Sequence[dict], *, links_only: bool):
+    """README.md of the dataset: a config for each culture, real counts, what was lost and why."""
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    total = sum(sum(culture["rows"].values()) for culture in summaries)
+    configs = [
+        {
+            "config_name": culture["name"],
+            "data_files": [
+                {"split": split, "path": f"{culture['name']}/{split}-*.parquet"}
+                for split, count in culture["rows"].items()
+                if count
+            ],
+        }
+        for culture in summaries
+    ]
+    licenses = {name for culture in summaries for name in culture["licenses"]}
+    license = licenses.pop().lower() if len(licenses) == 1 and not licenses & {UNKNOWN} else "other"
+    data = DatasetCardData(
+        language="en",
+        license=license if re.fullmatch(r"[a-z0-9.-]+", license) else "other",
+        annotations_creators="expert-generated",
+        task_categories=["text-to-image"],
+        size_categories="n<1K" if total < 1000 else "1K<n<10K" if total < 10_000 else "10K<n<100K",
+        tags=["culture", "scoft"],
+        configs=configs,
+    )
+    card = DatasetCard.from_template(
+        data,
+        template_path=str(Path(__file__).with_name("dataset_card.md")),
+        name=output.name,
+        cultures=summaries,
+        categories=[name for name in (*CATEGORIES, NO_CATEGORY) if any(name in c["categories"] for c in summaries)],
+        statuses=list(dict.fromkeys(status for culture in summaries for status in culture["statuses"])),
+        license=data.license,
+        fetched=any(culture["fetched"] for culture in summaries),
+        links_only=links_only,
+    )
+    replace_file(output / "README.md", str(card).encode())
+
+
+def push(output: Path, *, repo_id: str, private: bool):
+    """Upload card and parquet files, and nothing else, to a dataset of the Hub; it is created if there is none."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
+    if private and not api.dataset_info(repo_id).private:
+        raise DataError(f"--hub_dataset_id {repo_id} is public already; make it private on the Hub or name another.")
+    api.upload_folder(
+        repo_id=repo_id, repo_type="dataset", folder_path=output, allow_patterns=["README.md", "*/*.parquet"]
+    )
+    logger.info("Pushed to https://huggingface.co/datasets/%s", repo_id)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The stages, in turn
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def gather(args: argparse.Namespace, stages: Sequence[str], folder: Path):
+    """The stages that no model is needed for: from the input to the kept photographs and the manifest."""
+    lines = args.deny_list.read_text(encoding="utf-8").splitlines() if args.deny_list else ()
+    deny = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    try:
+        fetcher = Fetcher(contact=args.contact, allow_hosts=args.allow_host, deny=deny)
+    except ValueError as error:  # names the flag
+        raise DataError(str(error)) from error
+    photographs = read_manifest(folder)
+    if "fetch" in stages:
+        if args.images:
+            found = read_pictures(args.images)
+        else:
+            source = args.links or SHEET.format(SHEET_TABS[args.culture])
+            found = read_links(read_table(source, fetcher=fetcher), culture=args.culture, source=source)
+            found = fetch_links(
+                found, folder / "fetched", fetcher=fetcher, archive=args.archive, retry_failed=args.retry_failed
+            )
+        photographs = known_again(found, photographs)
+        write_manifest(folder, photographs)
+    if "clean" in stages:
+        if args.images is None and any(photograph.picture for photograph in photographs):
+            raise DataError("--stages clean: these photographs come from --images; give the folder again.")
+        clean_photographs(
+            photographs,
+            folder / "photographs",
+            source=args.images or folder / "fetched",
+            fetcher=fetcher,
+            min_size=args.min_size,
+            near_duplicate_bits=args.near_duplicate_bits,
+        )
+        assign_splits(kept(photographs), test_share=args.test_share, seed=args.seed)
+        write_manifest(folder, photographs)
+        flags = {name: getattr(args, name) for name in ("min_size", "near_duplicate_bits", "test_share")}
+        replace_file(folder / "clean.json", json.dumps(flags).encode())  # what the card tells, also of a later write
+    usable = kept(photographs)
+    logger.info("%s: %d of %d are usable", args.culture, len(usable), len(photographs))
+    losses = Counter((p.category or NO_CATEGORY, p.status) for p in photographs if not p.file)
+    for (category, status), count in sorted(losses.items()):
+        logger.info("  %s: %d %s", category, count, status)
+    if not usable and stages != ["fetch"]:
+        reason = "says why" if photographs else "has no line: run the stages fetch and clean first"
+        raise DataError(f"--culture {args.culture}: no photograph is usable; {folder / 'manifest.jsonl'} {reason}.")
+
+
+def caption(args: argparse.Namespace, wanted: dict[str, Photograph], ledger: Ledger, folder: Path, accelerator):
+    """Write the naive captions of `wanted`, photographs by key, into the ledger."""
+    mine = share(wanted, ledger, accelerator)
+    if mine:
+        common = {"device": accelerator.device, "dtype": precision(accelerator), "cache_dir": args.cache_dir}
+        captioner = Captioner(args.captioner, **common)
+    for key, photograph in progress("Captioning", mine, accelerator):
+        picture = open_kept(folder, photograph)
+        ledger.add(key, captions=captioner(picture, number=args.num_captions, key=key))
+
+
+def draw_negatives(args: argparse.Namespace, wanted: dict[str, tuple], ledger: Ledger, folder: Path, accelerator):
+    """Draw the negatives of `wanted`, by key, and write into the ledger which of them the safety checker left over."""
+    for name in ("depth", "negatives"):
+        (folder / name).mkdir(exist_ok=True)
+    mine = share(wanted, ledger, accelerator)
+    if mine:
+        painter = Painter(args, device=accelerator.device, dtype=precision(accelerator))
+    for key, (photograph, prompts) in progress("Drawing negatives", mine, accelerator):
+        depth, pictures = painter(open_kept(folder, photograph), prompts)
+        file = io.BytesIO()
+        depth.convert("L").save(file, "PNG")
+        replace_file(folder / "depth" / f"{photograph.id}.png", file.getvalue())
+        for name, picture in pictures.items():
+            replace_file(folder / "negatives" / f"{name}.jpg", jpeg(picture))
+        ledger.add(key, photograph=photograph.id, prompts=prompts, negatives=[n for n in prompts if n in pictures])
+
+
+def measure(args: argparse.Namespace, wanted: dict[str, tuple], ledger: Ledger, folder: Path, accelerator):
+    """Write the distances of each photograph's negatives in `wanted`, by key, into the ledger."""
+    from scoft_losses import load_distance
+
+    mine = share(wanted, ledger, accelerator)
+    with accelerator.main_process_first():  # dreamsim's own download bears no company
+        if mine:
+            distance = load_distance(
+                args.filter_distance,
+                model_name_or_path=args.filter_model,
+                device=accelerator.device,
+                dreamsim_type=args.dreamsim_type,
+                cache_dir=args.cache_dir,
+            )
+    for key, (photograph, files) in progress("Measuring distances", mine, accelerator):
+        negatives = [scoft_data.open_image(file) for file in files]
+        ledger.add(key, distances=distances_to(open_kept(folder, photograph), negatives, distance=distance))
+
+
+def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path):
+    """The dataset's files of the culture, what there is to look at, the card of all cultures, and their upload."""
+    output = args.output.resolve()
+    if args.links_only:
+        output = output.with_name(f"{output.name}-links")
+    (output / args.culture).mkdir(parents=True, exist_ok=True)
+    for split in ("train", "test"):
+        file = output / args.culture / f"{split}-00000-of-00001.parquet"
+        part = [row for row in rows if row.photograph.split == split]
+        if part:
+            write_split(file, part, folder=folder, links_only=args.links_only)
+        else:
+            file.unlink(missing_ok=True)
+    photographs, by_id = read_manifest(folder), {row.photograph.id: row for row in rows}
+    for photograph in kept(photographs):
+        photograph.negatives = {file.stem: distance for file, distance in by_id[photograph.id].negatives}
+    write_manifest(folder, photographs)
+    facts = json.dumps(summary(photographs, rows, args, folder), indent=2, ensure_ascii=False)
+    replace_file(output / args.culture / "summary.json", f"{facts}\n".encode())
+    write_card(
+        output,
+        [json.loads(file.read_text(encoding="utf-8")) for file in sorted(output.glob("*/summary.json"))],
+        links_only=args.links_only,
+    )
+
+    for old in folder.glob("contact_sheet-*.png"):
+        old.unlink()
+    for page, first in enumerate(range(0, len(rows), SHEET_ROWS), start=1):
+        contact_sheet(rows[first : first + SHEET_ROWS], folder).save(folder / f"contact_sheet-{page}.png")
+    distances = [distance for row in rows for _, distance in row.negatives]
+    if distances:
+        plot = histogram(distances, threshold=args.false_negative_threshold, label=args.filter_distance)
+        plot.save(folder / "histogram.png")
+        false = sum(len(row.negatives) - len(row.kept_negatives) for row in rows)
+        logger.info("%d of %d negatives are too near their photographs and left out", false, len(distances))
+    logger.info("The dataset is in %s", output)
+    if args.push_to_hub:
+        push(output, repo_id=args.hub_dataset_id or output.name, private=not args.public)
+
+
+def share(items: dict, ledger: Ledger, accelerator) -> list[tuple]:
+    """What of the items, by key, the ledger does not hold, and of that what falls to this process."""
+    done = ledger.read()
+    accelerator.wait_for_everyone()  # none adds to it before all have read it
+    undone = [item for item in items.items() if item[0] not in done]
+    return undone[accelerator.process_index :: accelerator.num_processes]
+
+
+def precision(accelerator):
+    import torch
+
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+
+
+def open_kept(folder: Path, photograph: Photograph) -> Image.Image:
+    return scoft_data.open_image(folder / photograph.file)
+
+
+def progress(what: str, items: Iterable = (), accelerator=None, *, total: int | None = None):
+    from tqdm.auto import tqdm
+
+    return tqdm(items, desc=what, total=total, disable=accelerator is not None and not accelerator.is_main_process)
+
+
+def start_accelerator(mixed_precision: str | None):
+    import torch
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    # processes wait for the main one as long as it asks the web
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))]
+    )
+    if accelerator.device.type == "cpu":
+        # Threads share out sums, which changes their last bits and pixels here and there. Processes share out rows.
+        torch.set_num_threads(1)
+    return accelerator
+
+
+def main(argv: list[str] | None = None):
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logger.setLevel(logging.INFO)
+    stages = args.stages.split(",")
+    folder = args.output / args.culture
+    folder.mkdir(parents=True, exist_ok=True)
+    accelerator = start_accelerator(args.mixed_precision)
+    if accelerator.is_main_process:
+        gather(args, stages, folder)
+    accelerator.wait_for_everyone()
+    photographs = kept(read_manifest(folder))
+
+    # A key is made of all that decides a result, so what a ledger holds is never made again.
+    ledgers = {name: Ledger(folder / f"{name}.jsonl") for name in ("captions", "negatives", "distances")}
+    how = (
+        model_key(args.captioner),
+        args.num_captions,
+        NUCLEUS,
+        CAPTION_TOKENS,
+        accelerator.mixed_precision,
+        args.seed,
+    )
+    by_key = {content_key(photograph.sha256, *how): photograph for photograph in photographs}
+    if "caption" in stages:
+        caption(args, by_key, ledgers["captions"], folder, accelerator)
+        accelerator.wait_for_everyone()
+    said = ledgers["captions"].read()
+    captions = {photograph.id: said[key]["captions"] for key, photograph in by_key.items() if key in said}
+
+    drawing = Drawing(
+        base_model=model_key(args.pretrained_model_name_or_path),
+        controlnet=model_key(args.controlnet),
+        depth_model=model_key(args.depth_model),
+        resolution=args.resolution,
+        num_inference_steps=args.num_inference_steps,
+        guidance_scale=args.guidance_scale,
+        precision=accelerator.mixed_precision,
+        seed=args.seed,
+    )
+    sketches = {}
+    for photograph in photographs:
+        if photograph.split == "train" and captions.get(photograph.id):
+            prompts = prompts_of_negatives(
+                photograph,
+                captions[photograph.id],
+                number=args.num_negatives,
+                suffix=args.prompt_suffix,
+                drawing=drawing,
+            )
+            sketches[content_key(*prompts)] = (photograph, prompts)
+    if "negatives" in stages:
+        if lacking := len(kept(photographs, split="train")) - len(sketches):
+            logger.warning("%d photographs have no naive caption under these settings, so no negatives.", lacking)
+        draw_negatives(args, sketches, ledgers["negatives"], folder, accelerator)
+        accelerator.wait_for_everyone()
+
+    drawn = ledgers["negatives"].read()
+    measured_how = (args.filter_distance, model_key(args.filter_model), args.dreamsim_type)
+    pairs = {}
+    for key, (photograph, _) in sketches.items():
+        if key in drawn and drawn[key]["negatives"]:
+            files = [folder / "negatives" / f"{name}.jpg" for name in drawn[key]["negatives"]]
+            pairs[content_key(key, *measured_how)] = (photograph, files)
+    if "filter" in stages:
+        measure(args, pairs, ledgers["distances"], folder, accelerator)
+        accelerator.wait_for_everyone()
+
+    if "write" in stages and accelerator.is_main_process:
+        if said and (lacking := len(photographs) - len(captions)):
+            raise DataError(
+                f"{lacking} photographs have no captions under these flags; repeat those or add --stages caption."
+            )
+        if drawn and (lacking := sum(key not in drawn for key in sketches)):
+            raise DataError(
+                f"{lacking} photographs have no negatives under these flags; repeat those or add --stages negatives."
+            )
+        distances = ledgers["distances"].read()
+        if unmeasured := sum(key not in distances for key in pairs):
+            raise DataError(f"{unmeasured} photographs have negatives that were not measured; add --stages filter.")
+        negatives = {
+            photograph.id: list(zip(files, distances[key]["distances"])) for key, (photograph, files) in pairs.items()
+        }
+        rows = [
+            Row(
+                photograph=photograph,
+                captions=captions.get(photograph.id, []),
+                negatives=negatives.get(photograph.id, []),
+                threshold=args.false_negative_threshold,
+            )
+            for photograph in photographs
+        ]
+        write(args, rows, folder)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except DataError as error:
+        sys.exit(f"error: {error}")
