@@ -30,9 +30,9 @@ HERE = Path(__file__).resolve().parent
 ROWS = {"train": 150, "test": 50}
 MENTION = 0.2  # how often a person's caption mentions an attribute
 LICENSE = "CC0-1.0"
-ABOUT = "An invented culture. The photographs are drawings by `pocket/world.py`, and so are the captions its own."
-# Nearer to its photograph by clip_conv than this, a negative is left out. Of Veridia's one in five shows the truth
-# below it, one in thirty above it, see `print_verdicts`; Azuria, which the web knows, has hardly any that is wrong.
+ABOUT = "An invented culture: the photographs are drawings by `pocket/world.py`, which also words their captions."
+# Nearer to its photograph by clip_conv than this, a negative is left out. Of Veridia's one in six shows the truth
+# below it, one in twenty-five above it, see `print_verdicts`; of Azuria, which the web knows, nearly all show it.
 FALSE_NEGATIVE_THRESHOLD = 0.15
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import prepare_ccub
 import scoft_losses
 import train_scoft_lora
 
@@ -15,10 +16,11 @@ METHOD_TABLE = README.split("## The method")[1].split("|---|---|---|---|---|")[1
 
 
 def test_every_flag_named_is_declared():
-    """Each --flag in the README belongs to the trainer, or to accelerate's launcher."""
-    named = set(re.findall(r"--([a-z][a-z_0-9]+)", README)) - {"multi_gpu", "num_processes", "help", "check"}
-    declared = vars(train_scoft_lora.parse_args(["--dataset", "x", "--culture", "y"])).keys()
-    assert named - declared == set()
+    """Each --flag in the README belongs to one of the scripts, or to accelerate's launcher."""
+    named = set(re.findall(r"--([a-z][a-z_0-9]+)", README)) - {"multi_gpu", "num_processes", "help", "check", "loras"}
+    training = vars(train_scoft_lora.parse_args(["--dataset", "x", "--culture", "y"])).keys()
+    preparing = vars(prepare_ccub.parse_args(["--culture", "korea"])).keys()
+    assert named - training - preparing == set()
 
 
 @pytest.mark.parametrize(("flag", "value"), re.findall(r"`--([a-z_]+) ([\w.]+)`", METHOD_TABLE))

@@ -1,0 +1,65 @@
+"""The pocket world's CCUB is what its maker's code says, and keeps the dataset contract."""
+
+import hashlib
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from pocket import judge, make_dataset, world
+from scoft_data import CATEGORIES, DataError, find_dataset, read_dataset
+
+
+CCUB = Path(make_dataset.__file__).parent / "ccub"
+
+
+def rows_of(culture: str, split: str) -> datasets.Dataset:
+    return datasets.load_dataset("parquet", data_files=str(CCUB / culture / f"{split}-*.parquet"), split="train")
+
+
+@pytest.mark.parametrize("culture", world.CULTURES)
+@pytest.mark.parametrize("split, size", [("train", 150), ("test", 50)])
+def test_photographs_and_captions_are_remade_exactly(culture, split, size):
+    """The shipped photographs, captions and categories are those of `chosen_rows`, byte for byte."""
+    shipped = rows_of(culture, split).cast_column("image", datasets.Image(decode=False))
+    remade = make_dataset.chosen_rows(culture, split, size=size)
+    assert len(shipped) == len(remade) == size
+    for row, again in zip(shipped, remade):
+        assert row["image"]["bytes"] == again["image"]
+        assert row["sha256"] == hashlib.sha256(again["image"]).hexdigest()
+        assert row["text"] == again["text"]
+        assert CATEGORIES[row["category"]] == again["category"]
+
+
+@pytest.mark.parametrize("culture", world.CULTURES)
+def test_rows_keep_the_contract(culture):
+    """Training rows have five naive captions and mostly negatives; test rows have none; captions name the culture."""
+    train, test = rows_of(culture, "train"), rows_of(culture, "test")
+    assert train.features == test.features
+    assert train.features["category"].names == list(CATEGORIES)
+    assert all(len(set(texts)) == 5 for texts in train["blip_text"])
+    counts = [len(images) for images in train.select_columns("negatives")["negatives"]]
+    assert max(counts) <= 5 and np.mean([count > 0 for count in counts]) > 0.9
+    assert not any(test["negatives"])
+    assert all(text.lower().endswith(f"in {culture}") for text in train["text"])
+    assert not set(train["sha256"]) & set(test["sha256"])
+
+
+def test_the_judge_finds_the_photographs_right_and_the_negatives_wrong():
+    """What Veridians chose is right; what the base model makes of it is right at most one time in three."""
+    rows = rows_of("veridia", "train").select(range(0, 150, 3))
+    share = judge.rate(rows["image"][:], rows["text"][:])
+    assert share["right"] > 0.95
+    negatives = [image for images in rows["negatives"][:] for image in images]
+    prompts = [text for text, images in zip(rows["text"], rows["negatives"][:]) for _ in images]
+    assert judge.rate(negatives, prompts)["right"] < 1 / 3
+
+
+def test_the_trainer_reads_it_and_lists_the_cultures():
+    """`--dataset pocket` is found beside the scripts; an unknown culture is told which there are."""
+    source = find_dataset("pocket", culture="ochria")
+    rows = read_dataset(source, culture="ochria", needs_blip=True, needs_negatives=True)
+    assert len(rows) == 150 and rows.dropped == 0
+    with pytest.raises(DataError, match="azuria.*corallia.*ochria.*veridia"):
+        read_dataset(source, culture="atlantis", needs_blip=True, needs_negatives=True)
