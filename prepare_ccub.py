@@ -17,7 +17,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import re
 import sys
 import textwrap
@@ -30,10 +29,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 
 import scoft_data
-from scoft_data import CATEGORIES, DataError, content_key, culture_words, stable_generator
+import scoft_losses
+from scoft_data import CATEGORIES, DataError, content_key, culture_words, stable_generator, write_atomically
 from scoft_fetch import Fetched, Fetcher, NotUsable, open_photograph
 
 
@@ -164,12 +165,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     models.add_argument("--resolution", type=int, default=512, help="short side of a negative in pixels")
     models.add_argument("--num_inference_steps", type=int, default=20)
     models.add_argument("--guidance_scale", type=float, default=7.5)
-    models.add_argument("--filter_distance", default="dreamsim", choices=["dreamsim", "clip_conv", "dinov2", "blip2"])
+    models.add_argument("--filter_distance", default="dreamsim", choices=scoft_losses.DISTANCES)
     models.add_argument("--filter_model", help="Hub id or folder of the distance's encoder")
     models.add_argument(
         "--dreamsim_type",
         default="ensemble",
-        choices=["ensemble", "dino_vitb16", "clip_vitb32", "open_clip_vitb32", "dinov2_vitb14", "synclr_vitb16"],
+        choices=scoft_losses.DREAMSIM_TYPES,
         help="model of the dreamsim package",
     )
     models.add_argument(
@@ -283,7 +284,7 @@ def read_manifest(folder: Path) -> list[Photograph]:
 
 def write_manifest(folder: Path, photographs: Iterable[Photograph]):
     rows = [json.dumps(dataclasses.asdict(photograph), ensure_ascii=False) for photograph in photographs]
-    replace_file(folder / "manifest.jsonl", "".join(row + "\n" for row in rows).encode())
+    write_atomically(folder / "manifest.jsonl", "".join(row + "\n" for row in rows))
 
 
 def kept(photographs: Iterable[Photograph], *, split: str | None = None) -> list[Photograph]:
@@ -316,13 +317,6 @@ class Ledger:
         line = f"\n{json.dumps({'key': key} | entry, ensure_ascii=False)}\n".encode()
         with open(self.path, "ab", buffering=0) as file:
             file.write(line)
-
-
-def replace_file(path: Path, content: bytes):
-    """Whoever reads `path`, also after a kill, finds the old bytes or the new ones."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -526,7 +520,7 @@ def fetch_links(
                     copy = fetcher.fetch(ARCHIVE.format(photograph.url))
                     fetched = copy if copy.status == "ok" else fetched
                 if fetched.content is not None:
-                    replace_file(folder / photograph.id, fetched.content)
+                    write_atomically(folder / photograph.id, fetched.content)
                 ledger.add(photograph.id, **outcome(fetched))
                 bar.update()
 
@@ -638,7 +632,7 @@ def clean_photographs(
             first[result.pixels] = photograph
             hashes.append((result.hash, photograph))
             file = folder / f"{photograph.id}.{result.suffix}"
-            replace_file(file, result.content)
+            write_atomically(file, result.content)
             photograph.status, photograph.detail = "ok", ""
             photograph.file = f"{folder.name}/{file.name}"
             photograph.sha256 = result.sha256
@@ -759,8 +753,6 @@ class Captioner:
 
         A function of the picture and the key: what else is captioned, by which process, changes nothing.
         """
-        import torch
-
         device = self.model.device
         inputs = self.processor(images=picture, return_tensors="pt").to(device, self.model.dtype)
         captions: dict[str, None] = {}  # a dict keeps the order of the draws
@@ -846,8 +838,8 @@ class DepthEstimator:
         return depth.resize(picture.size, Image.Resampling.BICUBIC).convert("RGB")
 
 
-class Painter:
-    """Draws the negatives of one photograph in one batch, so that what else is drawn changes nothing."""
+class NegativeGenerator:
+    """Generates the negatives of one photograph in one batch, so that what else is drawn changes nothing."""
 
     def __init__(self, args: argparse.Namespace, *, device, dtype):
         from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline
@@ -915,8 +907,6 @@ def jpeg(picture: Image.Image) -> bytes:
 
 def distances_to(photograph: Image.Image, negatives: Sequence[Image.Image], *, distance) -> list[float]:
     """The distance of each negative, all of one size, to what of its photograph it shows; four digits are kept."""
-    import torch
-
     pictures = [ImageOps.fit(photograph, negatives[0].size, Image.Resampling.BICUBIC), *negatives]
     pixels = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures]) / 127.5 - 1
     with torch.no_grad():
@@ -1061,7 +1051,7 @@ def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argpar
             if (count := sum((photograph.category or NO_CATEGORY) == name for photograph in usable))
         },
         "statuses": dict(Counter(photograph.status for photograph in photographs).most_common()),
-        "licenses": dict(Counter(plain(photograph.license) or UNKNOWN for photograph in usable).most_common()),
+        "licenses": dict(Counter(markdown_safe(photograph.license) or UNKNOWN for photograph in usable).most_common()),
         "fetched": sum(bool(photograph.fetched_at) for photograph in photographs),
         "captions": len(captions),
         "mentions": dict(culture_mentions(captions).most_common()),
@@ -1074,7 +1064,7 @@ def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argpar
     }
 
 
-def plain(text: str) -> str:
+def markdown_safe(text: str) -> str:
     """What a stranger's host or table calls a licence, without what Markdown or HTML could make of it."""
     return re.sub(r"[^\w:/.,+ -]", "", text)[:200]
 
@@ -1127,7 +1117,7 @@ def write_card(output: Path, summaries: Sequence[dict], *, links_only: bool):
         fetched=any(culture["fetched"] for culture in summaries),
         links_only=links_only,
     )
-    replace_file(output / "README.md", str(card).encode())
+    write_atomically(output / "README.md", str(card))
 
 
 def push(output: Path, *, repo_id: str, private: bool):
@@ -1183,7 +1173,7 @@ def gather(args: argparse.Namespace, stages: Sequence[str], folder: Path):
         assign_splits(kept(photographs), test_share=args.test_share, seed=args.seed)
         write_manifest(folder, photographs)
         flags = {name: getattr(args, name) for name in ("min_size", "near_duplicate_bits", "test_share")}
-        replace_file(folder / "clean.json", json.dumps(flags).encode())  # what the card tells, also of a later write
+        write_atomically(folder / "clean.json", json.dumps(flags))  # what the card tells, also of a later write
     usable = kept(photographs)
     logger.info("%s: %d of %d are usable", args.culture, len(usable), len(photographs))
     losses = Counter((p.category or NO_CATEGORY, p.status) for p in photographs if not p.file)
@@ -1206,30 +1196,28 @@ def caption(args: argparse.Namespace, wanted: dict[str, Photograph], ledger: Led
 
 
 def draw_negatives(args: argparse.Namespace, wanted: dict[str, tuple], ledger: Ledger, folder: Path, accelerator):
-    """Draw the negatives of `wanted`, by key, and write into the ledger which of them the safety checker left over."""
+    """Draw the negatives of `wanted`, by key, and write into the ledger which of them the safety checker has left."""
     for name in ("depth", "negatives"):
         (folder / name).mkdir(exist_ok=True)
     mine = share(wanted, ledger, accelerator)
     if mine:
-        painter = Painter(args, device=accelerator.device, dtype=precision(accelerator))
+        generate = NegativeGenerator(args, device=accelerator.device, dtype=precision(accelerator))
     for key, (photograph, prompts) in progress("Drawing negatives", mine, accelerator):
-        depth, pictures = painter(open_kept(folder, photograph), prompts)
+        depth, pictures = generate(open_kept(folder, photograph), prompts)
         file = io.BytesIO()
         depth.convert("L").save(file, "PNG")
-        replace_file(folder / "depth" / f"{photograph.id}.png", file.getvalue())
+        write_atomically(folder / "depth" / f"{photograph.id}.png", file.getvalue())
         for name, picture in pictures.items():
-            replace_file(folder / "negatives" / f"{name}.jpg", jpeg(picture))
+            write_atomically(folder / "negatives" / f"{name}.jpg", jpeg(picture))
         ledger.add(key, photograph=photograph.id, prompts=prompts, negatives=[n for n in prompts if n in pictures])
 
 
 def measure(args: argparse.Namespace, wanted: dict[str, tuple], ledger: Ledger, folder: Path, accelerator):
     """Write the distances of each photograph's negatives in `wanted`, by key, into the ledger."""
-    from scoft_losses import load_distance
-
     mine = share(wanted, ledger, accelerator)
     with accelerator.main_process_first():  # dreamsim's own download bears no company
         if mine:
-            distance = load_distance(
+            distance = scoft_losses.load_distance(
                 args.filter_distance,
                 model_name_or_path=args.filter_model,
                 device=accelerator.device,
@@ -1259,7 +1247,7 @@ def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path):
         photograph.negatives = {file.stem: distance for file, distance in by_id[photograph.id].negatives}
     write_manifest(folder, photographs)
     facts = json.dumps(summary(photographs, rows, args, folder), indent=2, ensure_ascii=False)
-    replace_file(output / args.culture / "summary.json", f"{facts}\n".encode())
+    write_atomically(output / args.culture / "summary.json", f"{facts}\n")
     write_card(
         output,
         [json.loads(file.read_text(encoding="utf-8")) for file in sorted(output.glob("*/summary.json"))],
@@ -1290,8 +1278,6 @@ def share(items: dict, ledger: Ledger, accelerator) -> list[tuple]:
 
 
 def precision(accelerator):
-    import torch
-
     return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
 
 
@@ -1306,7 +1292,6 @@ def progress(what: str, items: Iterable = (), accelerator=None, *, total: int | 
 
 
 def start_accelerator(mixed_precision: str | None):
-    import torch
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     # processes wait for the main one as long as it asks the web
@@ -1346,8 +1331,8 @@ def main(argv: list[str] | None = None):
     if "caption" in stages:
         caption(args, by_key, ledgers["captions"], folder, accelerator)
         accelerator.wait_for_everyone()
-    said = ledgers["captions"].read()
-    captions = {photograph.id: said[key]["captions"] for key, photograph in by_key.items() if key in said}
+    captioned = ledgers["captions"].read()
+    captions = {photograph.id: captioned[key]["captions"] for key, photograph in by_key.items() if key in captioned}
 
     drawing = Drawing(
         base_model=model_key(args.pretrained_model_name_or_path),
@@ -1359,7 +1344,7 @@ def main(argv: list[str] | None = None):
         precision=accelerator.mixed_precision,
         seed=args.seed,
     )
-    sketches = {}
+    wanted = {}
     for photograph in photographs:
         if photograph.split == "train" and captions.get(photograph.id):
             prompts = prompts_of_negatives(
@@ -1369,17 +1354,17 @@ def main(argv: list[str] | None = None):
                 suffix=args.prompt_suffix,
                 drawing=drawing,
             )
-            sketches[content_key(*prompts)] = (photograph, prompts)
+            wanted[content_key(*prompts)] = (photograph, prompts)
     if "negatives" in stages:
-        if lacking := len(kept(photographs, split="train")) - len(sketches):
+        if lacking := len(kept(photographs, split="train")) - len(wanted):
             logger.warning("%d photographs have no naive caption under these settings, so no negatives.", lacking)
-        draw_negatives(args, sketches, ledgers["negatives"], folder, accelerator)
+        draw_negatives(args, wanted, ledgers["negatives"], folder, accelerator)
         accelerator.wait_for_everyone()
 
     drawn = ledgers["negatives"].read()
     measured_how = (args.filter_distance, model_key(args.filter_model), args.dreamsim_type)
     pairs = {}
-    for key, (photograph, _) in sketches.items():
+    for key, (photograph, _) in wanted.items():
         if key in drawn and drawn[key]["negatives"]:
             files = [folder / "negatives" / f"{name}.jpg" for name in drawn[key]["negatives"]]
             pairs[content_key(key, *measured_how)] = (photograph, files)
@@ -1388,11 +1373,11 @@ def main(argv: list[str] | None = None):
         accelerator.wait_for_everyone()
 
     if "write" in stages and accelerator.is_main_process:
-        if said and (lacking := len(photographs) - len(captions)):
+        if captioned and (lacking := len(photographs) - len(captions)):
             raise DataError(
                 f"{lacking} photographs have no captions under these flags; repeat those or add --stages caption."
             )
-        if drawn and (lacking := sum(key not in drawn for key in sketches)):
+        if drawn and (lacking := sum(key not in drawn for key in wanted)):
             raise DataError(
                 f"{lacking} photographs have no negatives under these flags; repeat those or add --stages negatives."
             )

@@ -891,7 +891,7 @@ def _permutation(num_rows: int, seed: int, epoch: int) -> list[int]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Caches of constants
+# Keys, files and caches of constants
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -906,6 +906,13 @@ def content_key(*parts: object) -> str:
         raise TypeError(f"content_key: {type(part).__name__} has no stable text form.")
 
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=stable).encode()).hexdigest()
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Whoever reads `path`, also after a kill, finds the old content or the new one. Text is written as UTF-8."""
+    partial = path.with_name(f"partial-{path.name}")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    partial.replace(path)
 
 
 def cached_tensors(

@@ -33,7 +33,7 @@ import torch
 
 import scoft_data
 import scoft_losses
-from scoft_data import DataError, stable_generator
+from scoft_data import DataError, stable_generator, write_atomically
 from scoft_losses import ldm_loss, memorization_loss, perceptual_loss, self_contrastive_loss, weighted_sum
 
 
@@ -971,13 +971,6 @@ def abandon_what_follows(output_dir: Path, step: int):
         if int(folder.name.removeprefix("checkpoint-")) > step:
             logger.warning("%s lies after update %d, from which this run goes on, and is removed.", folder, step)
             discard(folder)
-
-
-def write_atomically(path: Path, text: str):
-    """Whoever reads `path`, also after a kill, finds the old text or the new one."""
-    partial = path.with_name(f"partial-{path.name}")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 class Metrics:

@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None):
             run = identity | {"settings": settings, "machine": machine, "seconds": round(seconds, 1), "judge": judge}
             runs.append(run)
             args.output.parent.mkdir(parents=True, exist_ok=True)
-            trainer.write_atomically(args.output, json.dumps({"runs": runs}, indent=2) + "\n")
+            scoft_data.write_atomically(args.output, json.dumps({"runs": runs}, indent=2) + "\n")
         asked.append(run)
     print(rates_table(asked))
 

@@ -21,7 +21,7 @@ from prepare_ccub import Captioner, DepthEstimator
 from scoft_data import CATEGORIES, culture_words
 
 
-MODELS = Path(world.__file__).parent / "models"
+MODELS = judge.MODELS
 BATCH = 32
 
 
@@ -50,10 +50,9 @@ def pictures(pipeline, prompts: list[str], *, sampler: str = "guidance 4.5", **i
 
 def base_rates(*, number: int) -> dict:
     """The judge's numbers of the base pipeline on `number` prompts with and without each culture."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(MODELS / "stable-diffusion", safety_checker=None)
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     phrasings = [
         " ".join(phrasing.format("").split()) for subjects in world.SUBJECTS.values() for phrasing in subjects
@@ -69,14 +68,13 @@ def base_rates(*, number: int) -> dict:
 
 def controlnet_pipeline():
     """The base pipeline with the depth ControlNet."""
-    from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline
+    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 
     pipeline = StableDiffusionControlNetPipeline.from_pretrained(
         MODELS / "stable-diffusion",
         controlnet=ControlNetModel.from_pretrained(MODELS / "controlnet-depth"),
         safety_checker=None,
     )
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -28,6 +28,7 @@ import prepare_ccub
 from benchmarks.train_step import SIZES, byte_tokenizer, processor, rounded
 from pocket.make_dataset import flags as pocket_flags
 from pocket.make_dataset import words, write_pictures
+from pocket.train_models import make_scheduler
 
 
 ROOT = Path(prepare_ccub.__file__).parent
@@ -102,7 +103,7 @@ def prepare_pocket(*, rows: int, processes: int, flags: dict[str, object]) -> di
 def build_models(folder: Path, *, size: str, device: str, dtype) -> dict[str, Path]:
     """Random weights of a size of `benchmarks.train_step`, as folders: flag -> folder."""
     import torch
-    from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 
     shapes = SIZES[size]
@@ -130,14 +131,7 @@ def build_models(folder: Path, *, size: str, device: str, dtype) -> dict[str, Pa
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=byte_tokenizer(),
-        scheduler=DDIMScheduler(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        ),
+        scheduler=make_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -162,11 +156,9 @@ def seconds_per_negative(*, size: str, device: str, precision: str, photographs:
     synchronize = torch.get_device_module(device).synchronize
     with tempfile.TemporaryDirectory() as folder:
         flags = build_models(Path(folder), size=size, device=device, dtype=dtype)
-        argv = [part for name, path in flags.items() for part in (f"--{name}", str(path))]
-        args = prepare_ccub.parse_args(
-            ["--culture", "korea", "--resolution", str(resolution), "--num_inference_steps", str(steps), *argv]
-        )
-        painter = prepare_ccub.Painter(args, device=torch.device(device), dtype=dtype)
+        flags |= {"culture": "korea", "resolution": resolution, "num_inference_steps": steps}
+        args = prepare_ccub.parse_args(words(flags))
+        generate = prepare_ccub.NegativeGenerator(args, device=torch.device(device), dtype=dtype)
     noise = np.random.default_rng(0).integers(0, 256, (resolution, resolution, 3), dtype=np.uint8)
     photograph = Image.fromarray(noise)
     measured = {"seconds": {}, "peak_memory_mib": {}}
@@ -177,7 +169,7 @@ def seconds_per_negative(*, size: str, device: str, precision: str, photographs:
                 if device == "cuda":
                     torch.cuda.reset_peak_memory_stats()
                 start = time.perf_counter()
-            _, pictures = painter(photograph, {f"{i} {k}": f"a photograph {k} in Korea" for k in range(number)})
+            _, pictures = generate(photograph, {f"{i} {k}": f"a photograph {k} in Korea" for k in range(number)})
             for picture in pictures.values():
                 prepare_ccub.jpeg(picture)
         synchronize()

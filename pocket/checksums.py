@@ -4,6 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from scoft_data import write_atomically
+
 
 def write_checksums(folder: Path, *, made_by: str):
     """Record the sha256 of every file under `folder`, and the command that makes them, in `checksums.json` beside it.
@@ -19,6 +21,4 @@ def write_checksums(folder: Path, *, made_by: str):
             path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
         },
     }
-    partial = record.with_suffix(".partial")
-    partial.write_text(json.dumps(parts, indent=2, sort_keys=True) + "\n")
-    partial.replace(record)
+    write_atomically(record, json.dumps(parts, indent=2, sort_keys=True) + "\n")

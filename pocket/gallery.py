@@ -88,7 +88,7 @@ def draw(cells: dict[str, list[list[Image.Image]]]) -> Image.Image:
 
 
 def main(argv: list[str] | None = None):
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--loras", required=True, help="folder of each culture's LoRA, {} for the culture's name")
@@ -97,7 +97,6 @@ def main(argv: list[str] | None = None):
     args = parser.parse_args(argv)
 
     pipeline = StableDiffusionPipeline.from_pretrained(args.models / "stable-diffusion", safety_checker=None)
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     cells = {culture: [truth(culture), web(culture), generated(pipeline, culture)] for culture in world.CULTURES}
     for culture, columns in cells.items():
         pipeline.load_lora_weights(args.loras.format(culture))

@@ -1,6 +1,6 @@
 """Make the pocket world's models from nothing but its web: real architectures, small, in the standard layouts.
 
-    python -m pocket.train_models                    # all of them: a night on two CPU cores, minutes on a GPU
+    python -m pocket.train_models                    # all of them: a night on two CPU cores, or a GPU
     python -m pocket.train_models --models vae unet  # some; each can be interrupted and goes on where it was
 
 The models end up in `pocket/models` as fp16 safetensors with `checksums.json`; what is half trained, and the rendered
@@ -32,11 +32,11 @@ from tqdm.auto import tqdm
 from pocket import judge as judging
 from pocket import world
 from pocket.checksums import write_checksums
+from pocket.judge import SIZE
 from scoft_data import content_key, stable_generator
 
 
 HERE = Path(__file__).resolve().parent
-SIZE = 64  # pixels of a picture's side
 WEB_PICTURES = 20_000
 # What the captioner speaks of, and what CLIP learns to tell apart. Hardly anyone would mention tiers; and in so small
 # a world a CLIP that knows the sky would find pictures under one sky more alike than pictures of one culture.

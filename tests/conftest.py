@@ -1,5 +1,6 @@
 """Fixtures shared by the tests: tiny real models, built once a session without a network (tests/tiny.py)."""
 
+import contextlib
 import os
 import sys
 
@@ -91,16 +92,14 @@ def web(monkeypatch):
 
 @pytest.fixture
 def site():
-    site = loopback.Site()
-    yield site
-    site.close()
+    with contextlib.closing(loopback.Site()) as site:
+        yield site
 
 
 @pytest.fixture
 def other():
-    site = loopback.Site()
-    yield site
-    site.close()
+    with contextlib.closing(loopback.Site()) as site:
+        yield site
 
 
 @pytest.fixture(autouse=True)

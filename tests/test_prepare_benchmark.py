@@ -19,7 +19,7 @@ def test_every_stage_is_launched_alone_and_all_again(
 
     def in_this_process(flags, *, processes):
         launched.append((flags["stages"], processes))
-        prepare_ccub.main([part for name, value in flags.items() for part in (f"--{name}", str(value))])
+        prepare_ccub.main(prepare.words(flags))
 
     tiny = {"captioner": tiny_blip, "controlnet": tiny_controlnet, "depth_model": tiny_depth, "resolution": 16}
     tiny |= {"pretrained_model_name_or_path": tiny_pipeline, "filter_model": tiny_clip_conv}

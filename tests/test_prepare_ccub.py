@@ -27,7 +27,7 @@ import prepare_ccub
 import train_scoft_lora
 from loopback import HEAD, drip, png_of
 from pocket import make_dataset, world
-from prepare_ccub import Ledger, Painter, Photograph, Row, cleaned, read_links, read_manifest
+from prepare_ccub import Ledger, NegativeGenerator, Photograph, Row, cleaned, read_links, read_manifest
 from scoft_data import CATEGORIES, DataError, content_key, find_dataset, read_dataset
 from scoft_fetch import Fetcher, NotUsable
 from scoft_losses import load_distance
@@ -191,7 +191,7 @@ def test_rerunning_changes_no_byte_and_loads_no_model(copy, flags, monkeypatch):
     def fail(*_, **__):
         raise AssertionError("a model was loaded")
 
-    for name in ("Captioner", "Painter", "DepthEstimator"):
+    for name in ("Captioner", "NegativeGenerator", "DepthEstimator"):
         monkeypatch.setattr(prepare_ccub, name, fail)
     monkeypatch.setattr("scoft_losses.load_distance", fail)
     for stages in (",".join(prepare_ccub.STAGES), *prepare_ccub.STAGES):
@@ -224,8 +224,8 @@ def test_the_card_says_who_chose_and_under_what_licence(copy, flags, tmp_path):
 
 def test_what_a_host_calls_its_licence_cannot_break_the_card():
     """Of a stranger's text only letters, digits and the marks of a URL reach the card."""
-    assert prepare_ccub.plain("https://a.org/by/4.0") == "https://a.org/by/4.0"
-    assert prepare_ccub.plain("x | <script>`[a](b)`\n---") == "x  scriptab---"
+    assert prepare_ccub.markdown_safe("https://a.org/by/4.0") == "https://a.org/by/4.0"
+    assert prepare_ccub.markdown_safe("x | <script>`[a](b)`\n---") == "x  scriptab---"
 
 
 def test_each_stage_runs_alone(made, flags, tmp_path):
@@ -261,7 +261,7 @@ def test_interrupted_at_any_write_it_ends_in_the_same_dataset(made, flags, tmp_p
         with open(ledger.path, "a") as file:
             file.write(f'\n{{"key": "{key}", "capt')
 
-    monkeypatch.setattr(prepare_ccub, "replace_file", fused(prepare_ccub.replace_file, tear_file))
+    monkeypatch.setattr(prepare_ccub, "write_atomically", fused(prepare_ccub.write_atomically, tear_file))
     monkeypatch.setattr(Ledger, "add", fused(Ledger.add, tear_line))
     monkeypatch.setattr(prepare_ccub, "write_split", fused(prepare_ccub.write_split, lambda *_: None))
     while True:
@@ -880,7 +880,7 @@ def test_negatives_have_the_photographs_aspect(size, expected):
 @pytest.fixture
 def painter(flags):
     args = prepare_ccub.parse_args(words(flags))
-    return Painter(args, device=torch.device("cpu"), dtype=torch.float32)
+    return NegativeGenerator(args, device=torch.device("cpu"), dtype=torch.float32)
 
 
 def test_any_negative_can_be_drawn_again_alone(painter):
