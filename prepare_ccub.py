@@ -838,6 +838,20 @@ class DepthEstimator:
         return depth.resize(picture.size, Image.Resampling.BICUBIC).convert("RGB")
 
 
+class EmbedOnce(torch.nn.Module):
+    """The ControlNet's embedding of a depth map, which all denoising steps share: computed at the first of them."""
+
+    def __init__(self, embedding: torch.nn.Module):
+        super().__init__()
+        self.embedding = embedding
+        self.depth = self.embedded = None
+
+    def forward(self, depth: torch.Tensor) -> torch.Tensor:
+        if depth is not self.depth:
+            self.depth, self.embedded = depth, self.embedding(depth)
+        return self.embedded
+
+
 class NegativeGenerator:
     """Generates the negatives of one photograph in one batch, so that what else is drawn changes nothing."""
 
@@ -848,6 +862,7 @@ class NegativeGenerator:
         self.depth = DepthEstimator(args.depth_model, device=device, cache_dir=args.cache_dir)
         common = {"dtype": dtype, "cache_dir": args.cache_dir, "use_safetensors": True}
         controlnet = ControlNetModel.from_pretrained(args.controlnet, **common)
+        controlnet.controlnet_cond_embedding = EmbedOnce(controlnet.controlnet_cond_embedding)
         self.pipeline = StableDiffusionControlNetPipeline.from_pretrained(
             args.pretrained_model_name_or_path, controlnet=controlnet, **common
         ).to(device)

@@ -878,31 +878,45 @@ def test_negatives_have_the_photographs_aspect(size, expected):
 
 
 @pytest.fixture
-def painter(flags):
+def generate(flags):
     args = prepare_ccub.parse_args(words(flags))
     return NegativeGenerator(args, device=torch.device("cpu"), dtype=torch.float32)
 
 
-def test_any_negative_can_be_drawn_again_alone(painter):
+def test_any_negative_can_be_drawn_again_alone(generate):
     """A negative is its key's and its prompt's: alone it has the pixels that it has among others."""
     prompts = {"a": "a red house", "b": "a blue house", "c": "a blue house"}
-    depth, pictures = painter(picture(0, (64, 32)), prompts)
+    depth, pictures = generate(picture(0, (64, 32)), prompts)
     assert depth.size == (32, 16) and all(drawn.size == (32, 16) for drawn in pictures.values())
     for key, drawn in pictures.items():
-        _, again = painter(picture(0, (64, 32)), {key: prompts[key]})
+        _, again = generate(picture(0, (64, 32)), {key: prompts[key]})
         assert np.abs(np.asarray(again[key], int) - np.asarray(drawn, int)).max() <= 1
     assert not np.array_equal(pictures["b"], pictures["c"])  # the noise is the key's
 
 
-def test_the_depth_decides_what_is_drawn(painter):
+def test_the_depth_decides_what_is_drawn(generate):
     """Shown another depth, the ControlNet draws another picture of the same noise and prompt."""
-    _, pictures = painter(picture(0), {"a": "a red house"})
-    painter.depth = lambda photograph: Image.new("RGB", photograph.size)
-    _, flat = painter(picture(0), {"a": "a red house"})
+    _, pictures = generate(picture(0), {"a": "a red house"})
+    generate.depth = lambda photograph: Image.new("RGB", photograph.size)
+    _, flat = generate(picture(0), {"a": "a red house"})
     assert np.abs(np.asarray(pictures["a"], int) - np.asarray(flat["a"], int)).mean() > 0.5
 
 
-def test_what_the_safety_checker_blanks_is_drawn_again(painter, monkeypatch):
+def test_the_depth_is_embedded_once_for_all_steps_and_nothing_else_changes(generate):
+    """Each photograph's depth is embedded once, and the pictures are those of a ControlNet that does so each step."""
+    controlnet, asked = generate.pipeline.controlnet, []
+    once = controlnet.controlnet_cond_embedding
+    once.embedding.register_forward_hook(lambda *_: asked.append(1))
+    pictures = [generate(picture(seed), {"a": "a red house", "b": "a roof"})[1] for seed in (0, 1)]
+    assert len(asked) == 2
+    controlnet.controlnet_cond_embedding = once.embedding
+    for seed, expected in enumerate(pictures):
+        _, found = generate(picture(seed), {"a": "a red house", "b": "a roof"})
+        assert all(np.array_equal(found[key], expected[key]) for key in expected)
+    assert len(asked) == 2 + 2 * generate.args.num_inference_steps
+
+
+def test_what_the_safety_checker_blanks_is_drawn_again(generate, monkeypatch):
     """A blanked picture is drawn again from other noise; one that is always blanked is missing."""
     asked = []
 
@@ -910,9 +924,9 @@ def test_what_the_safety_checker_blanks_is_drawn_again(painter, monkeypatch):
         asked.append(len(image))
         return image, [len(asked) == 1, True][-len(image) :]
 
-    _, undisturbed = painter(picture(0), {"a": "a red house", "b": "a roof"})
-    monkeypatch.setattr(painter.pipeline, "run_safety_checker", check)
-    _, pictures = painter(picture(0), {"a": "a red house", "b": "a roof"})
+    _, undisturbed = generate(picture(0), {"a": "a red house", "b": "a roof"})
+    monkeypatch.setattr(generate.pipeline, "run_safety_checker", check)
+    _, pictures = generate(picture(0), {"a": "a red house", "b": "a roof"})
     assert asked == [2, 2, 1, 1, 1] and len(asked) == prepare_ccub.ATTEMPTS
     assert set(pictures) == {"a"} and not np.array_equal(pictures["a"], undisturbed["a"])
 
