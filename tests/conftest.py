@@ -1,18 +1,34 @@
-"""Fixtures shared by the tests: tiny real models, built once a session without a network (tests/tiny.py)."""
+"""Fixtures shared by the tests: tiny real models, built once a session without a network (tests/tiny.py), the web
+(tests/loopback.py) and the Hugging Face Hub (tests/hub.py).
+"""
 
 import contextlib
 import os
+import shutil
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 
 import loopback
 import tiny
+from hub import Hub
 
 
-# A test that asks the Hub for something should fail at once, not after a minute of retries.
-os.environ["HF_HUB_OFFLINE"] = "1"
+# The libraries read these when they are imported. A test that asks for what the Hub does not have fails at once.
+HUB, HF_HOME = Hub(), tempfile.TemporaryDirectory(prefix="scoft-tests-", ignore_cleanup_errors=True)
+for name in list(os.environ):
+    if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_")) or name.lower().endswith("_proxy"):
+        del os.environ[name]
+os.environ |= {
+    "HF_ENDPOINT": HUB.url,
+    "HF_HOME": HF_HOME.name,
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # else `datasets` tells Amazon of every dataset it loads
+}
 
 
 def pytest_collection_modifyitems(items):
@@ -88,6 +104,20 @@ def threads_given_back():
 @pytest.fixture
 def web(monkeypatch):
     return loopback.fenced(monkeypatch)
+
+
+@pytest.fixture
+def hub(web):
+    """The session's Hub, with nothing on it, nobody logged in and nothing cached; `web` keeps `datasets` from asking
+    for its viewer elsewhere.
+    """
+    import huggingface_hub
+
+    HUB.clear()
+    for folder in ("hub", "datasets"):
+        shutil.rmtree(Path(HF_HOME.name, folder), ignore_errors=True)
+    huggingface_hub.HfFileSystem.clear_instance_cache()
+    return HUB
 
 
 @pytest.fixture
