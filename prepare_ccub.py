@@ -14,9 +14,11 @@ import argparse
 import csv
 import dataclasses
 import hashlib
+import html
 import io
 import json
 import logging
+import os
 import re
 import sys
 import textwrap
@@ -33,6 +35,7 @@ import torch
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 
 import scoft_data
+import scoft_hub
 import scoft_losses
 from scoft_data import CATEGORIES, DataError, content_key, culture_words, stable_generator, write_atomically
 from scoft_fetch import Fetched, Fetcher, NotUsable, open_photograph
@@ -88,6 +91,12 @@ NUCLEUS, CAPTION_TOKENS = 0.9, 30  # top_p of a naive caption, and its greatest 
 FALSE_NEGATIVE_THRESHOLDS = {"dreamsim": 0.3}
 SHEET_ROWS = 50  # photographs of a page of the contact sheet
 # The flags that the card tells of.
+# What the Hub asks of whoever wants a dataset whose owner has switched access requests on.
+GATED_PROMPT = (
+    "The photographs belong to those who took them, and show people whom you have not asked. By asking for access you "
+    "agree not to pass them on, not to recognise faces or guess where people come from with them, not to teach models "
+    "stereotypes with them, and to delete your copy of whatever is withdrawn from here."
+)
 SETTINGS = (
     "captioner",
     "num_captions",
@@ -193,6 +202,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     write.add_argument("--push_to_hub", action="store_true", help="to a private dataset of yours")
     write.add_argument("--hub_dataset_id", help="default: the name of the written folder")
+    write.add_argument("--hub_token", help="for all that is read and pushed; better: `hf auth login`, or HF_TOKEN")
     write.add_argument("--public", action="store_true", help="let all see what is pushed; with --links_only alone")
 
     args = parser.parse_args(argv)
@@ -1055,6 +1065,7 @@ def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argpar
     """What the card says of a culture: counts and settings, kept in `summary.json` of its folder."""
     usable = kept(photographs)
     captions = [text for row in rows for text in row.captions]
+    days = sorted(photograph.fetched_at[:10] for photograph in photographs if photograph.fetched_at)
     return {
         "name": args.culture,
         "words": culture_words(args.culture),
@@ -1066,8 +1077,8 @@ def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argpar
             if (count := sum((photograph.category or NO_CATEGORY) == name for photograph in usable))
         },
         "statuses": dict(Counter(photograph.status for photograph in photographs).most_common()),
-        "licenses": dict(Counter(markdown_safe(photograph.license) or UNKNOWN for photograph in usable).most_common()),
-        "fetched": sum(bool(photograph.fetched_at) for photograph in photographs),
+        "licenses": dict(Counter(photograph.license[:200] or UNKNOWN for photograph in usable).most_common()),
+        "fetched": [days[0], days[-1]] if days else [],
         "captions": len(captions),
         "mentions": dict(culture_mentions(captions).most_common()),
         "negatives": sum(len(row.kept_negatives) for row in rows),
@@ -1077,11 +1088,6 @@ def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argpar
         | {name: getattr(args, name) for name in SETTINGS}
         | {name: public_name(getattr(args, name)) for name in MODELS},
     }
-
-
-def markdown_safe(text: str) -> str:
-    """What a stranger's host or table calls a licence, without what Markdown or HTML could make of it."""
-    return re.sub(r"[^\w:/.,+ -]", "", text)[:200]
 
 
 def public_name(model: str | None) -> str:
@@ -1112,41 +1118,57 @@ def write_card(output: Path, summaries: Sequence[dict], *, links_only: bool):
     ]
     licenses = {name for culture in summaries for name in culture["licenses"]}
     license = licenses.pop().lower() if len(licenses) == 1 and not licenses & {UNKNOWN} else "other"
+    license = license if re.fullmatch(r"[a-z0-9.-]+", license) else "other"
     data = DatasetCardData(
+        pretty_name=f"{output.name}: photographs of cultures, chosen and captioned by their own people",
         language="en",
-        license=license if re.fullmatch(r"[a-z0-9.-]+", license) else "other",
+        license=license,
+        license_name="rights-of-the-photographers" if license == "other" else None,
         annotations_creators="expert-generated",
+        language_creators="expert-generated",
+        multilinguality="monolingual",
+        source_datasets=["original"],
         task_categories=["text-to-image"],
         size_categories="n<1K" if total < 1000 else "1K<n<10K" if total < 10_000 else "10K<n<100K",
         tags=["culture", "scoft"],
         configs=configs,
+        extra_gated_prompt=None if links_only else GATED_PROMPT,
     )
     card = DatasetCard.from_template(
         data,
         template_path=str(Path(__file__).with_name("dataset_card.md")),
-        name=output.name,
-        cultures=summaries,
+        text=scoft_hub.markdown_text,
+        place_in_code=scoft_hub.code_text(output.name),
+        abouts=[html.escape(culture["about"], quote=False) for culture in summaries],
+        cultures=[scoft_hub.page_values(culture) for culture in summaries],
         categories=[name for name in (*CATEGORIES, NO_CATEGORY) if any(name in c["categories"] for c in summaries)],
         statuses=list(dict.fromkeys(status for culture in summaries for status in culture["statuses"])),
-        license=data.license,
+        name=scoft_hub.markdown_text(output.name),
+        license=license,
         fetched=any(culture["fetched"] for culture in summaries),
         links_only=links_only,
     )
     write_atomically(output / "README.md", str(card))
 
 
-def push(output: Path, *, repo_id: str, private: bool):
-    """Upload card and parquet files, and nothing else, to a dataset of the Hub; it is created if there is none."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
-    if private and not api.dataset_info(repo_id).private:
-        raise DataError(f"--hub_dataset_id {repo_id} is public already; make it private on the Hub or name another.")
-    api.upload_folder(
-        repo_id=repo_id, repo_type="dataset", folder_path=output, allow_patterns=["README.md", "*/*.parquet"]
+def push(output: Path, *, repo_id: str, retry: str):
+    """Commit card and parquet files, and nothing else, to a dataset of the Hub. Raises DataError."""
+    files = {path.relative_to(output).as_posix(): path for path in (output / "README.md", *output.glob("*/*.parquet"))}
+    rows_there = [path for path in scoft_hub.files_on_hub(repo_id, repo_type="dataset") if path.endswith(".parquet")]
+    cultures = {Path(path).parent.name for path in files}
+    if others := {Path(path).parent.name for path in rows_there} - cultures:
+        raise DataError(
+            f"--hub_dataset_id {repo_id} has cultures that {output} has not, and would lose them from its card: "
+            f"{', '.join(sorted(others))}. Prepare them here too, or name another dataset."
+        )
+    scoft_hub.push(
+        repo_id,
+        repo_type="dataset",
+        files=files,
+        stale=[path for path in rows_there if path not in files],
+        message="Dataset of " + ", ".join(sorted(cultures - {""})),
+        retry=retry,
     )
-    logger.info("Pushed to https://huggingface.co/datasets/%s", repo_id)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1244,11 +1266,15 @@ def measure(args: argparse.Namespace, wanted: dict[str, tuple], ledger: Ledger, 
         ledger.add(key, distances=distances_to(open_kept(folder, photograph), negatives, distance=distance))
 
 
-def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path):
-    """The dataset's files of the culture, what there is to look at, the card of all cultures, and their upload."""
+def written_folder(args: argparse.Namespace) -> Path:
+    """Where the dataset is written: --output, or a folder beside it for what has no pictures in it."""
     output = args.output.resolve()
-    if args.links_only:
-        output = output.with_name(f"{output.name}-links")
+    return output.with_name(f"{output.name}-links") if args.links_only else output
+
+
+def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path):
+    """The dataset's files of the culture, what there is to look at, and the card of all cultures."""
+    output = written_folder(args)
     (output / args.culture).mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):
         file = output / args.culture / f"{split}-00000-of-00001.parquet"
@@ -1280,8 +1306,6 @@ def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path):
         false = sum(len(row.negatives) - len(row.kept_negatives) for row in rows)
         logger.info("%d of %d negatives are too near their photographs and left out", false, len(distances))
     logger.info("The dataset is in %s", output)
-    if args.push_to_hub:
-        push(output, repo_id=args.hub_dataset_id or output.name, private=not args.public)
 
 
 def share(items: dict, ledger: Ledger, accelerator) -> list[tuple]:
@@ -1326,7 +1350,17 @@ def main(argv: list[str] | None = None):
     stages = args.stages.split(",")
     folder = args.output / args.culture
     folder.mkdir(parents=True, exist_ok=True)
+    if args.hub_token:
+        os.environ["HF_TOKEN"] = args.hub_token  # where every library that asks the Hub looks for it
     accelerator = start_accelerator(args.mixed_precision)
+    repo_id = None
+    if args.push_to_hub and accelerator.is_main_process:  # before the work of hours: may it be pushed there?
+        repo_id = scoft_hub.ready_repo(
+            args.hub_dataset_id or written_folder(args).name,
+            repo_type="dataset",
+            private=not args.public,
+            flag="--hub_dataset_id",
+        )
     if accelerator.is_main_process:
         gather(args, stages, folder)
     accelerator.wait_for_everyone()
@@ -1412,6 +1446,9 @@ def main(argv: list[str] | None = None):
             for photograph in photographs
         ]
         write(args, rows, folder)
+        if repo_id:
+            retry = scoft_hub.command_again("prepare_ccub.py", sys.argv[1:] if argv is None else argv)
+            push(written_folder(args), repo_id=repo_id, retry=retry)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

@@ -226,6 +226,7 @@ class CulturalDataset:
     num_negatives: list[int]  # how many x-_k the row has
     image_hashes: list[str]  # sha256 of each photograph's bytes: cache keys that survive an edited caption
     fingerprint: str  # sha256 over all texts and all images' bytes, in order
+    commit: str | None  # of the Hub dataset that the rows are of; None: they are a folder's
     dropped: int  # rows left out by skip_bad_images
     names: list[str]
     image_files: list[Path | _ArrowCell]
@@ -272,7 +273,7 @@ def read_dataset(
     - `metadata.jsonl` or `metadata.csv` in it or in `<split>/`, with imagefolder's `file_name` and
       `negatives_file_names`, or the authors' `negative_imgpath`; paths count from the metadata's folder;
     - parquet; its README may declare a config per culture.
-    A folder or Hub dataset without cultures is taken whole. `revision` is of a Hub dataset.
+    A folder or Hub dataset without cultures is taken whole. `revision`, a branch, tag or commit, is of a Hub dataset.
 
     With `max_samples` rows are shuffled by `seed` and the first ones kept, the same as in diffusers' scripts.
     Raises DataError for all that is wrong; with `skip_bad_images` bad images are left out with a warning instead.
@@ -284,11 +285,12 @@ def read_dataset(
         negatives_column if needs_negatives else None,
         prepare=_prepare_command(source.name, culture),
     )
+    commit = None
     if source.kind == "hub":
-        rows = _hub_rows(source, culture, split=split, columns=columns, cache_dir=cache_dir, revision=revision)
+        rows, commit = _hub_rows(source, culture, split=split, columns=columns, cache_dir=cache_dir, revision=revision)
     elif revision is not None:
         raise DataError(
-            f"revision {revision!r} is of a Hub dataset, but --dataset {source.name} is a folder; leave it out."
+            f"--dataset_revision {revision} is of a Hub dataset, but --dataset {source.name} is a folder; leave it out"
         )
     else:
         rows = _folder_rows(Path(source.location), culture, split=split, columns=columns, cache_dir=cache_dir)
@@ -328,6 +330,7 @@ def read_dataset(
         num_negatives=[len(checked[i].negative_files) for i in kept],
         image_hashes=[checked[i].image_hash for i in kept],
         fingerprint=content_key(*row_keys),
+        commit=commit,
         dropped=len(rows) - len(kept),
         names=[rows[i].name for i in kept],
         image_files=[rows[i].image_file for i in kept],
@@ -403,7 +406,7 @@ def _require_column(found: Iterable[str], spellings: Sequence[str], *, flag: str
 
 def _folder_rows(root: Path, culture: str | None, *, split: str, columns: _Columns, cache_dir) -> list[_Row]:
     if _declares_configs(root):
-        return _table_rows(str(root), culture, split=split, columns=columns, cache_dir=cache_dir)
+        return _parquet_rows(root, culture, split=split, columns=columns, cache_dir=cache_dir)
     cultures = {
         folder.name: folder
         for folder in sorted(root.iterdir())
@@ -422,7 +425,7 @@ def _folder_rows(root: Path, culture: str | None, *, split: str, columns: _Colum
     if metadata is not None:
         return _metadata_rows(metadata, columns=columns)
     if any(_parquet_files(root, split)):
-        return _table_rows(str(root), culture, split=split, columns=columns, cache_dir=cache_dir)
+        return _parquet_rows(root, culture, split=split, columns=columns, cache_dir=cache_dir)
     raise DataError(f"{root} has no split {split!r}: no {' or '.join(_METADATA_NAMES)} in it or in {root / split}.")
 
 
@@ -562,26 +565,65 @@ def _csv_cell(cell: str | None) -> str | list | None:
 # Parquet and the Hub -------------------------------------------------------------------------------------------------
 
 
-def _hub_rows(source: DatasetSource, culture: str | None, *, split, columns, cache_dir, revision) -> list[_Row]:
-    from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.errors import HTTPError
+def hub_commit(
+    repo_id: str, *, revision: str | None, file: str, repo_type: str = "model", cache_dir: str | None = None
+) -> str:
+    """The commit, 40 hex digits, that a branch, tag or commit of a Hub repository stands for; None: its main branch.
+
+    Where the Hub cannot be reached, it is that of the cached copy of `file`. But a Hub that refuses, because there is
+    no such repository or revision or it is not for this user, is believed. Raises OSError or httpx's HTTPError, as
+    huggingface_hub does; LocalEntryNotFoundError if the cache cannot tell.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
     try:
-        return _table_rows(
-            source.location, culture, split=split, columns=columns, cache_dir=cache_dir, revision=revision
+        return HfApi().repo_info(repo_id, repo_type=repo_type, revision=revision).sha
+    except (HTTPError, OfflineModeIsEnabled) as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+            raise
+    cached = hf_hub_download(
+        repo_id, file, repo_type=repo_type, revision=revision, cache_dir=cache_dir, local_files_only=True
+    )
+    return Path(cached).parents[file.count("/")].name  # .../snapshots/<commit>/<file>
+
+
+def _parquet_rows(root: Path, culture: str | None, *, split: str, columns: _Columns, cache_dir) -> list[_Row]:
+    table = _load_table(str(root), culture, split=split, cache_dir=cache_dir)
+    return _table_rows(table, str(root), columns=columns)
+
+
+def _hub_rows(
+    source: DatasetSource, culture: str | None, *, split, columns, cache_dir, revision
+) -> tuple[list[_Row], str]:
+    """The rows and the commit that they are of."""
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+
+    location = source.location
+    try:
+        try:
+            commit = hub_commit(location, revision=revision, file="README.md", repo_type="dataset")
+        except LocalEntryNotFoundError:
+            commit = revision  # perhaps `datasets` has a copy all the same
+        table = _load_table(location, culture, split=split, cache_dir=cache_dir, revision=commit)
+    except (DatasetNotFoundError, ConnectionError, HTTPError, OSError) as error:
+        raise _not_found(source.name, culture, f"the Hub, {location}: {error}") from error
+    loaded = Path(table.cache_files[0]["filename"]).parent.name if table.cache_files else commit
+    if commit not in (None, loaded):
+        # datasets takes the newest copy in its cache, of whatever commit, where the Hub cannot be reached
+        raise DataError(
+            f"--dataset {source.name}: the Hub cannot be reached, and the cached copy is of commit {loaded}, not "
+            f"{commit}. Train on it with --dataset_revision {loaded}, or be online once."
         )
-    except (DatasetNotFoundError, ConnectionError, HTTPError) as error:
-        raise _not_found(source.name, culture, f"the Hub, {source.location}: {error}") from error
+    return _table_rows(table, location, columns=columns), loaded
 
 
-def _table_rows(
-    location: str, culture: str | None, *, split: str, columns: _Columns, cache_dir, revision: str | None = None
-) -> list[_Row]:
-    """Rows of what `datasets` loads. Hub problems (not found, unreachable) pass through, the rest is a DataError."""
+def _table_rows(table: datasets.Dataset, location: str, *, columns: _Columns) -> list[_Row]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    table = _load_table(location, culture, split=split, cache_dir=cache_dir, revision=revision).with_format("arrow")
+    table = table.with_format("arrow")
     if not len(table):
         return []
     found = table.column_names
@@ -624,8 +666,9 @@ def _table_rows(
 
 
 def _load_table(
-    location: str, culture: str | None, *, split: str, cache_dir, revision: str | None
+    location: str, culture: str | None, *, split: str, cache_dir, revision: str | None = None
 ) -> datasets.Dataset:
+    """What `datasets` loads. Hub problems (not found, unreachable) pass through, the rest is a DataError."""
     from datasets import config, get_dataset_config_names, load_dataset
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 

@@ -10,6 +10,7 @@ order.  What SCoFT adds stands in `training_losses` below and in `scoft_losses.p
 import argparse
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -32,8 +33,10 @@ import numpy as np
 import torch
 
 import scoft_data
+import scoft_hub
 import scoft_losses
 from scoft_data import DataError, stable_generator, write_atomically
+from scoft_hub import CARD_FILE, LORA_FILE, RECORD_FILE
 from scoft_losses import ldm_loss, memorization_loss, perceptual_loss, self_contrastive_loss, weighted_sum
 
 
@@ -61,9 +64,7 @@ DATASET_FLAGS = ("--dataset", "--dataset_name", "--train_data_dir")
 PROMPT_FLAGS = ("--validation_prompts", "--validation_prompt")
 # accelerate's trackers; each is also the name of the package it needs.
 TRACKERS = ("tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
-LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers' load_lora_weights looks for
 STATE_FILE = "training_state.pt"
-CARD_FILE = "README.md"
 IMAGES_PER_CALL = 8  # pictures drawn in one pipeline call during validation
 # Flags that make another run of it when a run is resumed with other values; `resolved` in main holds more.
 RUN_FLAGS = (
@@ -92,7 +93,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="CompVis/stable-diffusion-v1-4",
         help="Hub id or folder of a Stable Diffusion 1.x or 2.x pipeline",
     )
-    model.add_argument("--revision", help="git revision of the base model")
+    model.add_argument("--revision", help="branch, tag or commit of the base model")
     model.add_argument("--variant", help="weight files of the base model, such as fp16")
     model.add_argument("--cache_dir", help="where downloaded models and datasets are kept")
     model.add_argument("--prediction_type", choices=["epsilon", "v_prediction"], help="default: the base model's")
@@ -114,6 +115,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument(
         "--culture", "--dataset_config_name", help="the dataset's config; names the LoRA and the default prompts"
     )
+    data.add_argument("--dataset_revision", help="branch, tag or commit of a Hub dataset")
     data.add_argument("--image_column", default="image")
     data.add_argument("--caption_column", default="text", help="the cultural caption c_ccub")
     data.add_argument("--blip_caption_column", default="blip_text", help="naive captions c_blip")
@@ -212,6 +214,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     validation.add_argument("--logging_dir", default="logs", help="of the trackers, inside --output_dir")
     validation.add_argument("--logging_steps", type=int, default=10, help="updates between writes of metrics.jsonl")
 
+    hub = parser.add_argument_group("Hub")
+    hub.add_argument("--push_to_hub", default=False, **switch, help="the LoRA and its page, at the end, as one commit")
+    hub.add_argument("--hub_model_id", help="default: <you>/scoft-<culture>")
+    hub.add_argument("--hub_private_repo", default=False, **switch, help="for you alone to see")
+    hub.add_argument("--hub_collection", help="title of a collection of yours that the LoRA joins, such as SCoFT")
+    hub.add_argument("--hub_token", help="for all that is read and pushed; better: `hf auth login`, or HF_TOKEN")
+
     argv = sys.argv[1:] if argv is None else argv
     for names in (DATASET_FLAGS, PROMPT_FLAGS):
         given = {word.partition("=")[0] for word in argv}.intersection(names)
@@ -265,6 +274,8 @@ def table_arguments(
         for flag, value in flags.items():
             if flag not in actions or flag in ("config", "help"):
                 parser.error(f"unknown flag {flag!r}")
+            if flag == "hub_token":
+                parser.error("a token does not belong in a file of flags; `hf auth login`, or set HF_TOKEN")
             if isinstance(value, bool):
                 if not isinstance(actions[flag], argparse.BooleanOptionalAction):
                     parser.error(f"{flag} takes a value, got {value}; quote the words 'yes' and 'no'")
@@ -335,6 +346,14 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
         parser.error(f"--validation_judge is FILE.py:function, got {args.validation_judge!r}")
     if args.report_to not in (*TRACKERS, "all", "none"):
         parser.error(f"--report_to is one of {', '.join(TRACKERS)}, all, none; got {args.report_to!r}")
+    if args.hub_token and args.report_to not in ("tensorboard", "none"):
+        parser.error(
+            f"--hub_token with --report_to {args.report_to}: such trackers keep the command line, and a token must "
+            "not be kept; `hf auth login`, or set HF_TOKEN"
+        )
+    for flag in ("hub_model_id", "hub_private_repo", "hub_collection"):
+        if values[flag] and not args.push_to_hub:
+            parser.error(f"--{flag} has no effect without --push_to_hub")
 
 
 def loss_weights(args: argparse.Namespace) -> dict[str, float]:
@@ -1135,36 +1154,10 @@ class Validation:
 
 
 def judge_table(base: dict[str, float], lora: dict[str, float]) -> list[str]:
-    """A judge's numbers as aligned rows of text, base beside LoRA.
-
-    <name>_low and <name>_high, where both are there, stand in the row of <name> as its interval.
-    """
-    names = base | lora
-    bounds = {name: (f"{name}_low", f"{name}_high") for name in names}
-    bounds = {name: pair for name, pair in bounds.items() if names.keys() >= set(pair)}
-    rows = [("", "base", "LoRA")]
-    for name in names:
-        if not any(name in pair for pair in bounds.values()):
-            keys = (name, *bounds.get(name, ()))
-            cells = [[numbers[key] for key in keys if key in numbers] for numbers in (base, lora)]
-            decimals = shown_decimals([*cells[0], *cells[1]])
-            rows.append((name, *(with_interval(cell, decimals) for cell in cells)))
+    """A judge's numbers as aligned rows of text, base beside LoRA."""
+    rows = scoft_hub.comparison_rows(base, lora)
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["   ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-
-
-def shown_decimals(values: list[float]) -> int:
-    """How many decimals numbers are shown with: none if all are int, else two, or more where all are small."""
-    if all(isinstance(value, int) for value in values):
-        return 0
-    largest = max((abs(value) for value in values if math.isfinite(value)), default=0)
-    return max(2, 1 - math.floor(math.log10(largest))) if largest > 0 else 2
-
-
-def with_interval(values: list[float], decimals: int = 2) -> str:
-    """'0.61 [0.48, 0.72]' of a number, its lower and its upper bound; '0.61' of a number alone."""
-    number, *interval = [f"{value:.{decimals}f}" for value in values] or [""]
-    return f"{number} [{', '.join(interval)}]" if interval else number
 
 
 def comparison_grid(prompts: list[str], base: list, lora: list):
@@ -1190,46 +1183,6 @@ def comparison_grid(prompts: list[str], base: list, lora: list):
                 scaled = image.resize((side, side), Image.Resampling.NEAREST)
                 grid.paste(scaled, (label_width + margin + c * (side + margin), y))
     return grid
-
-
-def write_model_card(folder: Path, *, name: str, culture: str | None, facts: dict, prompts: list[str]):
-    """README.md of the LoRA from model_card.md, through huggingface_hub's ModelCard."""
-    from huggingface_hub import ModelCard, ModelCardData
-
-    base_model = facts["base_model"]
-    is_hub_id = not Path(base_model).exists()
-    # A folder's place on this machine is nobody's business; its name is enough.
-    facts = facts | {key: Path(facts[key]).name for key in ("base_model", "dataset") if Path(facts[key]).exists()}
-    pictures = [f"images/lora-{i}.png" for i in range(len(prompts)) if (folder / f"images/lora-{i}.png").is_file()]
-    data = ModelCardData(
-        base_model=base_model if is_hub_id else None,
-        base_model_relation="adapter" if is_hub_id else None,
-        library_name="diffusers",
-        pipeline_tag="text-to-image",
-        license="creativeml-openrail-m" if "stable-diffusion-v1" in base_model else None,
-        tags=[
-            "text-to-image",
-            "diffusers",
-            "diffusers-training",
-            "lora",
-            "template:sd-lora",
-            "stable-diffusion",
-            "stable-diffusion-diffusers",
-            "scoft",
-        ],
-        instance_prompt=prompts[0] if prompts else None,
-        widget=[{"text": prompt, "output": {"url": url}} for prompt, url in zip(prompts, pictures)] or None,
-    )
-    card = ModelCard.from_template(
-        data,
-        template_path=str(Path(__file__).with_name("model_card.md")),
-        name=name,
-        culture=scoft_data.culture_words(culture) if culture else None,
-        pictures=pictures,
-        grid=(folder / "images/before_after.png").is_file(),
-        **facts,
-    )
-    card.save(folder / CARD_FILE)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1324,6 +1277,32 @@ def set_up_logging(is_main_process: bool):
         ours.setLevel(logging.INFO if is_main_process else logging.ERROR)
 
 
+def base_commit(name_or_path: str, *, revision: str | None, cache_dir: str | None) -> str | None:
+    """The commit of the base model on the Hub, from which all of its parts are then loaded; None for a folder."""
+    if Path(name_or_path).is_dir():
+        if revision is not None:
+            raise DataError(f"--revision {revision} is of a Hub model, but {name_or_path} is a folder; leave it out")
+        return None
+    from huggingface_hub.errors import HFValidationError, HTTPError
+
+    try:
+        return scoft_data.hub_commit(name_or_path, revision=revision, file="model_index.json", cache_dir=cache_dir)
+    except (OSError, HTTPError, HFValidationError) as error:
+        raise DataError(
+            f"--pretrained_model_name_or_path {name_or_path} is no folder, and the Hub has no such pipeline that can "
+            f"be read: {error}"
+        ) from error
+
+
+def write_and_push_card(folder: Path, *, repo_id: str | None, private: bool, collection: str | None, retry: str):
+    """Write the page of a finished run's folder and, given a repository of the Hub, push what belongs there."""
+    scoft_hub.write_model_card(folder, repo_id=repo_id)
+    if repo_id:
+        scoft_hub.push_lora(folder, repo_id=repo_id, retry=retry)
+        if collection:
+            scoft_hub.add_to_collection(collection, repo_id=repo_id, private=private, retry=retry)
+
+
 def is_finished(output_dir: Path, checkpoint: Path, total_steps: int) -> bool:
     """Whether the checkpoint is the run's last and its results stand beside it; the card is written last."""
     step = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
@@ -1344,7 +1323,7 @@ def crosses_epoch(step: int, every: int | None, *, images_per_update: int, num_r
 
 
 def write_training_args(path: Path, *, arguments: dict, resolved: dict):
-    """All arguments, what they resolved to, and the versions that ran; there is no token among the arguments."""
+    """All arguments, without the token, what they resolved to, and the versions that ran."""
     packages = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "timm", "dreamsim")
     installed = {package for package in packages if importlib.util.find_spec(package)}
     record = {
@@ -1370,6 +1349,8 @@ def warn_of_changes(path: Path, *, arguments: dict, resolved: dict):
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
     set_up_logging(int(os.environ.get("RANK", 0)) == 0)
+    if args.hub_token:
+        os.environ["HF_TOKEN"] = args.hub_token  # where every library that asks the Hub looks for it
     name = re.sub(r"[\W_]+", "-", args.culture or Path(args.dataset).resolve().name).strip("-").lower()
     if not name:
         raise DataError(f"--culture {args.culture} has no letter or digit to name the LoRA by")
@@ -1378,8 +1359,9 @@ def main(argv: list[str] | None = None):
     check_environment(args, output_dir)
     scoft_data.check_embedded(args.dataset)
     judge = load_judge(args.validation_judge) if args.validation_judge else None
+    source = scoft_data.find_dataset(args.dataset, culture=args.culture)
     dataset = scoft_data.read_dataset(
-        scoft_data.find_dataset(args.dataset, culture=args.culture),
+        source,
         culture=args.culture,
         image_column=args.image_column,
         caption_column=args.caption_column,
@@ -1391,6 +1373,7 @@ def main(argv: list[str] | None = None):
         seed=args.seed,
         skip_bad_images=args.skip_bad_images,
         cache_dir=args.cache_dir,
+        revision=args.dataset_revision,
     )
     prompts = validation_prompts(args)
 
@@ -1424,17 +1407,41 @@ def main(argv: list[str] | None = None):
     if args.num_train_epochs and not args.max_train_steps:
         total_steps = math.ceil(args.num_train_epochs * len(dataset) / images_per_update)
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
+    repo_id = None
+    if args.push_to_hub and is_main:
+        repo_id = scoft_hub.ready_repo(
+            args.hub_model_id or f"scoft-{name}",
+            repo_type="model",
+            private=args.hub_private_repo,
+            flag="--hub_model_id",
+        )
+    publish = functools.partial(
+        write_and_push_card,
+        output_dir,
+        repo_id=repo_id,
+        private=args.hub_private_repo,
+        collection=args.hub_collection,
+        retry=scoft_hub.command_again(
+            "train_scoft_lora.py",
+            sys.argv[1:] if argv is None else argv,
+            without=["--resume_from_checkpoint", "--max_train_steps"],
+            more=["--max_train_steps", str(total_steps), "--resume_from_checkpoint", "latest"],
+        ),
+    )
     if checkpoint and is_finished(output_dir, checkpoint, total_steps):
-        logger.info("%s has all %d updates and its LoRA is written: nothing to do.", checkpoint, total_steps)
+        logger.info("%s has all %d updates and its LoRA is written: nothing to train.", checkpoint, total_steps)
+        if repo_id:
+            publish()
         return
 
     # Models: the frozen ones in the accelerator's dtype, the LoRA always in float32.
     weight_dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
     # fp16 overflows in the VAE and in g, so there the image half of the method stays in float32.
     image_dtype = torch.bfloat16 if weight_dtype is torch.bfloat16 else torch.float32
+    base_revision = base_commit(args.pretrained_model_name_or_path, revision=args.revision, cache_dir=args.cache_dir)
     noise_scheduler, tokenizer, text_encoder, vae, unet = load_models(
         args.pretrained_model_name_or_path,
-        revision=args.revision,
+        revision=base_revision,
         variant=args.variant,
         cache_dir=args.cache_dir,
         prediction_type=args.prediction_type,
@@ -1569,9 +1576,19 @@ def main(argv: list[str] | None = None):
 
     # Records
     resolved = {
+        "name": name,
+        "prompts": prompts,
         "base_model": args.pretrained_model_name_or_path,
+        "base_revision": base_revision,
+        "license": scoft_hub.license_of(
+            args.pretrained_model_name_or_path, revision=base_revision, cache_dir=args.cache_dir
+        ),
         "dataset": args.dataset,
+        "dataset_id": source.location if source.kind == "hub" else None,
+        "dataset_revision": dataset.commit,
         "rows": len(dataset),
+        "blip_captions": sum(map(len, dataset.blip_captions)),
+        "negatives": sum(dataset.num_negatives),
         "dropped_rows": dataset.dropped,
         "fingerprint": dataset.fingerprint,
         "method": args.method,
@@ -1584,11 +1601,12 @@ def main(argv: list[str] | None = None):
         "mixed_precision": accelerator.mixed_precision,
     }
     if is_main:
+        arguments = {flag: value for flag, value in vars(args).items() if flag != "hub_token"}
         output_dir.mkdir(parents=True, exist_ok=True)
         abandon_what_follows(output_dir, first_step)
-        warn_of_changes(output_dir / "training_args.json", arguments=vars(args), resolved=resolved)
-        write_training_args(output_dir / "training_args.json", arguments=vars(args), resolved=resolved)
-        accelerator.init_trackers("scoft", config={flag: str(value) for flag, value in vars(args).items()})
+        warn_of_changes(output_dir / RECORD_FILE, arguments=arguments, resolved=resolved)
+        write_training_args(output_dir / RECORD_FILE, arguments=arguments, resolved=resolved)
+        accelerator.init_trackers("scoft", config={flag: str(value) for flag, value in arguments.items()})
     metrics = Metrics(output_dir / "metrics.jsonl", step=first_step, accelerator=accelerator)
     validate = None
     if prompts:
@@ -1715,8 +1733,9 @@ def main(argv: list[str] | None = None):
         if validate:
             validate(total_steps, final=True)
         if is_main:
-            write_model_card(output_dir, name=name, culture=args.culture, facts=resolved, prompts=prompts)
-            logger.info('Done. pipe.load_lora_weights("%s") puts it into a StableDiffusionPipeline.', output_dir)
+            publish()
+            place = repo_id or output_dir
+            logger.info('Done. pipe.load_lora_weights("%s") puts it into a StableDiffusionPipeline.', place)
     accelerator.end_training()
 
 

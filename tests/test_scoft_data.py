@@ -14,7 +14,6 @@ import zlib
 from pathlib import Path
 
 import datasets
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -103,15 +102,6 @@ def read(folder, *, culture="korea", needs_blip=True, needs_negatives=True, **op
     cache = folder.parent / "datasets_cache"
     options = {"cache_dir": cache, "needs_blip": needs_blip, "needs_negatives": needs_negatives} | options
     return read_dataset(source, culture=culture, **options)
-
-
-@pytest.fixture(autouse=True)
-def nobody_logged_in(monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(
-        huggingface_hub.HfApi, "whoami", refuse(huggingface_hub.errors.LocalTokenNotFoundError("none"))
-    )
 
 
 def refuse(error):
@@ -831,17 +821,13 @@ def test_content_key():
 # Names and the Hub ---------------------------------------------------------------------------------------------------
 
 
-def logged_in(monkeypatch):
-    monkeypatch.setattr(huggingface_hub.HfApi, "whoami", lambda self: {"name": "ada"})
-
-
-def test_name_order(tmp_path, monkeypatch):
+def test_name_order(hub, tmp_path, monkeypatch):
     """Embedded wins over a folder, a folder over the Hub, and a bare name on the Hub is the user's own."""
     here = tmp_path / "repository"
     monkeypatch.setattr(scoft_data, "_HERE", here)
     monkeypatch.chdir(tmp_path)
-    logged_in(monkeypatch)
-    assert find_dataset("pocket", culture=None) == DatasetSource("hub", "ada/pocket", "pocket")
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    assert find_dataset("pocket", culture=None) == DatasetSource("hub", "alice/pocket", "pocket")
     (tmp_path / "pocket").mkdir()
     assert find_dataset("pocket", culture=None) == DatasetSource("folder", str(tmp_path / "pocket"), "pocket")
     (here / "pocket").mkdir(parents=True)  # code without its dataset is not a dataset
@@ -916,19 +902,19 @@ def test_embedded_unknown_culture(embedded):
 
 
 @pytest.mark.parametrize(
-    ("name", "error", "messages"),
+    ("name", "token", "messages"),
     [
         ("ccub", None, ["nobody is logged in (`hf auth login`)", "embedded"]),
-        ("ccub", OSError("no route"), ["did not say who is logged in (no route)", "<your name>/ccub"]),
+        ("ccub", "hf_wrong", ["did not say who is logged in (", "<your name>/ccub"]),
         ("./ccub", None, ["not asked"]),
         ("a/b/c", None, ["not asked"]),
     ],
 )
-def test_not_found(tmp_path, monkeypatch, name, error, messages):
+def test_not_found(hub, tmp_path, monkeypatch, name, token, messages):
     """What is found nowhere is answered with all that was tried, in order, and the command that builds it."""
     monkeypatch.chdir(tmp_path)
-    if error:
-        monkeypatch.setattr(huggingface_hub.HfApi, "whoami", refuse(error))
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(DataError) as raised:
         find_dataset(name, culture="united_states")
     message = str(raised.value)
@@ -944,64 +930,105 @@ def test_a_file_is_no_dataset(tmp_path):
         find_dataset(str(tmp_path / "a.parquet"), culture=None)
 
 
-def test_hub_offline(tmp_path, monkeypatch):
-    """A Hub dataset that cannot be reached gives all that was tried, and no traceback of the network."""
-    monkeypatch.chdir(tmp_path)
-    source = find_dataset("org/ccub", culture="korea")
-    with pytest.raises(DataError) as raised:
-        read_dataset(source, culture="korea", needs_blip=False, needs_negatives=False, cache_dir=tmp_path)
-    message = str(raised.value)
-    assert "the Hub, org/ccub: Couldn't reach" in message and "python prepare_ccub.py --culture korea" in message
-
-
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """The Hub dataset ada/ccub, which `datasets` finds in a folder; other ids do not exist."""
-    parquet_with_configs(tmp_path / "hub")
-    logged_in(monkeypatch)
+def published(hub, tmp_path, monkeypatch):
+    """The private Hub dataset alice/ccub with two commits, of which the second has other captions; alice is logged in.
+
+    The commits.
+    """
+    parquet_with_configs(tmp_path / "made")
+    files = {str(f.relative_to(tmp_path / "made")): f.read_bytes() for f in (tmp_path / "made").rglob("*.*")}
+    first = hub.add("dataset", "alice/ccub", files, private=True)
+    for file in (tmp_path / "made").rglob("*.parquet"):
+        table = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / "other"))
+        table.map(lambda row: {"text": f"later {row['text']}"}).to_parquet(file)
+    files = {str(f.relative_to(tmp_path / "made")): f.read_bytes() for f in (tmp_path / "made").rglob("*.*")}
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
     monkeypatch.chdir(tmp_path)
-
-    def served(call):
-        def redirected(location, *rest, **options):
-            if location != "ada/ccub":
-                raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{location}' doesn't exist on the Hub")
-            options["revision"] = None
-            return call(str(tmp_path / "hub"), *rest, **options)
-
-        return redirected
-
-    for name in ("load_dataset", "get_dataset_config_names"):
-        monkeypatch.setattr(datasets, name, served(getattr(datasets, name)))
-    return tmp_path
+    return first, hub.add("dataset", "alice/ccub", files)
 
 
-def read_hub(name, culture):
+def read_hub(name, culture, **options):
     source = find_dataset(name, culture=culture)
-    return read_dataset(source, culture=culture, needs_blip=True, needs_negatives=True, cache_dir="cache")
+    return read_dataset(source, culture=culture, needs_blip=True, needs_negatives=True, cache_dir="cache", **options)
 
 
-def test_hub_dataset(hub):
-    """A bare name is read from the user's own Hub dataset, one config per culture."""
-    assert read_hub("ccub", "china").num_negatives == [2, 0, 1]
+def test_hub_dataset(published):
+    """A bare name is read from the user's own private Hub dataset, one config a culture, and its commit is known."""
+    found = read_hub("ccub", "china")
+    assert found.num_negatives == [2, 0, 1] and found.captions[0] == ["later a red house"]
+    assert found.commit == published[1]
 
 
-def test_hub_unknown_culture(hub):
+def test_hub_dataset_of_a_commit(published):
+    """--dataset_revision pins the rows, also when the other commit was read last and lies in the cache."""
+    read_hub("ccub", "china")
+    found = read_hub("alice/ccub", "china", revision=published[0])
+    assert found.captions[0] == ["a red house"] and found.commit == published[0]
+    with pytest.raises(DataError, match="the Hub, alice/ccub: "):
+        read_hub("alice/ccub", "china", revision="v9")
+
+
+def test_hub_dataset_without_a_card(published, hub):
+    """A dataset of plain parquet files has a commit too."""
+    commit = hub.add(
+        "dataset", "alice/plain", {"train-0.parquet": Path("made/korea").glob("*").__next__().read_bytes()}
+    )
+    assert read_hub("alice/plain", None).commit == commit
+
+
+@pytest.mark.parametrize("token", [None, "hf_bob", "hf_wrong"])
+def test_hub_dataset_of_somebody_else(published, monkeypatch, token):
+    """A private dataset is read by nobody else, also from the cache; the message says what the Hub said."""
+    read_hub("alice/ccub", "korea")
+    monkeypatch.delenv("HF_TOKEN")
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(DataError, match="--dataset alice/ccub was not found(?s:.*)the Hub, alice/ccub: "):
+        read_hub("alice/ccub", "korea")
+
+
+def test_hub_dataset_offline(published):
+    """Offline the cached copy is read, the commit is known, and one of another commit is not passed off as it."""
+    program = (
+        "import sys; from scoft_data import *\n"
+        "source = find_dataset('alice/ccub', culture='korea')\n"
+        "read = lambda revision: read_dataset(source, culture='korea', needs_blip=False, needs_negatives=False, "
+        "cache_dir='cache', revision=revision)\n"
+        "try: read(None); sys.exit('read without a copy')\n"
+        "except DataError as error: print(error)\n"
+    )
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+
+    def run(program):
+        return subprocess.run([sys.executable, "-c", program], env=offline, capture_output=True, text=True, check=True)
+
+    assert "the Hub, alice/ccub: " in run(program).stdout and "prepare_ccub.py --culture korea" in run(program).stdout
+    read_hub("alice/ccub", "korea", revision=published[0])
+    read_hub("alice/ccub", "korea")
+    program = program.partition("try:")[0] + (
+        "print(read(None).commit)\ntry: read(sys.argv[1])\nexcept DataError as error: print(error)\n"
+    )
+    found = run(program.replace("sys.argv[1]", repr(published[0]))).stdout
+    assert found.startswith(published[1]) and f"of commit {published[1]}, not {published[0]}" in found
+
+
+def test_hub_unknown_culture(published):
     """A culture the Hub dataset lacks is answered with those it has."""
-    with pytest.raises(DataError, match=r"ada/ccub holds .* \(china, korea\) and --culture peru is not among them"):
+    with pytest.raises(DataError, match=r"alice/ccub holds .* \(china, korea\) and --culture peru is not among them"):
         read_hub("ccub", "peru")
 
 
-def test_hub_unknown_dataset(hub):
+def test_hub_unknown_dataset(published):
     """A bare name that the user's Hub account lacks is answered with all that was tried."""
     with pytest.raises(DataError) as raised:
         read_hub("cub", "korea")
     message = str(raised.value)
-    assert "embedded" in message and "the Hub, ada/cub: Dataset 'ada/cub' doesn't exist" in message
-    assert "--output cub" in message
+    assert "embedded" in message and "the Hub, alice/cub: " in message and "--output cub" in message
 
 
 def test_revision_of_a_folder(tmp_path):
     """A revision makes no sense for a folder and is not ignored."""
     write_folder(tmp_path / "d", records())
-    with pytest.raises(DataError, match="revision 'v1' is of a Hub dataset"):
+    with pytest.raises(DataError, match="--dataset_revision v1 is of a Hub dataset"):
         read(tmp_path / "d", revision="v1")

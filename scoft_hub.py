@@ -1,0 +1,320 @@
+"""What leaves for the Hub: pages that nothing told on them can break, and pushes of one commit."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import html
+import json
+import logging
+import math
+import os
+import re
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from scoft_data import DataError, culture_words, write_atomically
+
+
+logger = logging.getLogger(__name__)
+
+HERE = Path(__file__).resolve().parent
+CARD_FILE = "README.md"
+RECORD_FILE = "training_args.json"
+LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
+# All of a LoRA folder that loading it and reading its page need; checkpoints, logs and metrics stay at home.
+LORA_FILES = (LORA_FILE, "scoft-*-kohya.safetensors", CARD_FILE, "images/before_after.png", "images/lora-*.png")
+WAITS = (2, 10, 30)  # seconds before a commit that failed is tried again
+# Licences of the base models that most use, where their own pages cannot be read: a part of the id -> licence.
+BASE_LICENSES = {"stable-diffusion-v1": "creativeml-openrail-m", "stable-diffusion-2": "openrail++"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pages
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def license_of(base_model: str, *, revision: str | None, cache_dir: str | os.PathLike | None) -> dict[str, str]:
+    """`license`, and `license_name` and `license_link` where there are such, of a base model; empty where unknown.
+
+    From the README of its folder, or of its Hub repository or cached copy, else by its name.
+    """
+    from huggingface_hub import hf_hub_download, metadata_load
+
+    readme = Path(base_model, CARD_FILE)
+    if revision is not None:
+        try:
+            readme = Path(hf_hub_download(base_model, CARD_FILE, revision=revision, cache_dir=cache_dir))
+        except OSError:
+            logger.info("%s has no README that can be read now; its licence is told by its name.", base_model)
+    said = (metadata_load(readme) or {}) if readme.is_file() else {}
+    found = {key: str(said[key]) for key in ("license", "license_name", "license_link") if said.get(key)}
+    named = [license for part, license in BASE_LICENSES.items() if part in base_model]
+    return found or ({"license": named[0]} if named else {})
+
+
+def markdown_text(value: object) -> str:
+    """A value as words on one line of a page: what Markdown, HTML or a table would act on is shown as it is.
+
+    It does not hide a list's or heading's mark at the start of a line, so no line of a template starts with a value.
+    """
+    line = "".join(character for character in " ".join(str(value).split()) if character.isprintable())
+    line = re.sub(r"([\\`*_\[\]|~#!$@])", r"\\\1", html.escape(line, quote=False))
+    return re.sub(r"(?<=\bwww)\.|:(?=//)", lambda found: "\\" + found[0], line)  # else GitHub's Markdown makes a link
+
+
+def page_values(value):
+    """All text in `value`, its lists and its dicts, but not their keys, as `markdown_text`."""
+    if isinstance(value, str):
+        return markdown_text(value)
+    if isinstance(value, dict):
+        return {key: page_values(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [page_values(each) for each in value]
+    return value
+
+
+def code_text(value: str) -> str:
+    """A string literal of Python and of JSON, for a block of code on a page."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def write_model_card(folder: Path, *, repo_id: str | None = None):
+    """README.md of a LoRA folder, from model_card.md and what lies in the folder: a page of the Hub.
+
+    `repo_id`: where it is or will be on the Hub. Reads training_args.json, and where they exist
+    images/before_after.png, images/lora-<i>.png, one for each prompt, and images/judge.json.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    arguments, facts = record["arguments"], record["resolved"]
+    name, prompts = facts["name"], facts["prompts"]
+    culture = culture_words(arguments["culture"]) if arguments["culture"] else None
+    # A folder's place on a machine is nobody's business; its name is enough.
+    base_model = facts["base_model"] if facts["base_revision"] else Path(facts["base_model"]).name
+    pictures = [f"images/lora-{i}.png" for i in range(len(prompts)) if (folder / f"images/lora-{i}.png").is_file()]
+    judged = folder / "images/judge.json"
+    data = ModelCardData(
+        base_model=base_model if facts["base_revision"] else None,
+        base_model_relation="adapter" if facts["base_revision"] else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        datasets=[facts["dataset_id"]] if facts["dataset_id"] else None,
+        tags=[
+            "text-to-image",
+            "diffusers",
+            "diffusers-training",
+            "lora",
+            "template:sd-lora",
+            "stable-diffusion",
+            "stable-diffusion-diffusers",
+            "scoft",
+        ],
+        instance_prompt=prompts[0] if prompts else None,
+        widget=[{"text": prompt, "output": {"url": url}} for prompt, url in zip(prompts, pictures)] or None,
+        **facts["license"],
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(HERE / "model_card.md"),
+        kohya_file=f"scoft-{name}-kohya",
+        example=code_text(prompts[0] if prompts else f"Photo of a traditional building, in {culture or name}"),
+        base_in_code=code_text(base_model),
+        place_in_code=code_text(repo_id or folder.resolve().name),
+        revision_in_code=code_text(facts["base_revision"]) if facts["base_revision"] else None,
+        grid=(folder / "images/before_after.png").is_file(),
+        pictures=pictures,
+        judged=page_values(comparison_rows(**json.loads(judged.read_text()))) if judged.is_file() else None,
+        **page_values(
+            {
+                "name": name,
+                "culture": culture,
+                "base_model": base_model,
+                "dataset": facts["dataset_id"] or Path(facts["dataset"]).name,
+                "arguments": arguments,
+                "facts": facts,
+            }
+        ),
+    )
+    write_atomically(folder / CARD_FILE, str(card))
+
+
+def comparison_rows(base: dict[str, float], lora: dict[str, float]) -> list[tuple[str, ...]]:
+    """Numbers as rows of text, base beside LoRA, below a row of headings.
+
+    <name>_low and <name>_high, where both are there, stand in the row of <name> as its interval.
+    """
+    names = base | lora
+    bounds = {name: (f"{name}_low", f"{name}_high") for name in names}
+    bounds = {name: pair for name, pair in bounds.items() if names.keys() >= set(pair)}
+    rows = [("", "base", "LoRA")]
+    for name in names:
+        if not any(name in pair for pair in bounds.values()):
+            keys = (name, *bounds.get(name, ()))
+            cells = [[numbers[key] for key in keys if key in numbers] for numbers in (base, lora)]
+            decimals = shown_decimals([*cells[0], *cells[1]])
+            rows.append((name, *(with_interval(cell, decimals) for cell in cells)))
+    return rows
+
+
+def shown_decimals(values: Sequence[float]) -> int:
+    """How many decimals numbers are shown with: none if all are int, else two, or more where all are small."""
+    if all(isinstance(value, int) for value in values):
+        return 0
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0)
+    return max(2, 1 - math.floor(math.log10(largest))) if largest > 0 else 2
+
+
+def with_interval(values: Sequence[float], decimals: int = 2) -> str:
+    """'0.61 [0.48, 0.72]' of a number, its lower and its upper bound; '0.61' of a number alone."""
+    number, *interval = [f"{value:.{decimals}f}" for value in values] or [""]
+    return f"{number} [{', '.join(interval)}]" if interval else number
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Out
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def command_again(script: str, argv: Sequence[str], *, without: Sequence[str] = (), more: Sequence[str] = ()) -> str:
+    """A script's command line, to be given once more: without the token and other flags with a value, and with more.
+
+    The token is left out because the line is shown; HF_TOKEN or a login gives it.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--hub_token", *without):
+        parser.add_argument(flag)
+    return shlex.join(["python", script, *parser.parse_known_args(argv)[1], *more])
+
+
+@contextlib.contextmanager
+def hub_errors(what: str, *, remedy: str):
+    """Let a DataError say what failed on the Hub, how, and what can be done."""
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        yield
+    except (HTTPError, OSError, ValueError) as error:  # ValueError: a name or a page that the Hub does not take
+        raise DataError(f"{what}: {error}\n{remedy}") from error
+
+
+def ready_repo(repo_id: str, *, repo_type: str, private: bool, flag: str) -> str:
+    """The full id of a repository that can be written to, created if there is none; `name` becomes `<you>/name`.
+
+    A repository that exists keeps its visibility: one that all can see is refused where a private one is asked for.
+    Raises DataError, which names `flag`.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    if get_token() is None:
+        raise DataError(f"{flag} {repo_id}: nobody is logged in. `hf auth login`, or set HF_TOKEN.")
+    api = HfApi()
+    with hub_errors(f"{flag} {repo_id} cannot be written to", remedy="Name another, or log in as one who may."):
+        repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
+        is_private = api.repo_info(repo_id, repo_type=repo_type).private
+    if private and not is_private:
+        raise DataError(f"{flag} {repo_id} is public already; make it private on the Hub or name another.")
+    return repo_id
+
+
+def files_on_hub(repo_id: str, *, repo_type: str) -> list[str]:
+    """The files of a repository's main branch. Raises DataError."""
+    from huggingface_hub import HfApi
+
+    with hub_errors(f"{repo_id} cannot be read", remedy="Is the Hub reachable, and may you see it?"):
+        return HfApi().list_repo_files(repo_id, repo_type=repo_type)
+
+
+def push(
+    repo_id: str,
+    *,
+    repo_type: str,
+    files: dict[str, Path | bytes],
+    stale: Sequence[str],
+    message: str,
+    retry: str,
+) -> str:
+    """Commit `files` (path in the repository -> file or content), without `stale` ones; returns the address.
+
+    All of it arrives, or nothing, and then DataError names `retry`, the command that tries again.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    api = HfApi()
+    address = "/".join([api.endpoint, *(["datasets"] if repo_type == "dataset" else []), repo_id])
+
+    def commit():
+        added = [CommitOperationAdd(path, content) for path, content in files.items()]
+        there = api.list_repo_files(repo_id, repo_type=repo_type) if stale else ()
+        deleted = [CommitOperationDelete(path) for path in stale if path in there]  # the last try may have arrived
+        api.create_commit(repo_id, added + deleted, commit_message=message, repo_type=repo_type)
+
+    with hub_errors(f"{address}: the push failed", remedy=f"All is kept here. To push it again: {retry}"):
+        persistently(commit)
+    logger.info("Pushed to %s", address)
+    return address
+
+
+def persistently(commit: Callable[[], None]):
+    """Call `commit`, again after each of WAITS as long as the Hub is busy, broken or gone; then let its error pass.
+
+    huggingface_hub repeats all other requests itself. A commit that arrived though its answer did not is no harm: the
+    next one finds nothing changed.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    for wait in WAITS:
+        try:
+            return commit()
+        except HTTPError as error:
+            if isinstance(error, HfHubHTTPError) and error.response.status_code not in (429, 500, 502, 503, 504):
+                raise
+            logger.warning("The push failed (%s); once more in %d seconds", str(error).split("\n")[0], wait)
+            time.sleep(wait)
+    return commit()
+
+
+def push_lora(folder: Path, *, repo_id: str, retry: str):
+    """Push of a LoRA folder what loading it and its page need: LORA_FILES, and the arguments without local places.
+
+    What an earlier push left behind, such as the picture of a prompt that is no more, goes in the same commit.
+    """
+    record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    files = {path.relative_to(folder).as_posix(): path for name in LORA_FILES for path in sorted(folder.glob(name))}
+    files[RECORD_FILE] = json.dumps(without_places(record), indent=2).encode()
+    there = files_on_hub(repo_id, repo_type="model")
+    stale = [path for path in there if path.endswith(".safetensors") or path.startswith("images/")]
+    push(
+        repo_id,
+        repo_type="model",
+        files=files,
+        stale=[path for path in stale if path not in files],
+        message=f"LoRA after {record['resolved']['updates']} updates",
+        retry=retry,
+    )
+
+
+def without_places(value):
+    """`value` with the last name alone of every absolute path in it."""
+    if isinstance(value, str):
+        return Path(value).name if Path(value).is_absolute() else value
+    if isinstance(value, dict):
+        return {key: without_places(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [without_places(each) for each in value]
+    return value
+
+
+def add_to_collection(title: str, *, repo_id: str, private: bool, retry: str):
+    """Put a model into the collection of this title of the model's owner, which is created if there is none."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    owner = repo_id.partition("/")[0]
+    with hub_errors(f"{repo_id} did not get into the collection {title!r}", remedy=f"To try again: {retry}"):
+        slug = api.create_collection(title, namespace=owner, private=private, exists_ok=True).slug
+        api.add_collection_item(slug, repo_id, "model", exists_ok=True)
+    logger.info("In the collection %s/collections/%s", api.endpoint, slug)
