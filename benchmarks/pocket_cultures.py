@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 import scoft_data
+import scoft_hub
 import train_scoft_lora as trainer
 from benchmarks.train_step import processor
 
@@ -77,7 +78,7 @@ def rates_table(runs: list[dict]) -> str:
             keys = (rate, f"{rate}_low", f"{rate}_high")
             judged = [run["judge"][of] for of in ("base", "lora")]
             shares = [[numbers[key] for key in keys if key in numbers] for numbers in judged]
-            changes.append(" -> ".join(map(trainer.with_interval, shares)))
+            changes.append(" -> ".join(map(scoft_hub.with_interval, shares)))
         rows.append([run["culture"], run["method"], str(run["seed"]), *changes, f"{run['seconds']:.0f}"])
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows)
