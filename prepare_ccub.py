@@ -37,7 +37,7 @@ from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 import scoft_data
 import scoft_hub
 import scoft_losses
-from scoft_data import CATEGORIES, DataError, content_key, culture_words, stable_generator, write_atomically
+from scoft_data import CATEGORIES, DataError, Ledger, content_key, culture_words, stable_generator, write_atomically
 from scoft_fetch import Fetched, Fetcher, NotUsable, open_photograph
 
 
@@ -300,33 +300,6 @@ def write_manifest(folder: Path, photographs: Iterable[Photograph]):
 def kept(photographs: Iterable[Photograph], *, split: str | None = None) -> list[Photograph]:
     """The photographs of the dataset, or of one of its splits."""
     return [photograph for photograph in photographs if photograph.file and split in (None, photograph.split)]
-
-
-class Ledger:
-    """Finished work, a JSON object a line, each with a "key"; lines are only ever added, and the last of a key holds.
-
-    A line is written in one piece, so several threads and processes may share the file (on a local disk). One that a
-    kill has torn is as if it had not been written.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def read(self) -> dict[str, dict]:
-        entries = {}
-        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n") if self.path.exists() else ():
-            try:
-                entry = json.loads(line)
-            except ValueError:  # torn, or blank
-                continue
-            entries[entry["key"]] = entry
-        return entries
-
-    def add(self, key: str, **entry):
-        # begins with a line break too: the line before may be torn
-        line = f"\n{json.dumps({'key': key} | entry, ensure_ascii=False)}\n".encode()
-        with open(self.path, "ab", buffering=0) as file:
-            file.write(line)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import importlib.util
 import io
 import json
 import logging
@@ -17,6 +18,7 @@ import os
 import re
 import shlex
 import struct
+import sys
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -906,6 +908,19 @@ class ImageTransform:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def load_function(spec: str, *, flag: str) -> Callable:
+    """The function of FILE.py:function, the value of `flag`. Raises DataError."""
+    path, _, name = spec.rpartition(":")
+    if not Path(path).is_file():
+        raise DataError(f"{flag} {spec}: there is no file {path}")
+    module_spec = importlib.util.spec_from_file_location("scoft_user_code", path)
+    module = sys.modules["scoft_user_code"] = importlib.util.module_from_spec(module_spec)  # dataclasses look there
+    module_spec.loader.exec_module(module)
+    if not callable(getattr(module, name, None)):
+        raise DataError(f"{flag} {spec}: {path} has no function {name}")
+    return getattr(module, name)
+
+
 def stable_generator(seed: int, purpose: str, *place: int) -> torch.Generator:
     """A CPU generator that depends on (seed, purpose, place) alone: the same in every process, at every resume.
 
@@ -956,6 +971,33 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     partial = path.with_name(f"partial-{path.name}")
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
     partial.replace(path)
+
+
+class Ledger:
+    """Finished work, a JSON object a line, each with a "key"; lines are only ever added, and the last of a key holds.
+
+    A line is written in one piece, so several threads and processes may share the file (on a local disk). One that a
+    kill has torn is as if it had not been written.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def read(self) -> dict[str, dict]:
+        entries = {}
+        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n") if self.path.exists() else ():
+            try:
+                entry = json.loads(line)
+            except ValueError:  # torn, or blank
+                continue
+            entries[entry["key"]] = entry
+        return entries
+
+    def add(self, key: str, **entry):
+        # begins with a line break too: the line before may be torn
+        line = f"\n{json.dumps({'key': key} | entry, ensure_ascii=False)}\n".encode()
+        with open(self.path, "ab", buffering=0) as file:
+            file.write(line)
 
 
 def cached_tensors(

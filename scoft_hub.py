@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from scoft_data import DataError, culture_words, write_atomically
+from scoft_data import DataError, culture_words, hub_commit, write_atomically
 
 
 logger = logging.getLogger(__name__)
@@ -25,15 +25,34 @@ CARD_FILE = "README.md"
 RECORD_FILE = "training_args.json"
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 # All of a LoRA folder that loading it and reading its page need; checkpoints, logs and metrics stay at home.
-LORA_FILES = (LORA_FILE, "scoft-*-kohya.safetensors", CARD_FILE, "images/before_after.png", "images/lora-*.png")
+LORA_FILES = (LORA_FILE, "scoft-*-kohya.safetensors", CARD_FILE, "images/before_after.png", "images/lora-*.png",
+              "images/evaluation.png")  # fmt: skip
+EVALUATION_FILE = "evaluation.json"  # the numbers that evaluate_scoft.py puts on the page
 WAITS = (2, 10, 30)  # seconds before a commit that failed is tried again
 # Licences of the base models that most use, where their own pages cannot be read: a part of the id -> licence.
 BASE_LICENSES = {"stable-diffusion-v1": "creativeml-openrail-m", "stable-diffusion-2": "openrail++"}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pages
+# Base models
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def base_commit(name_or_path: str, *, revision: str | None, cache_dir: str | None) -> str | None:
+    """The commit of the base model on the Hub, from which all of its parts are then loaded; None for a folder."""
+    if Path(name_or_path).is_dir():
+        if revision is not None:
+            raise DataError(f"--revision {revision} is of a Hub model, but {name_or_path} is a folder; leave it out")
+        return None
+    from huggingface_hub.errors import HFValidationError, HTTPError
+
+    try:
+        return hub_commit(name_or_path, revision=revision, file="model_index.json", cache_dir=cache_dir)
+    except (OSError, HTTPError, HFValidationError) as error:
+        raise DataError(
+            f"--pretrained_model_name_or_path {name_or_path} is no folder, and the Hub has no such pipeline that can "
+            f"be read: {error}"
+        ) from error
 
 
 def license_of(base_model: str, *, revision: str | None, cache_dir: str | os.PathLike | None) -> dict[str, str]:
@@ -53,6 +72,11 @@ def license_of(base_model: str, *, revision: str | None, cache_dir: str | os.Pat
     found = {key: str(said[key]) for key in ("license", "license_name", "license_link") if said.get(key)}
     named = [license for part, license in BASE_LICENSES.items() if part in base_model]
     return found or ({"license": named[0]} if named else {})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pages
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def markdown_text(value: object) -> str:
@@ -84,19 +108,26 @@ def code_text(value: str) -> str:
 def write_model_card(folder: Path, *, repo_id: str | None = None):
     """README.md of a LoRA folder, from model_card.md and what lies in the folder: a page of the Hub.
 
-    `repo_id`: where it is or will be on the Hub. Reads training_args.json, and where they exist
-    images/before_after.png, images/lora-<i>.png, one for each prompt, and images/judge.json.
+    `repo_id`: where it is or will be on the Hub, which training_args.json then tells later calls. Reads that file,
+    and where they exist images/before_after.png, images/lora-<i>.png, one for each prompt, images/judge.json, and
+    evaluation.json with images/evaluation.png.
     """
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
     arguments, facts = record["arguments"], record["resolved"]
+    if repo_id and facts.get("hub_model_id") != repo_id:
+        facts["hub_model_id"] = repo_id
+        write_atomically(folder / RECORD_FILE, json.dumps(record, indent=2) + "\n")
     name, prompts = facts["name"], facts["prompts"]
     culture = culture_words(arguments["culture"]) if arguments["culture"] else None
     # A folder's place on a machine is nobody's business; its name is enough.
     base_model = facts["base_model"] if facts["base_revision"] else Path(facts["base_model"]).name
     pictures = [f"images/lora-{i}.png" for i in range(len(prompts)) if (folder / f"images/lora-{i}.png").is_file()]
     judged = folder / "images/judge.json"
+    measured = folder / EVALUATION_FILE
+    evaluation = json.loads(measured.read_text(encoding="utf-8")) if measured.is_file() else None
+    dataset = facts["dataset_id"] or Path(facts["dataset"]).name
     data = ModelCardData(
         base_model=base_model if facts["base_revision"] else None,
         base_model_relation="adapter" if facts["base_revision"] else None,
@@ -115,6 +146,20 @@ def write_model_card(folder: Path, *, repo_id: str | None = None):
         ],
         instance_prompt=prompts[0] if prompts else None,
         widget=[{"text": prompt, "output": {"url": url}} for prompt, url in zip(prompts, pictures)] or None,
+        eval_results=evaluation
+        and [
+            EvalResult(
+                task_type="text-to-image",
+                dataset_type=dataset,
+                dataset_name=f"{dataset}, {culture}",
+                metric_type=row["metric"],
+                metric_name=row["name"],
+                metric_value=round(row["value"], 4),
+            )
+            for row in evaluation["rows"]
+            if row["method"] == evaluation["method"]
+        ],
+        model_name=name,
         **facts["license"],
     )
     card = ModelCard.from_template(
@@ -123,23 +168,36 @@ def write_model_card(folder: Path, *, repo_id: str | None = None):
         kohya_file=f"scoft-{name}-kohya",
         example=code_text(prompts[0] if prompts else f"Photo of a traditional building, in {culture or name}"),
         base_in_code=code_text(base_model),
-        place_in_code=code_text(repo_id or folder.resolve().name),
+        place_in_code=code_text(facts.get("hub_model_id") or folder.resolve().name),
         revision_in_code=code_text(facts["base_revision"]) if facts["base_revision"] else None,
         grid=(folder / "images/before_after.png").is_file(),
         pictures=pictures,
         judged=page_values(comparison_rows(**json.loads(judged.read_text()))) if judged.is_file() else None,
+        measured=evaluation_rows(evaluation) if evaluation else None,
+        evaluation_grid=(folder / "images/evaluation.png").is_file(),
         **page_values(
             {
                 "name": name,
                 "culture": culture,
                 "base_model": base_model,
-                "dataset": facts["dataset_id"] or Path(facts["dataset"]).name,
+                "dataset": dataset,
+                "evaluation": evaluation,
                 "arguments": arguments,
                 "facts": facts,
             }
         ),
     )
     write_atomically(folder / CARD_FILE, str(card))
+
+
+def evaluation_rows(evaluation: dict) -> list[list[str]]:
+    """Each metric of evaluation.json with the base model's number and the LoRA's, as text of a page."""
+    numbers = {}
+    for row in evaluation["rows"]:
+        numbers.setdefault(row["name"], {})[row["method"]] = row["shown"]
+    return page_values(
+        [[name, each.get("base", ""), each.get(evaluation["method"], "")] for name, each in numbers.items()]
+    )
 
 
 def comparison_rows(base: dict[str, float], lora: dict[str, float]) -> list[tuple[str, ...]]:

@@ -395,19 +395,6 @@ def check_environment(args: argparse.Namespace, output_dir: Path):
         )
 
 
-def load_judge(spec: str) -> Callable[[list, list[str]], dict[str, float]]:
-    """The function of FILE.py:function."""
-    path, _, name = spec.rpartition(":")
-    if not Path(path).is_file():
-        raise SystemExit(f"--validation_judge {spec}: there is no file {path}")
-    module_spec = importlib.util.spec_from_file_location("validation_judge", path)
-    module = sys.modules["validation_judge"] = importlib.util.module_from_spec(module_spec)  # dataclasses look there
-    module_spec.loader.exec_module(module)
-    if not callable(getattr(module, name, None)):
-        raise SystemExit(f"--validation_judge {spec}: {path} has no function {name}")
-    return getattr(module, name)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Models
 # ---------------------------------------------------------------------------------------------------------------------
@@ -984,8 +971,11 @@ def load_checkpoint(folder: Path, *, unet, state: dict) -> int:
 
 
 def abandon_what_follows(output_dir: Path, step: int):
-    """Remove what a run going on from `step` makes untrue: later checkpoints, and the card that marks it finished."""
-    (output_dir / CARD_FILE).unlink(missing_ok=True)
+    """Remove what a run going on from `step` makes untrue: later checkpoints, the numbers of an evaluation, and the
+    card that marks it finished.
+    """
+    for file in (CARD_FILE, scoft_hub.EVALUATION_FILE, "images/evaluation.png"):
+        (output_dir / file).unlink(missing_ok=True)
     for folder in checkpoints(output_dir):
         if int(folder.name.removeprefix("checkpoint-")) > step:
             logger.warning("%s lies after update %d, from which this run goes on, and is removed.", folder, step)
@@ -1277,23 +1267,6 @@ def set_up_logging(is_main_process: bool):
         ours.setLevel(logging.INFO if is_main_process else logging.ERROR)
 
 
-def base_commit(name_or_path: str, *, revision: str | None, cache_dir: str | None) -> str | None:
-    """The commit of the base model on the Hub, from which all of its parts are then loaded; None for a folder."""
-    if Path(name_or_path).is_dir():
-        if revision is not None:
-            raise DataError(f"--revision {revision} is of a Hub model, but {name_or_path} is a folder; leave it out")
-        return None
-    from huggingface_hub.errors import HFValidationError, HTTPError
-
-    try:
-        return scoft_data.hub_commit(name_or_path, revision=revision, file="model_index.json", cache_dir=cache_dir)
-    except (OSError, HTTPError, HFValidationError) as error:
-        raise DataError(
-            f"--pretrained_model_name_or_path {name_or_path} is no folder, and the Hub has no such pipeline that can "
-            f"be read: {error}"
-        ) from error
-
-
 def write_and_push_card(folder: Path, *, repo_id: str | None, private: bool, collection: str | None, retry: str):
     """Write the page of a finished run's folder and, given a repository of the Hub, push what belongs there."""
     scoft_hub.write_model_card(folder, repo_id=repo_id)
@@ -1358,7 +1331,9 @@ def main(argv: list[str] | None = None):
     weights = loss_weights(args)
     check_environment(args, output_dir)
     scoft_data.check_embedded(args.dataset)
-    judge = load_judge(args.validation_judge) if args.validation_judge else None
+    judge = (
+        scoft_data.load_function(args.validation_judge, flag="--validation_judge") if args.validation_judge else None
+    )
     source = scoft_data.find_dataset(args.dataset, culture=args.culture)
     dataset = scoft_data.read_dataset(
         source,
@@ -1438,7 +1413,9 @@ def main(argv: list[str] | None = None):
     weight_dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
     # fp16 overflows in the VAE and in g, so there the image half of the method stays in float32.
     image_dtype = torch.bfloat16 if weight_dtype is torch.bfloat16 else torch.float32
-    base_revision = base_commit(args.pretrained_model_name_or_path, revision=args.revision, cache_dir=args.cache_dir)
+    base_revision = scoft_hub.base_commit(
+        args.pretrained_model_name_or_path, revision=args.revision, cache_dir=args.cache_dir
+    )
     noise_scheduler, tokenizer, text_encoder, vae, unet = load_models(
         args.pretrained_model_name_or_path,
         revision=base_revision,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import evaluate_scoft
 import prepare_ccub
 import scoft_losses
 import train_scoft_lora
@@ -20,7 +21,10 @@ def test_every_flag_named_is_declared():
     named = set(re.findall(r"--([a-z][a-z_0-9]+)", README)) - {"multi_gpu", "num_processes", "help", "check", "loras"}
     training = vars(train_scoft_lora.parse_args(["--dataset", "x", "--culture", "y"])).keys()
     preparing = vars(prepare_ccub.parse_args(["--culture", "korea"])).keys()
-    assert named - training - preparing == set()
+    data = ["--dataset", "x", "--culture", "y"]
+    stages = {"generate": ["out", *data], "score": ["out", *data], "report": ["out"]}
+    evaluating = {flag for stage, rest in stages.items() for flag in vars(evaluate_scoft.parse_args([stage, *rest]))}
+    assert named - training - preparing - evaluating == set()
 
 
 @pytest.mark.parametrize(("flag", "value"), re.findall(r"`--([a-z_]+) ([\w.]+)`", METHOD_TABLE))

@@ -1005,7 +1005,7 @@ def test_bad_arguments_are_named(flags, capsys, wrong, message):
 def test_missing_parts_are_named(flags, tmp_path, monkeypatch, wrong, message):
     """What the arguments need and this machine lacks is named before anything is read."""
     monkeypatch.setattr(train_scoft_lora.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match=re.escape(message)):
+    with pytest.raises((DataError, SystemExit), match=re.escape(message)):
         train_scoft_lora.main(words(flags | {"output_dir": tmp_path / "out"} | wrong))
     assert not (tmp_path / "out").exists()
 

@@ -1,0 +1,562 @@
+"""Evaluation: its true command line from pictures to pages, on a tiny pipeline, the pocket world's CLIP and judge."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import evaluate_scoft
+import scoft_data
+import scoft_metrics
+import train_scoft_lora
+from scoft_data import DataError
+
+
+ROOT = Path(evaluate_scoft.__file__).parent
+CLIP = ROOT / "pocket/models/clip"
+METRICS = ["kid", "clip_score", "clip_cosine", "clip_i", "div", "precision", "recall", "density", "coverage", "vendi",
+           "nearest", "judge"]  # fmt: skip
+
+
+def training(pipeline: Path, folder: Path) -> list[str]:
+    """Flags of a run of two updates, with a checkpoint of each."""
+    return (
+        f"--pretrained_model_name_or_path {pipeline} --dataset pocket --culture veridia --method finetune "
+        f"--output_dir {folder} --resolution 16 --rank 4 --lora_layers to_q,to_v --learning_rate 0.2 "
+        "--train_batch_size 2 --max_train_steps 2 --checkpointing_steps 1 --num_validation_images 0 --snr_gamma 5 "
+        "--report_to none"
+    ).split()
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory, tiny_pipeline):
+    folder = tmp_path_factory.mktemp("lora") / "scoft-veridia"
+    train_scoft_lora.main(training(tiny_pipeline, folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words(tiny_pipeline, lora, tmp_path_factory):
+    """Flags of `generate` and of `score`."""
+    prompts = tmp_path_factory.mktemp("prompts")
+    (prompts / "culture.txt").write_text("# two\na house, in {}\n\na bowl of food, in {}\n")
+    (prompts / "general.txt").write_text("a house\na bowl of food\n")
+    (prompts / "judge.py").write_text(
+        "import numpy as np\n\ndef rate(images, prompts):\n"
+        "    bright = float(np.mean([np.mean(image) > 128 for image in images]))\n"
+        "    return {'bright': bright, 'bright_low': 0.0, 'bright_high': 1.0, 'house': float('house' in prompts[0])}\n"
+    )
+    data = "--dataset pocket --culture veridia"
+    return {
+        "generate": f"{data} --pretrained_model_name_or_path {tiny_pipeline} --lora m={lora} --checkpoints "
+        f"--prompts {prompts / 'culture.txt'} --general_prompts {prompts / 'general.txt'} --num_captions 2 "
+        "--num_images 4 --num_inference_steps 2 --resolution 16 --batch_size 3".split(),
+        "score": f"{data} --encoder clip={CLIP} --features clip --diversity_features clip --device cpu "
+        f"--judge {prompts / 'judge.py'}:rate --batch_size 16 --neighbours 2 --metrics {' '.join(METRICS)}".split(),
+    }
+
+
+def run(stage: str, folder: Path, flags: list[str]):
+    evaluate_scoft.main([stage, str(folder), *flags])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, words):
+    """A folder that has gone through all three stages."""
+    folder = tmp_path_factory.mktemp("eval") / "veridia"
+    run("generate", folder, words["generate"])
+    run("score", folder, words["score"])
+    run("report", folder, [])
+    return folder
+
+
+@pytest.fixture
+def copy(done, tmp_path):
+    shutil.copytree(done, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines() if line]
+
+
+def pictures_of(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in (folder / "images").rglob("*.png")}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Generate
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_manifest_keeps_the_contract(done, lora, tiny_pipeline):
+    """Every method has every prompt of every set at the same seeds, and a row says all that decides a picture."""
+    rows = rows_of(done)
+    assert len(rows) == 4 * 4 * 2 * 4  # methods, sets, prompts, seeds
+    assert list(dict.fromkeys(row["method"] for row in rows)) == ["base", "m", "m@1", "m@2"]
+    asked = {(row["set"], row["prompt"], row["seed"]) for row in rows}
+    assert len({row["seed"] for row in rows}) == 4 * 2 * 4  # of its own for each prompt
+    for method in ("base", "m", "m@1", "m@2"):
+        assert {(row["set"], row["prompt"], row["seed"]) for row in rows if row["method"] == method} == asked
+    assert {row["prompt"] for row in rows if row["set"] == "prompts"} == {"a house, in Veridia",
+                                                                         "a bowl of food, in Veridia"}  # fmt: skip
+    row = next(row for row in rows if row["method"] == "m" and row["set"] == "train")
+    assert row["lora"] == str(lora) and row["base"] == str(tiny_pipeline)
+    assert (row["guidance"], row["steps"], row["resolution"], row["blank"]) == (4.5, 2, 16, False)
+    data = scoft_data.read_dataset(
+        scoft_data.find_dataset("pocket", culture="veridia"),
+        culture="veridia",
+        needs_blip=False,
+        needs_negatives=False,
+    )
+    assert row["prompt"] in data.captions[data.image_hashes.index(row["photograph"])]
+    assert {str(file) for file in pictures_of(done)} == {row["file"] for row in rows}
+
+
+def test_a_picture_is_what_the_pipeline_draws(done, lora, tiny_pipeline):
+    """A row's picture is that of a stock pipeline with its LoRA, prompt, seed, steps and guidance."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    drawn = {}
+    for method in ("base", "m"):
+        if method == "m":
+            pipe.load_lora_weights(lora)
+        row = next(r for r in rows_of(done) if r["method"] == method and r["set"] == "general" and r["number"] == 3)
+        generator = torch.Generator().manual_seed(row["seed"])
+        image = pipe(
+            row["prompt"], generator=generator, num_inference_steps=2, guidance_scale=4.5, height=16, width=16
+        )
+        found = np.asarray(Image.open(done / row["file"]), int)
+        assert np.abs(found - np.asarray(image.images[0], int)).max() <= 1
+        drawn[method] = found
+    assert np.abs(drawn["base"] - drawn["m"]).max() > 3
+
+
+def test_interrupted_and_resumed_it_is_the_undisturbed_one(done, words, tmp_path, monkeypatch):
+    """Stopped in the middle, the next run draws the rest alone, and all is as if it had not been stopped."""
+    drawn, draw = [], evaluate_scoft.draw
+
+    def counting(pipeline, batch, **places):
+        if len(drawn) == 7:
+            raise KeyboardInterrupt
+        drawn.append(len(batch))
+        draw(pipeline, batch, **places)
+
+    monkeypatch.setattr(evaluate_scoft, "draw", counting)
+    with pytest.raises(KeyboardInterrupt):
+        run("generate", tmp_path / "again", words["generate"])
+    before = sum(drawn)
+    with open(tmp_path / "again/manifest.jsonl", "a") as file:
+        file.write('{"key": "torn')
+    drawn[:] = [0] * 8
+    run("generate", tmp_path / "again", words["generate"])
+    assert sum(drawn) == len(rows_of(done)) - before
+    assert rows_of(tmp_path / "again") == rows_of(done)
+    for name, content in pictures_of(done).items():
+        found = np.asarray(Image.open(tmp_path / "again" / name), int)
+        expected = np.asarray(Image.open(done / name), int)
+        assert np.abs(found - expected).max() <= 1, name  # batches of other sizes round differently
+        assert content
+
+
+def test_what_is_there_is_not_drawn_again_and_what_has_changed_is(copy, words, monkeypatch, lora):
+    """Unchanged, nothing is loaded; with another LoRA under its name a method is drawn anew, and others are left."""
+    import diffusers
+
+    with monkeypatch.context() as patch:
+        patch.setattr(diffusers.StableDiffusionPipeline, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+        before = (copy / "manifest.jsonl").read_bytes()
+        run("generate", copy, words["generate"])
+        assert (copy / "manifest.jsonl").read_bytes() == before
+    pictures = pictures_of(copy)
+    flags = [f"m={lora / 'checkpoint-1'}" if word.startswith("m=") else word for word in words["generate"]]
+    flags.remove("--checkpoints")
+    run("generate", copy, flags)
+    changed = {name for name, content in pictures_of(copy).items() if pictures[name] != content}
+    assert changed and all(name.startswith("images/m/") for name in changed)
+    assert len(rows_of(copy)) == 4 * 4 * 2 * 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--lora", "base=x"], "--lora takes NAME=PLACE"),
+        (["--lora", "a=x", "a=y"], "a is given twice"),
+        (["--resolution", "20"], "--resolution is a multiple of 8"),
+        (["--num_images", "0"], "--num_images is at least 1"),
+    ],
+)
+def test_bad_flags_of_generate_are_named(capsys, change, message):
+    with pytest.raises(SystemExit):
+        evaluate_scoft.parse_args(["generate", "out", "--dataset", "pocket", "--culture", "veridia", *change])
+    assert message in capsys.readouterr().err
+
+
+def test_places_without_a_lora_and_files_without_prompts_are_named(words, tmp_path):
+    flags = [word for word in words["generate"] if not word.startswith("m=")]
+    flags.insert(flags.index("--lora") + 1, f"m={tmp_path}")
+    with pytest.raises(DataError, match=rf"--lora {tmp_path}: pytorch_lora_weights.safetensors cannot be had"):
+        run("generate", tmp_path / "out", flags)
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    with pytest.raises(DataError, match="empty.txt: got 0 prompts"):
+        run("generate", tmp_path / "out", [*words["generate"], "--prompts", str(tmp_path / "empty.txt")])
+
+
+def test_prompt_files_are_the_papers_phrasing_for_each_culture():
+    """Ten prompts for each culture of CCUB, the same but for its name; the general ones name no culture."""
+    files = {culture: (ROOT / f"prompts/{culture}.txt").read_text() for culture in scoft_data.CULTURES}
+    assert len({files[c].replace(scoft_data.culture_words(c), "{}") for c in files}) == 1
+    assert len(evaluate_scoft.read_prompts(ROOT / "prompts/korea.txt", "korea")) == 10
+    for file in ("prompts/general.txt", "pocket/general_prompts.txt"):
+        general = evaluate_scoft.read_prompts(ROOT / file, "veridia")
+        assert len(general) == 10 and not any(
+            name in prompt for prompt in general for name in ("Veridia", *map(scoft_data.culture_words, files))
+        )
+    assert all("Veridia" in prompt for prompt in evaluate_scoft.read_prompts(ROOT / "pocket/prompts.txt", "veridia"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Score
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_metric_of_every_method_has_its_number_and_interval(done):
+    """results.json has all that was asked for, of all sets it is of, with intervals, and differences that pair up."""
+    results = evaluate_scoft.read_results(done)
+    found = {metric.partition("/")[0] for metric, _, _ in results.estimates}
+    assert found == set(METRICS)
+    for method in ("base", "m", "m@1", "m@2"):
+        for metric in set(METRICS) - {"judge"}:
+            for name in evaluate_scoft.METRICS[metric].sets:
+                estimate = results.estimates[metric, name, method]
+                assert estimate.low <= estimate.value <= estimate.high and estimate.n == 8
+    assert {metric for metric, _, _ in results.estimates if "/" in metric} == {"judge/bright", "judge/house"}
+    assert results.estimates["judge/house", "prompts", "m"].value == 0.5
+    for row in results.record["differences"]:
+        assert (row["method"], row["to"]) == ("m", "base")
+        pair = [results.estimates[row["metric"], row["set"], method] for method in ("m", "base")]
+        assert row["value"] == pytest.approx(pair[0].value - pair[1].value)
+    assert results.record["counts"]["m/train"] == {"pictures": 8, "blank": 0}
+    (encoder,) = results.record["encoders"].values()
+    assert re.fullmatch("[0-9a-f]{64}", encoder["sha256"]) and encoder["place"] == "clip"
+
+
+def test_clip_score_is_its_definition_by_transformers(done):
+    """2.5 max(cos, 0), by CLIP's own forward pass of picture and prompt, averaged."""
+    from transformers import CLIPModel, CLIPProcessor
+
+    model, processor = CLIPModel.from_pretrained(CLIP).eval(), CLIPProcessor.from_pretrained(CLIP)
+    cosines = []
+    for row in rows_of(done):
+        if row["method"] == "m" and row["set"] == "prompts":
+            image = Image.open(done / row["file"]).convert("RGB")
+            inputs = processor(text=[row["prompt"]], images=[image], return_tensors="pt", padding=True)
+            with torch.no_grad():
+                cosines.append(float(model(**inputs).logits_per_image / model.logit_scale.exp()))
+    results = evaluate_scoft.read_results(done)
+    assert results.estimates["clip_cosine", "prompts", "m"].value == pytest.approx(np.mean(cosines), abs=1e-5)
+    expected = np.mean([2.5 * max(cosine, 0) for cosine in cosines])
+    assert results.estimates["clip_score", "prompts", "m"].value == pytest.approx(expected, abs=1e-5)
+
+
+def test_kid_is_to_the_test_photographs(done):
+    """KID compares with the 50 photographs of the test split, and with none of the training photographs."""
+    args = evaluate_scoft.parse_args(["score", str(done), "--dataset", "pocket", "--culture", "veridia", "--encoder",
+                                      f"clip={CLIP}", "--device", "cpu"])  # fmt: skip
+    features = evaluate_scoft.Features(args)
+    rows = evaluate_scoft.read_rows(args, "test")
+    shown = [p for p in evaluate_scoft.read_manifest(done) if (p.method, p.set) == ("m", "prompts")]
+    x = features.of("clip", evaluate_scoft.generated(done, shown))
+    y = features.of("clip", evaluate_scoft.photographs(rows))
+    assert len(y) == 50
+    found = evaluate_scoft.read_results(done).estimates["kid", "prompts", "m"]
+    assert found.value == pytest.approx(scoft_metrics.kid(x, y))
+
+
+def test_features_are_computed_once_and_in_blocks(copy, words, monkeypatch):
+    """Scored again, no picture is embedded; another block size embeds all, never more than a block at once."""
+    compute = evaluate_scoft.Features.compute
+    monkeypatch.setattr(evaluate_scoft.Features, "compute", lambda *_: pytest.fail("embedded again"))
+    before = (copy / "results.json").read_bytes()
+    run("score", copy, words["score"])
+    assert (copy / "results.json").read_bytes() == before
+    sizes = []
+
+    def counting(self, encoder, block):
+        sizes.append(len(block))
+        return compute(self, encoder, block)
+
+    monkeypatch.setattr(evaluate_scoft.Features, "compute", counting)
+    monkeypatch.setattr(evaluate_scoft, "BLOCK", 7)
+    run("score", copy, words["score"])
+    assert max(sizes) == 7
+    after = json.loads((copy / "results.json").read_text())["scores"]
+    for row, expected in zip(after, json.loads(before)["scores"], strict=True):
+        assert row["value"] == pytest.approx(expected["value"], rel=1e-4, abs=1e-6)
+
+
+def test_blank_pictures_are_counted_and_left_out(copy, words):
+    """A black square of the safety checker is in the counts and in no number."""
+    rows = rows_of(copy)
+    blank = next(row for row in rows if row["method"] == "m" and row["set"] == "prompts")
+    assert evaluate_scoft.is_blank(Image.new("RGB", (8, 8))) and not evaluate_scoft.is_blank(
+        Image.radial_gradient("L")
+    )
+    blank["blank"] = True
+    (copy / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run("score", copy, words["score"])
+    results = evaluate_scoft.read_results(copy)
+    assert results.record["counts"]["m/prompts"] == {"pictures": 8, "blank": 1}
+    assert results.estimates["kid", "prompts", "m"].n == 7 and results.estimates["kid", "prompts", "base"].n == 8
+
+
+def spoil(folder: Path, how: str):
+    rows = rows_of(folder)
+    mine = [row for row in rows if row["method"] == "m" and row["set"] == "prompts"]
+    if how == "missing":
+        (folder / mine[0]["file"]).unlink()
+    elif how == "torn":
+        (folder / mine[0]["file"]).write_bytes((folder / mine[0]["file"]).read_bytes()[:40])
+    elif how == "sizes":
+        Image.radial_gradient("L").resize((8, 8)).save(folder / mine[0]["file"])
+    elif how == "prompts":
+        mine[0]["prompt"] = "another"
+    elif how == "blank":
+        for row in mine[1:]:
+            row["blank"] = True
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if how == "none":
+        (folder / "manifest.jsonl").unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("none", "has no manifest.jsonl of pictures; make them with: evaluate_scoft.py generate"),
+        ("missing", r"prompts-000-000.png of the manifest cannot be read"),
+        ("sizes", r"different sizes cannot be compared: .*8 x 8"),
+        ("prompts", "the set prompts of .* has other prompts or pictures than that of"),
+        ("blank", "the set prompts of m has 1 pictures that are not blank"),
+    ],
+)
+def test_pictures_that_cannot_be_scored_are_named(copy, words, how, message):
+    spoil(copy, how)
+    with pytest.raises(DataError, match=message):
+        run("score", copy, words["score"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--features inception --metrics kid", "inception cannot be loaded: its weights are never downloaded"),
+        ("--metrics dino", "the encoder dino cannot be loaded"),
+        ("--neighbours 99 --metrics precision", "PRDC: got k = 99, 8 pictures"),
+        ("--encoder clip=/nowhere --metrics clip_score", "the encoder clip cannot be loaded"),
+    ],
+)
+def test_what_is_asked_for_and_impossible_is_an_error(copy, words, hub, flags, message):
+    """A metric without its encoder, or without enough pictures, stops the scoring; nothing is left out silently."""
+    base = words["score"][: words["score"].index("--neighbours")]
+    with pytest.raises(DataError, match=message):
+        run("score", copy, [*base, *flags.split()])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--metrics kid_general", "--metrics kid_general needs --general_reference"),
+        ("--metrics judge", "--metrics judge needs --judge"),
+        ("--encoder resnet=x", "--encoder takes NAME=PLACE with NAME of inception"),
+    ],
+)
+def test_bad_flags_of_score_are_named(capsys, flags, message):
+    with pytest.raises(SystemExit):
+        evaluate_scoft.parse_args(["score", "out", "--dataset", "pocket", "--culture", "veridia", *flags.split()])
+    assert message in capsys.readouterr().err
+
+
+def encoder(name: str, place, **more) -> evaluate_scoft.Encoder:
+    """An encoder of ENCODERS as `score` loads it."""
+    flags = {"dataset": "pocket", "culture": "veridia", "encoder": f"{name}={place}", "device": "cpu"} | more
+    argv = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+    return evaluate_scoft.Features(evaluate_scoft.parse_args(["score", "out", *argv])).encoder(name)
+
+
+def noise(number: int, side: int = 48) -> list[Image.Image]:
+    pixels = np.random.default_rng(0).integers(0, 256, (number, side, side, 3), dtype=np.uint8)
+    return [Image.fromarray(each) for each in pixels]
+
+
+@torch.no_grad()
+def test_dreamsims_features_give_the_packages_distance(tiny_dreamsim):
+    """DIV of two pictures from our features is what the dreamsim package says of them, resized by it alike."""
+    from dreamsim import dreamsim
+
+    model, _ = dreamsim(device="cpu", cache_dir=str(tiny_dreamsim), dreamsim_type="open_clip_vitb32")
+    pictures = noise(2, side=224)
+    expected = model(*(evaluate_scoft.as_pixels(picture) / 2 + 0.5 for picture in pictures))
+    features = encoder("dreamsim", tiny_dreamsim, dreamsim_type="open_clip_vitb32")(pictures)
+    assert scoft_metrics.diversity(features.numpy(), ["a", "a"]) == pytest.approx(float(expected), abs=1e-5)
+
+
+@torch.no_grad()
+def test_dino_is_the_class_token(tiny_dinov2):
+    """By transformers' own processor and model; the hash is of the weights."""
+    from transformers import AutoImageProcessor, AutoModel
+
+    found = encoder("dinov2", tiny_dinov2)
+    inputs = AutoImageProcessor.from_pretrained(tiny_dinov2)(images=noise(3), return_tensors="pt")
+    model = AutoModel.from_pretrained(tiny_dinov2)
+    torch.testing.assert_close(found(noise(3)), model(**inputs).last_hidden_state[:, 0])
+    assert encoder("dinov2", tiny_dinov2).sha256 == found.sha256 != encoder("dino", tiny_dinov2).sha256
+
+
+@torch.no_grad()
+def test_inception_is_torch_fidelitys(tmp_path, monkeypatch):
+    """The features of torch-fidelity's own class, of a file of weights made here, one picture or two at a time."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    torch.save({}, tmp_path / "none.pth")
+    with monkeypatch.context() as patch, torch.random.fork_rng():
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        theirs = FeatureExtractorInceptionV3("i", ["2048"], feature_extractor_weights_path=tmp_path / "none.pth")
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    pictures = noise(2)
+    expected = theirs.eval()(torch.stack([torch.from_numpy(np.array(each)).permute(2, 0, 1) for each in pictures]))[0]
+    found = encoder("inception", tmp_path / "weights.pth")(pictures)
+    assert found.shape == (2, 2048)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_inception_is_read_without_running_what_is_pickled(tmp_path):
+    """A weights file whose pickle would call a function is refused before torch-fidelity unpickles it."""
+    torch.save({"weight": Evil(tmp_path / "ran")}, tmp_path / "weights.pth")
+    with pytest.raises(DataError, match="the encoder inception cannot be loaded: Weights only load failed"):
+        encoder("inception", tmp_path / "weights.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+class Evil:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def test_a_metric_of_a_set_that_was_not_drawn_is_an_error(copy, words):
+    rows = [row for row in rows_of(copy) if row["set"] == "prompts"]
+    (copy / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="--metrics clip_i is of the set train, but .* has pictures of prompts alone"):
+        run("score", copy, words["score"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Report
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_table_1_of_the_paper_is_the_mean_of_its_table_4():
+    """The unweighted mean over the five cultures of the printed numbers gives the printed ones, to their digits."""
+    printed = {
+        "base": (30.355, 4.396, 0.813), "m": (22.643, 4.711, 0.802),
+        "mp": (21.360, 4.936, 0.800), "mpc": (19.621, 4.819, 0.799),
+    }  # fmt: skip
+    found = evaluate_scoft.paper_table_1()
+    for method, numbers in printed.items():
+        for metric, number in zip(("kid", "kid_general", "clip_score"), numbers):
+            assert found[metric, method].value == pytest.approx(number, abs=1.1e-3), (method, metric)
+
+
+def test_the_report_shows_what_was_scored(done):
+    """Numbers stand in the tables with their intervals, every figure is there, and the page has no gap."""
+    text = (done / "report.md").read_text()
+    results = evaluate_scoft.read_results(done)
+    for metric, name, method in (("kid", "prompts", "m"), ("div", "test", "base"), ("vendi", "general", "m")):
+        cell = evaluate_scoft.shown(results.estimates[metric, name, method], metric)
+        assert cell.replace("[", "\\[").replace("]", "\\]") in text
+    figures = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text)
+    assert "pictures-veridia.png" in figures and "updates-veridia-prompts-kid.png" in figures
+    for figure in figures:
+        assert np.ptp(np.asarray(Image.open(done / figure))) > 0
+    assert "| Veridia | m | KID" in text and "nan" not in text and "None" not in text
+    assert (done / "nearest-train-m.png").is_file()
+
+
+def with_results(folder: Path, culture: str, values: dict[str, float]) -> Path:
+    """A folder scored with KIDs (x 10^3) by method, over four seeds that agree to within a hundredth."""
+    folder.mkdir()
+    scores = []
+    for method, value in values.items():
+        replicates = [[seed, value / 1000 * (1 + shift)] for seed, shift in enumerate((0.003, -0.003, 0.001, -0.001))]
+        row = {"metric": "kid", "set": "prompts", "method": method, "value": value / 1000, "n": 4}
+        scores.append(row | {"low": value / 1100, "high": value / 900, "replicates": {"seeds": replicates}})
+    record = {"culture": culture, "question": "these prompts", "confidence": 0.95, "encoders": {}, "counts": {}}
+    record |= {"features": "clip", "diversity_features": "clip"}
+    (folder / "results.json").write_text(json.dumps(record | {"scores": scores, "differences": []}))
+    row = {"file": "x.png", "key": "k", "method": "base", "set": "general", "index": 0, "number": 0, "prompt": "x"}
+    row |= {"base": "b", "lora": None, "lora_sha256": None, "photograph": None, "blank": False}
+    row |= {"guidance": 1, "steps": 1, "resolution": 8, "precision": "no"}
+    (folder / "manifest.jsonl").write_text(json.dumps(row) + "\n")
+    return folder
+
+
+def test_the_report_says_when_to_stop(tmp_path):
+    """Of a run's checkpoints the one of the least KID is named, with those whose difference from it may be 0."""
+    folder = with_results(tmp_path / "korea", "korea", {"m@100": 30, "m@200": 20, "m@300": 20.01, "m@400": 25})
+    evaluate_scoft.main(["report", str(folder)])
+    text = (folder / "report.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| Korea | m |"))
+    assert row.split("|")[4:7:2] == [" 200 ", " 300 "]
+    assert (folder / "updates-korea-prompts-kid.png").is_file()
+
+
+def test_several_cultures_have_their_mean(tmp_path):
+    """Two folders make the mean over cultures and a table of each."""
+    folders = [
+        with_results(tmp_path / culture, culture, {"base": base, "mpc": mpc})
+        for culture, base, mpc in (("korea", 30, 20), ("china", 20, 14))
+    ]
+    evaluate_scoft.main(["report", *map(str, folders), "--output", str(tmp_path / "out")])
+    text = (tmp_path / "out/report.md").read_text()
+    assert re.search(r"Table 1(?s:.*?)\| base \| 25\.00 (?s:.*?)\| mpc \| 17\.00 ", text)
+    assert "### Korea" in text and "### China" in text
+    other = json.loads((folders[1] / "results.json").read_text())
+    for row in other["scores"]:
+        row["replicates"]["seeds"] = row["replicates"]["seeds"][:3]
+    (folders[1] / "results.json").write_text(json.dumps(other))
+    with pytest.raises(DataError, match="have no mean: .*with the same flags"):
+        evaluate_scoft.main(["report", *map(str, folders), "--output", str(tmp_path / "out")])
+
+
+def test_the_loras_page_gets_the_numbers(copy, lora, tmp_path, tiny_pipeline):
+    """report --card puts a table, a grid and a model-index that huggingface_hub reads back onto the page."""
+    shutil.copytree(lora, tmp_path / "lora")
+    evaluate_scoft.main(["report", str(copy), "--card", str(tmp_path / "lora"), "--method", "m"])
+    card = huggingface_hub.ModelCard.load(tmp_path / "lora/README.md")
+    estimate = evaluate_scoft.read_results(copy).estimates["kid", "prompts", "m"]
+    (kid,) = [result for result in card.data.eval_results if result.metric_type == "kid"]
+    assert kid.metric_value == pytest.approx(1000 * estimate.value, abs=1e-3) and kid.task_type == "text-to-image"
+    shown = evaluate_scoft.shown(estimate, "kid").replace("[", "\\[").replace("]", "\\]")
+    assert shown in card.text and "images/evaluation.png" in card.text and "No numbers were taken" not in card.text
+    assert Image.open(tmp_path / "lora/images/evaluation.png").height > 100
+    longer = ["--max_train_steps", "3", "--resume_from_checkpoint", "latest"]
+    train_scoft_lora.main([*training(tiny_pipeline, tmp_path / "lora"), *longer])
+    assert "No numbers were taken" in (tmp_path / "lora/README.md").read_text()  # they were of another LoRA
+    with pytest.raises(DataError, match="--method mpc is not among the scores; they are of base, m"):
+        evaluate_scoft.main(["report", str(copy), "--card", str(tmp_path / "lora"), "--method", "mpc"])
+
+
+def test_a_folder_without_scores_is_named(tmp_path):
+    with pytest.raises(DataError, match="has no results.json .*; make it with: evaluate_scoft.py score"):
+        evaluate_scoft.main(["report", str(tmp_path)])
