@@ -12,6 +12,7 @@ Differs from the paper: its prompt lists are not public, so prompts/ has ours, i
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -21,11 +22,13 @@ import json
 import logging
 import pickle
 import re
+import shutil
 import sys
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +46,9 @@ from scoft_metrics import Estimate
 logger = logging.getLogger("scoft")
 
 HERE = Path(__file__).resolve().parent
-BASE = "base"
+BASE = "base"  # the name of the base model among the methods
+DEFAULT_BASE = "CompVis/stable-diffusion-v1-4"
+RECORD = scoft_hub.RECORD_FILE
 # What pictures are made from: the prompts of a file, captions of the dataset's splits, prompts without any culture.
 SETS = ("prompts", "train", "test", "general")
 BLOCK = 256  # pictures embedded between two writes
@@ -117,6 +122,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--dataset", required=True, help="as train_scoft_lora.py takes it")
     data.add_argument("--culture", required=True)
     data.add_argument("--dataset_revision", help="branch, tag or commit of a Hub dataset")
+    data.add_argument("--image_column", default="image")
+    data.add_argument("--caption_column", default="text")
     data.add_argument("--cache_dir", help="where downloaded models and datasets are kept")
     data.add_argument("--batch_size", type=int, default=8)
 
@@ -131,7 +138,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     generate.add_argument(
         "--checkpoints", action="store_true", help="also each checkpoint of a --lora folder, as NAME@updates"
     )
-    generate.add_argument("--pretrained_model_name_or_path", default="CompVis/stable-diffusion-v1-4")
+    generate.add_argument(
+        "--pretrained_model_name_or_path", help=f"default: what the LoRAs were trained on, or {DEFAULT_BASE}"
+    )
     generate.add_argument("--revision", help="branch, tag or commit of the base model")
     generate.add_argument("--variant", help="weight files of the base model, such as fp16")
     generate.add_argument(
@@ -228,6 +237,7 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
 class Picture:
     """A row of `manifest.jsonl`: a picture, and all that decides it."""
 
+    culture: str
     method: str
     set: str
     index: int  # of the prompt in its set
@@ -235,6 +245,8 @@ class Picture:
     prompt: str
     photograph: str | None  # sha256 of the dataset's photograph whose caption is the prompt
     base: str
+    base_key: str  # its commit on the Hub, or the content of its folder
+    variant: str | None
     lora: str | None
     lora_sha256: str | None
     guidance: float
@@ -259,12 +271,17 @@ class Picture:
 
 def read_manifest(folder: Path) -> list[Picture]:
     """The pictures of a folder; of a file drawn again the last row holds. Raises DataError without any."""
-    rows = {row["file"]: row for row in Ledger(folder / "manifest.jsonl").read().values()}
+    rows = last_rows(folder)
     fields = {field.name for field in dataclasses.fields(Picture)}
     pictures = [Picture(**{name: row[name] for name in fields}) for row in rows.values()]
     if not pictures:
         raise DataError(f"{folder} has no manifest.jsonl of pictures; make them with: evaluate_scoft.py generate")
     return pictures
+
+
+def last_rows(folder: Path) -> dict[str, dict]:
+    """File -> the row that was written last for it."""
+    return {row["file"]: row for row in Ledger(folder / "manifest.jsonl").read().values()}
 
 
 def read_prompts(file: Path, culture: str) -> list[str]:
@@ -287,6 +304,8 @@ def read_rows(args: argparse.Namespace, split: str) -> scoft_data.CulturalDatase
         split=split,
         needs_blip=False,
         needs_negatives=False,
+        image_column=args.image_column,
+        caption_column=args.caption_column,
         cache_dir=args.cache_dir,
         revision=args.dataset_revision,
     )
@@ -298,8 +317,15 @@ def prompts_of_sets(args: argparse.Namespace) -> dict[str, list[tuple[str, str |
     for name in args.sets:
         if name in ("train", "test"):
             rows = read_rows(args, name)
-            chosen = np.random.default_rng(0).permutation(len(rows))[: args.num_captions]
-            found[name] = [(rows.captions[i][0], rows.image_hashes[i]) for i in sorted(chosen)]
+            different = {}  # caption -> photograph, each once
+            for i in np.random.default_rng(0).permutation(len(rows)):
+                if rows.image_hashes[i] not in different.values():
+                    different.setdefault(rows.captions[i][0], rows.image_hashes[i])
+            if len(different) < args.num_captions:
+                logger.warning(
+                    "The split %s has %d different captions, not %d", name, len(different), args.num_captions
+                )
+            found[name] = list(different.items())[: args.num_captions]
         else:
             file = args.general_prompts if name == "general" else args.prompts or HERE / f"prompts/{args.culture}.txt"
             found[name] = [(prompt, None) for prompt in read_prompts(file, args.culture)]
@@ -313,19 +339,29 @@ def lora_places(words: Sequence[str], *, checkpoints: bool) -> dict[str, str]:
         name, _, place = word.partition("=")
         places[name] = place
         if checkpoints:
-            for folder in sorted(Path(place).glob("checkpoint-*"), key=lambda path: (len(path.name), path.name)):
-                places[f"{name}@{folder.name.removeprefix('checkpoint-')}"] = str(folder)
+            found = {
+                re.fullmatch(r"checkpoint-(\d+)", folder.name): folder for folder in Path(place).glob("checkpoint-*")
+            }
+            steps = {int(match[1]): folder for match, folder in found.items() if match}
+            if not steps:
+                raise DataError(f"--checkpoints: {place} has no folder checkpoint-<updates>")
+            places |= {f"{name}@{step}": str(folder) for step, folder in sorted(steps.items())}
     return places
 
 
 def lora_file(place: str, *, cache_dir: str | None) -> Path:
     """The weights of a LoRA folder, or of a Hub repository. Raises DataError."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HFValidationError, HTTPError
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HTTPError
 
     try:
         if Path(place).is_dir():
-            return (Path(place) / scoft_hub.LORA_FILE).resolve(strict=True)
+            file = Path(place, scoft_hub.LORA_FILE)
+            if not file.is_file():
+                raise FileNotFoundError(f"there is no file {file}")
+            return file
+        with contextlib.suppress(EntryNotFoundError):  # what it was trained on, which only ours say
+            hf_hub_download(place, RECORD, cache_dir=cache_dir)
         return Path(hf_hub_download(place, scoft_hub.LORA_FILE, cache_dir=cache_dir))
     except (OSError, HTTPError, HFValidationError) as error:
         raise DataError(f"--lora {place}: {scoft_hub.LORA_FILE} cannot be had: {error}") from error
@@ -333,28 +369,31 @@ def lora_file(place: str, *, cache_dir: str | None) -> Path:
 
 def generate(args: argparse.Namespace):
     """Draw what is not drawn yet, shared out over the processes; every method has the same prompts and seeds."""
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
     from diffusers import DDIMScheduler, StableDiffusionPipeline
     from tqdm.auto import tqdm
 
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    waiting = InitProcessGroupKwargs(timeout=timedelta(days=7))  # for a process that has more to draw
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=[waiting])
     precision = accelerator.mixed_precision
     prompts = prompts_of_sets(args)
     places = {BASE: None} | lora_places(args.lora, checkpoints=args.checkpoints)
     files = {place: lora_file(place, cache_dir=args.cache_dir) for place in places.values() if place}
     hashes = {place: hashlib.sha256(file.read_bytes()).hexdigest() for place, file in files.items()}
-    commit = scoft_hub.base_commit(
-        args.pretrained_model_name_or_path, revision=args.revision, cache_dir=args.cache_dir
-    )
+    base = base_of(args, files)
+    commit = scoft_hub.base_commit(base, revision=args.revision, cache_dir=args.cache_dir)
     wanted = [
         Picture(
+            culture=args.culture,
             method=method,
             set=name,
             index=index,
             prompt=prompt,
             number=number,
             photograph=photograph,
-            base=f"{args.pretrained_model_name_or_path}{f'@{commit}' if commit else ''}",
+            base=base,
+            base_key=commit or scoft_data.model_key(base),
+            variant=args.variant,
             lora=place,
             lora_sha256=hashes.get(place),
             guidance=args.guidance_scale,
@@ -369,13 +408,13 @@ def generate(args: argparse.Namespace):
     ]
     args.folder.mkdir(parents=True, exist_ok=True)
     ledger = Ledger(args.folder / "manifest.jsonl")
-    rows = ledger.read()
-    missing = [each for each in wanted if each.key not in rows or not (args.folder / each.file).is_file()]
+    missing = not_there(args.folder, wanted)
+    accelerator.wait_for_everyone()  # all share out the same work, before any adds to what is there
     logger.info("%d of %d pictures are there", len(wanted) - len(missing), len(wanted))
     if missing:
         dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
         pipeline = StableDiffusionPipeline.from_pretrained(
-            args.pretrained_model_name_or_path,
+            base,
             revision=commit,
             variant=args.variant,
             cache_dir=args.cache_dir,
@@ -398,13 +437,51 @@ def generate(args: argparse.Namespace):
             draw(pipeline, batch, folder=args.folder, ledger=ledger)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        rows, keys, methods = ledger.read(), {each.key for each in wanted}, set(places)
-        kept = {key: row for key, row in rows.items() if key in keys or row["method"] not in methods}
-        place = {each.file: i for i, each in enumerate(wanted)}
-        kept = sorted(kept.values(), key=lambda row: place.get(row["file"], -1))
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in kept]
-        write_atomically(args.folder / "manifest.jsonl", "".join(lines))
+        if lacking := not_there(args.folder, wanted):
+            raise DataError(
+                f"{len(lacking)} pictures were not drawn, {lacking[0].file} the first; run the same again."
+            )
+        tidy_manifest(args.folder, wanted)
     accelerator.end_training()
+
+
+def base_of(args: argparse.Namespace, files: dict[str, Path]) -> str:
+    """The base model: --pretrained_model_name_or_path, or what the LoRAs were trained on, as their records say.
+
+    Raises DataError where a record names another: a LoRA of another model loads without a word, and draws nonsense.
+    """
+    bases = {}
+    for place, file in files.items():
+        record = next((f for f in (file.with_name(RECORD), file.parent.with_name(RECORD)) if f.is_file()), None)
+        if record:
+            bases[place] = json.loads(record.read_text(encoding="utf-8"))["resolved"]["base_model"]
+    asked = args.pretrained_model_name_or_path or next(iter(bases.values()), DEFAULT_BASE)
+    for place, base in bases.items():
+        if base != asked and Path(base).name != Path(asked).name:
+            raise DataError(f"--lora {place} was trained on {base}, not on {asked}; evaluate the two apart.")
+    return asked
+
+
+def not_there(folder: Path, wanted: Sequence[Picture]) -> list[Picture]:
+    """The pictures that are still to be drawn: without a file, or whose file's last row is another's."""
+    rows = last_rows(folder)
+    return [
+        each for each in wanted if rows.get(each.file, {}).get("key") != each.key or not (folder / each.file).is_file()
+    ]
+
+
+def tidy_manifest(folder: Path, wanted: Sequence[Picture]):
+    """Leave in the manifest, in order, what was wanted, and what was drawn before of other methods or sets."""
+    place = {each.file: i for i, each in enumerate(wanted)}
+    renewed = {(each.method.partition("@")[0], each.set) for each in wanted}
+    rows = [
+        row
+        for row in last_rows(folder).values()
+        if row["file"] in place or (row["method"].partition("@")[0], row["set"]) not in renewed
+    ]
+    rows.sort(key=lambda row: place.get(row["file"], -1))
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    write_atomically(folder / "manifest.jsonl", "".join(lines))
 
 
 def draw(pipeline, batch: Sequence[Picture], *, folder: Path, ledger: Ledger):
@@ -580,7 +657,7 @@ class Features:
                     cache_dir=self.args.cache_dir,
                     dreamsim_type=self.args.dreamsim_type,
                 )
-            except (OSError, ImportError, ValueError, pickle.UnpicklingError) as error:
+            except (OSError, ImportError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
                 raise DataError(
                     f"the encoder {name} cannot be loaded: {error}\nGive another with --encoder {name}=PLACE, or "
                     "leave out what needs it: --metrics, --features, --diversity_features"
@@ -623,7 +700,8 @@ def generated(folder: Path, pictures: Sequence[Picture]) -> list[Source]:
             content = file.read_bytes()
             with Image.open(io.BytesIO(content)) as image:
                 sizes[image.size].append(picture.file)
-        except OSError as error:
+                image.verify()
+        except (OSError, SyntaxError) as error:  # Pillow's words for a torn PNG
             raise DataError(f"{file} of the manifest cannot be read ({error}); run generate again.") from error
         sources.append(Source(hashlib.sha256(content).hexdigest(), functools.partial(open_rgb, file)))
     if len(sizes) > 1:
@@ -651,21 +729,37 @@ def photographs_in(folder: Path) -> list[Source]:
     ]
 
 
+# What must be the same for all pictures, that differences of methods are those of the LoRAs alone.
+SETTINGS = ("culture", "base_key", "variant", "guidance", "steps", "resolution", "precision")
+
+
 def seen(pictures: Sequence[Picture]) -> dict[tuple[str, str], list[Picture]]:
-    """(set, method) -> its pictures but for blank ones. Raises DataError where the prompts of methods differ."""
+    """(set, method) -> its pictures but for blank ones. Raises DataError where methods cannot be compared."""
     found, asked = defaultdict(list), defaultdict(set)
     for picture in sorted(pictures, key=lambda picture: (picture.index, picture.number)):
         asked[picture.set, picture.method].add((picture.prompt, picture.number))
         if not picture.blank:
             found[picture.set, picture.method].append(picture)
-    for (name, method), prompts in asked.items():
-        if other := next((m for (n, m), others in asked.items() if n == name and others != prompts), None):
-            raise DataError(
-                f"the set {name} of {method} has other prompts or pictures than that of {other}; generate both with "
-                "the same flags."
-            )
-        if len(found[name, method]) < 2:
-            raise DataError(f"the set {name} of {method} has {len(found[name, method])} pictures that are not blank.")
+    for setting in SETTINGS:
+        values = {getattr(picture, setting): picture.method for picture in pictures}
+        if len(values) > 1:
+            shown = ", ".join(f"{value} ({method})" for value, method in values.items())
+            raise DataError(f"pictures of different {setting} cannot be compared: {shown}. Generate all with one.")
+    methods = list(dict.fromkeys(picture.method for picture in pictures))
+    for method in methods:
+        if len({picture.lora_sha256 for picture in pictures if picture.method == method}) > 1:
+            raise DataError(f"the pictures of {method} are of more than one LoRA; finish them: run generate again.")
+    for name in {name for name, _ in asked}:
+        for method in methods:
+            if asked.get((name, method)) != asked.get((name, methods[0])):
+                raise DataError(
+                    f"the set {name} of {method} has other prompts or pictures than that of {methods[0]}; generate "
+                    "both with the same flags."
+                )
+            if len(found[name, method]) < 2:
+                raise DataError(
+                    f"the set {name} of {method} has {len(found[name, method])} pictures that are not blank."
+                )
     return dict(found)
 
 
@@ -673,6 +767,8 @@ def score(args: argparse.Namespace):
     """Write results.json: every metric of every method with its interval, and the paired differences of methods."""
     pictures = read_manifest(args.folder)
     by_set = seen(pictures)
+    if args.culture != pictures[0].culture:
+        raise DataError(f"--culture {args.culture}: the pictures of {args.folder} are of {pictures[0].culture}.")
     features = Features(args)
     judge = scoft_data.load_function(args.judge, flag="--judge") if args.judge else None
     chosen = args.metrics or [
@@ -743,6 +839,9 @@ def scores(
         # A sentence that is asked with each culture's name is one prompt; a caption is its culture's own.
         labels = [picture.index if picture.photograph is None else picture.prompt for picture in shown]
         draws = scoft_metrics.picture_draws(labels, [picture.number for picture in shown], question=args.question)
+        if shown[0].photograph is not None:
+            own = f"captions of {args.culture}"
+            draws = [draw._replace(name=own) if draw.name == "prompts" else draw for draw in draws]
 
         def of(statistic: Callable[[np.ndarray], float]) -> Estimate:
             return scoft_metrics.estimate(statistic, draws)
@@ -837,10 +936,9 @@ def write_results(
     compared = [method for method in methods if "@" not in method]
     differences = [
         {"metric": metric, "set": name, "method": method, "to": other}
-        | as_json(scoft_metrics.difference(estimate, estimates[metric, name, other]))
+        | as_json(paired(estimate, estimates[metric, name, other], what=f"{metric}, {method} - {other}"))
         for (metric, name, method), estimate in estimates.items()
         for other in compared[: compared.index(method) if method in compared else 0]
-        if (metric, name, other) in estimates
     ]
     record = {
         "culture": args.culture,
@@ -848,6 +946,9 @@ def write_results(
         "confidence": scoft_metrics.CONFIDENCE,
         "features": args.features,
         "diversity_features": args.diversity_features,
+        "neighbours": args.neighbours,
+        "settings": {name: getattr(pictures[0], name) for name in SETTINGS if name != "culture"},
+        "loras": {picture.method: picture.lora_sha256 for picture in pictures},
         "encoders": {
             name: {"place": scoft_hub.without_places(each.place), "sha256": each.sha256}
             for name, each in features.encoders.items()
@@ -863,6 +964,14 @@ def write_results(
     logger.info(
         "%d numbers and %d differences are in %s", len(estimates), len(differences), args.folder / "results.json"
     )
+
+
+def paired(a: Estimate, b: Estimate, *, what: str) -> Estimate:
+    """The difference of two methods. Raises DataError where blank pictures left them no prompt or seed in common."""
+    try:
+        return scoft_metrics.difference(a, b)
+    except ValueError as error:
+        raise DataError(f"{what}: {error}") from error
 
 
 def as_json(estimate: Estimate, *, replicates: bool = False) -> dict:
@@ -954,6 +1063,7 @@ def metrics_table(
 def report(args: argparse.Namespace):
     """Write report.md and its figures."""
     results = [read_results(folder) for folder in args.folders]
+    check_comparable(results)
     output = args.output or args.folders[0]
     output.mkdir(parents=True, exist_ok=True)
     keys = list(dict.fromkeys(key for each in results for key in each.estimates))
@@ -967,7 +1077,6 @@ def report(args: argparse.Namespace):
         mean = {
             key: scoft_metrics.mean_over_cultures({each.culture: each.estimates[key] for each in results})
             for key in keys
-            if all(key in each.estimates for each in results)
         }
     except ValueError as error:
         raise DataError(
@@ -993,7 +1102,7 @@ def report(args: argparse.Namespace):
         lines += ["", "## Each culture (as Table 4)"]
         for each in results:
             lines += ["", f"### {culture_words(each.culture)}", "", *metrics_table(each.estimates, first, methods)]
-    lines += ["", "## Differences of methods", "", *differences_table(results)]
+    lines += ["", "## Differences of methods", "", *differences_table(results, mean, methods)]
     lines += ["", "## The paper's Table 1", "", *paper_rows()]
     for name, figure in figures(results, output):
         lines += ["", f"![{name}]({figure})"]
@@ -1002,16 +1111,45 @@ def report(args: argparse.Namespace):
     write_atomically(output / "report.md", "\n".join(lines) + "\n")
     logger.info("The report is %s", output / "report.md")
     if args.card:
-        fill_card(args, results, mean)
+        fill_card(args, results)
 
 
-def differences_table(results: Sequence[Results]) -> list[str]:
-    """Paired differences of the culture's and the memorization metrics; in bold those whose interval leaves out 0."""
+def check_comparable(results: Sequence[Results]):
+    """Raise DataError unless the folders are of different cultures and were drawn and scored alike."""
+    first = results[0]
+    for each in results[1:]:
+        if each.culture in {other.culture for other in results if other is not each}:
+            raise DataError(f"{each.folder} is not the only folder of {each.culture}; give one for each culture.")
+        if different := each.estimates.keys() ^ first.estimates.keys():
+            metric, name, method = min(different)
+            raise DataError(
+                f"{first.folder} or {each.folder} has no {metric} of {method} (set {name}), but the other has; "
+                "generate and score both with the same flags."
+            )
+        for fact in ("question", "confidence", "features", "diversity_features", "neighbours", "encoders", "settings"):
+            if each.record[fact] != first.record[fact]:
+                raise DataError(
+                    f"{each.folder} and {first.folder} have no mean: {fact} {each.record[fact]} in one, "
+                    f"{first.record[fact]} in the other."
+                )
+
+
+def differences_table(
+    results: Sequence[Results], mean: dict[tuple[str, str, str], Estimate], methods: Sequence[str]
+) -> list[str]:
+    """Paired differences of methods, of each culture and of the mean over them."""
     rows = []
+    if len(results) > 1:
+        for (metric, name, method), estimate in mean.items():
+            for other in methods[: methods.index(method) if method in methods else 0]:
+                found = paired(estimate, mean[metric, name, other], what=f"{metric}, {method} - {other}")
+                clear = "" if includes_zero(found) else "yes"
+                of = f"{title(metric)} ({name})"
+                rows.append(["mean", of, f"{method} - {other}", shown(found, metric), clear])
     for each in results:
         for row in each.record["differences"]:
             found = Estimate(row["value"], row["low"], row["high"], row["n"])
-            clear = "yes" if found.low > 0 or found.high < 0 else ""
+            clear = "" if includes_zero(found) else "yes"
             name = f"{title(row['metric'])} ({row['set']})"
             methods = f"{row['method']} - {row['to']}"
             rows.append([culture_words(each.culture), name, methods, shown(found, row["metric"]), clear])
@@ -1060,7 +1198,7 @@ def stopping(results: Sequence[Results]) -> list[str]:
             level = [
                 other
                 for other, estimate in points
-                if other != step and includes_zero(scoft_metrics.difference(estimate, best))
+                if other != step and includes_zero(paired(estimate, best, what=f"{metric}, {run}@{other}"))
             ]
             rows.append(
                 [culture_words(each.culture), run, f"{title(metric)} ({name})", step, shown(best, metric),
@@ -1084,6 +1222,11 @@ def figures(results: Sequence[Results], output: Path) -> Iterator[tuple[str, str
             name = f"pictures-{each.culture}.png"
             method_grid(each.folder, pictures).save(output / name)
             yield f"Methods as columns, prompts of {culture_words(each.culture)} as rows, at one seed", name
+        for sheet in sorted(each.folder.glob("nearest-*.png")):
+            name = f"{sheet.stem}-{each.culture}.png" if len(results) > 1 else sheet.name
+            if (output / name).resolve() != sheet.resolve():
+                shutil.copyfile(sheet, output / name)
+            yield f"Pictures most like a training photograph: {sheet.stem}, {culture_words(each.culture)}", name
         by_metric = defaultdict(dict)
         for (run, metric, of), points in runs(each).items():
             by_metric[metric, of][run] = points
@@ -1135,32 +1278,40 @@ def curve(lines: dict[str, list[tuple[int, Estimate]]], metric: str, file: Path)
     figure.savefig(file, dpi=110)
 
 
-def fill_card(args: argparse.Namespace, results: Sequence[Results], mean: dict[tuple[str, str, str], Estimate]):
-    """Put the method's numbers, beside the base model's, onto the page of its LoRA folder."""
-    if not any(method == args.method for _, _, method in mean):
+def fill_card(args: argparse.Namespace, results: Sequence[Results]):
+    """Put the method's numbers, beside the base model's, onto the page of its LoRA folder.
+
+    They are those of the folder whose pictures this very LoRA drew; DataError if there is none.
+    """
+    file = args.card / scoft_hub.LORA_FILE
+    if not file.is_file() or not (args.card / RECORD).is_file():
         raise DataError(
-            f"--method {args.method} is not among the scores; they are of "
-            + ", ".join(dict.fromkeys(method for _, _, method in mean))
+            f"--card {args.card} is no LoRA folder of train_scoft_lora.py: no {file.name}, or no {RECORD}."
+        )
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    its_own = next((each for each in results if each.record["loras"].get(args.method) == sha256), None)
+    if its_own is None:
+        methods = ", ".join(
+            method for method, lora in results[0].record["loras"].items() if lora and "@" not in method
+        )
+        raise DataError(
+            f"--method {args.method} was not drawn by the LoRA in {args.card}; the LoRAs scored are "
+            f"{methods or 'none'}. If it was trained anew, generate and score again."
         )
     rows = [
         {"metric": metric, "name": f"{title(metric)} ({name})", "method": method, "shown": shown(estimate, metric),
          "value": estimate.value * METRICS[metric.partition("/")[0]].scale}
-        for (metric, name, method), estimate in mean.items()
+        for (metric, name, method), estimate in its_own.estimates.items()
         if method in (BASE, args.method)
     ]  # fmt: skip
-    record = {
-        "method": args.method,
-        "question": results[0].record["question"],
-        "confidence": results[0].record["confidence"],
-        "encoders": results[0].record["encoders"],
-        "rows": rows,
-    }
+    facts = {name: its_own.record[name] for name in ("question", "confidence", "encoders")}
+    record = {"method": args.method, **facts, "rows": rows}
     write_atomically(args.card / scoft_hub.EVALUATION_FILE, json.dumps(record, indent=1) + "\n")
-    pictures = [each for each in read_manifest(results[0].folder) if each.set == "prompts"]
+    pictures = [each for each in read_manifest(its_own.folder) if each.set == "prompts"]
     pictures = [each for each in pictures if each.method in (BASE, args.method)]
     if pictures:
         (args.card / "images").mkdir(exist_ok=True)
-        method_grid(results[0].folder, pictures).save(args.card / "images/evaluation.png")
+        method_grid(its_own.folder, pictures).save(args.card / "images/evaluation.png")
     scoft_hub.write_model_card(args.card)
     logger.info("The page %s has the numbers; push it with the command that trained it", args.card / "README.md")
 

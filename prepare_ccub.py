@@ -37,7 +37,16 @@ from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 import scoft_data
 import scoft_hub
 import scoft_losses
-from scoft_data import CATEGORIES, DataError, Ledger, content_key, culture_words, stable_generator, write_atomically
+from scoft_data import (
+    CATEGORIES,
+    DataError,
+    Ledger,
+    content_key,
+    culture_words,
+    model_key,
+    stable_generator,
+    write_atomically,
+)
 from scoft_fetch import Fetched, Fetcher, NotUsable, open_photograph
 
 
@@ -912,19 +921,6 @@ def distances_to(photograph: Image.Image, negatives: Sequence[Image.Image], *, d
         return [round(value, 4) for value in distance.compare(features[1:], features[:1]).tolist()]
 
 
-def model_key(name_or_path: str | None) -> str:
-    """What a model is known by in keys: the content of a folder, wherever it lies, or its name on the Hub."""
-    folder = Path(name_or_path or "")
-    if not name_or_path or not folder.is_dir():
-        return str(name_or_path)
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json", ".pt", ".tar"))
-    hashes = []
-    for path in files:
-        with path.open("rb") as content:
-            hashes.append(hashlib.file_digest(content, "sha256").hexdigest())
-    return content_key([path.relative_to(folder).as_posix() for path in files], hashes)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Write
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1073,8 +1069,11 @@ def public_name(model: str | None) -> str:
     return folder.name if folder.is_absolute() or model.startswith(".") else model
 
 
-def write_card(output: Path, summaries: Sequence[dict], *, links_only: bool):
-    """README.md of the dataset: a config for each culture, real counts, what was lost and why."""
+def write_card(output: Path, summaries: Sequence[dict], *, links_only: bool, repo_id: str | None = None):
+    """README.md of the dataset: a config for each culture, real counts, what was lost and why.
+
+    repo_id: where it will be on the Hub.
+    """
     from huggingface_hub import DatasetCard, DatasetCardData
 
     total = sum(sum(culture["rows"].values()) for culture in summaries)
@@ -1111,7 +1110,8 @@ def write_card(output: Path, summaries: Sequence[dict], *, links_only: bool):
         data,
         template_path=str(Path(__file__).with_name("dataset_card.md")),
         text=scoft_hub.markdown_text,
-        place_in_code=scoft_hub.code_text(output.name),
+        place_in_code=scoft_hub.code_text(repo_id or output.name),
+        config_in_code=scoft_hub.code_text(summaries[0]["name"]),
         abouts=[html.escape(culture["about"], quote=False) for culture in summaries],
         cultures=[scoft_hub.page_values(culture) for culture in summaries],
         categories=[name for name in (*CATEGORIES, NO_CATEGORY) if any(name in c["categories"] for c in summaries)],
@@ -1245,7 +1245,7 @@ def written_folder(args: argparse.Namespace) -> Path:
     return output.with_name(f"{output.name}-links") if args.links_only else output
 
 
-def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path):
+def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path, *, repo_id: str | None):
     """The dataset's files of the culture, what there is to look at, and the card of all cultures."""
     output = written_folder(args)
     (output / args.culture).mkdir(parents=True, exist_ok=True)
@@ -1266,6 +1266,7 @@ def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path):
         output,
         [json.loads(file.read_text(encoding="utf-8")) for file in sorted(output.glob("*/summary.json"))],
         links_only=args.links_only,
+        repo_id=repo_id,
     )
 
     for old in folder.glob("contact_sheet-*.png"):
@@ -1418,7 +1419,7 @@ def main(argv: list[str] | None = None):
             )
             for photograph in photographs
         ]
-        write(args, rows, folder)
+        write(args, rows, folder, repo_id=repo_id)
         if repo_id:
             retry = scoft_hub.command_again("prepare_ccub.py", sys.argv[1:] if argv is None else argv)
             push(written_folder(args), repo_id=repo_id, retry=retry)

@@ -7,8 +7,10 @@ imported where they are used, so that a mistyped flag is answered at once.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import io
@@ -577,16 +579,19 @@ def hub_commit(
     huggingface_hub does; LocalEntryNotFoundError if the cache cannot tell.
     """
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
+    download = functools.partial(hf_hub_download, repo_id, file, repo_type=repo_type, cache_dir=cache_dir)
     try:
-        return HfApi().repo_info(repo_id, repo_type=repo_type, revision=revision).sha
+        commit = HfApi().repo_info(repo_id, repo_type=repo_type, revision=revision).sha
     except (HTTPError, OfflineModeIsEnabled) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
             raise
-    cached = hf_hub_download(
-        repo_id, file, repo_type=repo_type, revision=revision, cache_dir=cache_dir, local_files_only=True
-    )
+    else:
+        with contextlib.suppress(EntryNotFoundError):
+            download(revision=revision)  # by its name, so that the cache knows offline what the name stood for
+        return commit
+    cached = download(revision=revision, local_files_only=True)
     return Path(cached).parents[file.count("/")].name  # .../snapshots/<commit>/<file>
 
 
@@ -908,6 +913,19 @@ class ImageTransform:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def model_key(name_or_path: str | None) -> str:
+    """What a model is known by in keys: the content of a folder, wherever it lies, or its name on the Hub."""
+    folder = Path(name_or_path or "")
+    if not name_or_path or not folder.is_dir():
+        return str(name_or_path)
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json", ".pt", ".tar"))
+    hashes = []
+    for path in files:
+        with path.open("rb") as content:
+            hashes.append(hashlib.file_digest(content, "sha256").hexdigest())
+    return content_key([path.relative_to(folder).as_posix() for path in files], hashes)
+
+
 def load_function(spec: str, *, flag: str) -> Callable:
     """The function of FILE.py:function, the value of `flag`. Raises DataError."""
     path, _, name = spec.rpartition(":")
@@ -990,6 +1008,7 @@ class Ledger:
                 entry = json.loads(line)
             except ValueError:  # torn, or blank
                 continue
+            entries.pop(entry["key"], None)  # the order is that of the last lines
             entries[entry["key"]] = entry
         return entries
 

@@ -25,8 +25,8 @@ CARD_FILE = "README.md"
 RECORD_FILE = "training_args.json"
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 # All of a LoRA folder that loading it and reading its page need; checkpoints, logs and metrics stay at home.
-LORA_FILES = (LORA_FILE, "scoft-*-kohya.safetensors", CARD_FILE, "images/before_after.png", "images/lora-*.png",
-              "images/evaluation.png")  # fmt: skip
+PICTURES = ("images/before_after.png", "images/lora-*.png", "images/evaluation.png")
+LORA_FILES = (LORA_FILE, "scoft-*-kohya.safetensors", CARD_FILE, *PICTURES)
 EVALUATION_FILE = "evaluation.json"  # the numbers that evaluate_scoft.py puts on the page
 WAITS = (2, 10, 30)  # seconds before a commit that failed is tried again
 # Licences of the base models that most use, where their own pages cannot be read: a part of the id -> licence.
@@ -159,7 +159,7 @@ def write_model_card(folder: Path, *, repo_id: str | None = None):
             for row in evaluation["rows"]
             if row["method"] == evaluation["method"]
         ],
-        model_name=name,
+        model_name=name if evaluation else None,
         **facts["license"],
     )
     card = ModelCard.from_template(

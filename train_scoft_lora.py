@@ -971,11 +971,12 @@ def load_checkpoint(folder: Path, *, unet, state: dict) -> int:
 
 
 def abandon_what_follows(output_dir: Path, step: int):
-    """Remove what a run going on from `step` makes untrue: later checkpoints, the numbers of an evaluation, and the
+    """Remove what a run going on from `step` makes untrue: later checkpoints, the last pictures and numbers, and the
     card that marks it finished.
     """
-    for file in (CARD_FILE, scoft_hub.EVALUATION_FILE, "images/evaluation.png"):
-        (output_dir / file).unlink(missing_ok=True)
+    for name in (CARD_FILE, scoft_hub.EVALUATION_FILE, "images/judge.json", *scoft_hub.PICTURES):
+        for file in output_dir.glob(name):
+            file.unlink()
     for folder in checkpoints(output_dir):
         if int(folder.name.removeprefix("checkpoint-")) > step:
             logger.warning("%s lies after update %d, from which this run goes on, and is removed.", folder, step)

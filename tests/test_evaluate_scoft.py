@@ -182,7 +182,7 @@ def test_what_is_there_is_not_drawn_again_and_what_has_changed_is(copy, words, m
     run("generate", copy, flags)
     changed = {name for name, content in pictures_of(copy).items() if pictures[name] != content}
     assert changed and all(name.startswith("images/m/") for name in changed)
-    assert len(rows_of(copy)) == 4 * 4 * 2 * 4
+    assert {row["method"] for row in rows_of(copy)} == {"base", "m"}  # the checkpoints were of the run before
 
 
 @pytest.mark.parametrize(
@@ -200,8 +200,60 @@ def test_bad_flags_of_generate_are_named(capsys, change, message):
     assert message in capsys.readouterr().err
 
 
+def test_other_flags_a_kill_and_the_first_flags_again_draw_the_first_pictures(copy, words, monkeypatch):
+    """A picture that other flags have drawn over is drawn again, though a row of the first flags is still there."""
+    pictures, rows, draw = pictures_of(copy), rows_of(copy), evaluate_scoft.draw
+
+    def once(pipeline, batch, **places):
+        draw(pipeline, batch, **places)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(evaluate_scoft, "draw", once)
+        run("generate", copy, [*words["generate"], "--guidance_scale", "9"])
+    changed = [name for name, content in pictures_of(copy).items() if content != pictures[name]]
+    assert len(changed) == 3
+    run("generate", copy, words["generate"])
+    assert pictures_of(copy) == pictures and rows_of(copy) == rows
+
+
+def test_a_lora_of_another_base_model_is_refused(words, lora, tmp_path):
+    """Its record says what it was trained on; without a record it is taken as it is."""
+    shutil.copytree(lora, tmp_path / "lora")
+    record = json.loads((tmp_path / "lora/training_args.json").read_text())
+    record["resolved"]["base_model"] = "org/other"
+    (tmp_path / "lora/training_args.json").write_text(json.dumps(record))
+    flags = [word.replace(str(lora), str(tmp_path / "lora")) for word in words["generate"]]
+    with pytest.raises(DataError, match="was trained on org/other, not on"):
+        run("generate", tmp_path / "out", flags)
+    at = flags.index("--pretrained_model_name_or_path")
+    args = evaluate_scoft.parse_args(["generate", "out", *flags[:at], *flags[at + 2 :]])
+    files = {place: Path(place, train_scoft_lora.LORA_FILE) for place in (str(lora), str(tmp_path))}
+    assert evaluate_scoft.base_of(args, files) == words["generate"][at + 1]
+    assert evaluate_scoft.base_of(args, {}) == evaluate_scoft.DEFAULT_BASE
+
+
+def test_a_lora_of_the_hub_is_drawn_with_its_own_base(words, lora, hub, tmp_path, monkeypatch):
+    """--lora takes a Hub id; pictures are those of the folder that was pushed."""
+    names = (train_scoft_lora.LORA_FILE, "training_args.json")
+    hub.add("model", "alice/scoft-veridia", {name: (lora / name).read_bytes() for name in names})
+    flags = " ".join(words["generate"]).replace(f"m={lora} --checkpoints", "m=alice/scoft-veridia").split()
+    flags += ["--sets", "general", "--num_images", "2"]
+    run("generate", tmp_path / "hub", flags)
+    flags[flags.index("m=alice/scoft-veridia")] = f"m={lora}"
+    run("generate", tmp_path / "folder", flags)
+    assert pictures_of(tmp_path / "hub") == pictures_of(tmp_path / "folder")
+
+
+def test_checkpoints_where_there_are_none_are_named(words, lora, tmp_path):
+    (tmp_path / "checkpoint-last").mkdir()
+    with pytest.raises(DataError, match="has no folder checkpoint-<updates>"):
+        evaluate_scoft.lora_places([f"m={tmp_path}"], checkpoints=True)
+    assert list(evaluate_scoft.lora_places([f"m={lora}"], checkpoints=True)) == ["m", "m@1", "m@2"]
+
+
 def test_places_without_a_lora_and_files_without_prompts_are_named(words, tmp_path):
-    flags = [word for word in words["generate"] if not word.startswith("m=")]
+    flags = [word for word in words["generate"] if not word.startswith("m=") and word != "--checkpoints"]
     flags.insert(flags.index("--lora") + 1, f"m={tmp_path}")
     with pytest.raises(DataError, match=rf"--lora {tmp_path}: pytorch_lora_weights.safetensors cannot be had"):
         run("generate", tmp_path / "out", flags)
@@ -329,6 +381,12 @@ def spoil(folder: Path, how: str):
         Image.radial_gradient("L").resize((8, 8)).save(folder / mine[0]["file"])
     elif how == "prompts":
         mine[0]["prompt"] = "another"
+    elif how == "guidance":
+        mine[0]["guidance"] = 9.0
+    elif how == "loras":
+        mine[0]["lora_sha256"] = "0" * 64
+    elif how == "sets":
+        rows = [row for row in rows if row["method"] != "m" or row["set"] != "test"]
     elif how == "blank":
         for row in mine[1:]:
             row["blank"] = True
@@ -344,6 +402,10 @@ def spoil(folder: Path, how: str):
         ("missing", r"prompts-000-000.png of the manifest cannot be read"),
         ("sizes", r"different sizes cannot be compared: .*8 x 8"),
         ("prompts", "the set prompts of .* has other prompts or pictures than that of"),
+        ("torn", r"prompts-000-000.png of the manifest cannot be read"),
+        ("guidance", r"pictures of different guidance cannot be compared: 4.5 \(.*\), 9.0 \(m\)"),
+        ("loras", "the pictures of m are of more than one LoRA"),
+        ("sets", "the set test of m has other prompts or pictures than that of base"),
         ("blank", "the set prompts of m has 1 pictures that are not blank"),
     ],
 )
@@ -454,6 +516,12 @@ class Evil:
         return Path.touch, (self.file,)
 
 
+def test_another_culture_than_was_drawn_is_an_error(copy, words):
+    flags = [word.replace("veridia", "ochria") if word == "veridia" else word for word in words["score"]]
+    with pytest.raises(DataError, match="--culture ochria: the pictures of .* are of veridia"):
+        run("score", copy, flags)
+
+
 def test_a_metric_of_a_set_that_was_not_drawn_is_an_error(copy, words):
     rows = [row for row in rows_of(copy) if row["set"] == "prompts"]
     (copy / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -502,10 +570,27 @@ def with_results(folder: Path, culture: str, values: dict[str, float]) -> Path:
         row = {"metric": "kid", "set": "prompts", "method": method, "value": value / 1000, "n": 4}
         scores.append(row | {"low": value / 1100, "high": value / 900, "replicates": {"seeds": replicates}})
     record = {"culture": culture, "question": "these prompts", "confidence": 0.95, "encoders": {}, "counts": {}}
-    record |= {"features": "clip", "diversity_features": "clip"}
+    record |= {"features": "clip", "diversity_features": "clip", "neighbours": 5, "settings": {}, "loras": {}}
     (folder / "results.json").write_text(json.dumps(record | {"scores": scores, "differences": []}))
-    row = {"file": "x.png", "key": "k", "method": "base", "set": "general", "index": 0, "number": 0, "prompt": "x"}
-    row |= {"base": "b", "lora": None, "lora_sha256": None, "photograph": None, "blank": False}
+    row = {
+        "file": "x.png",
+        "key": "k",
+        "culture": culture,
+        "method": "base",
+        "set": "general",
+        "index": 0,
+        "number": 0,
+        "prompt": "x",
+    }
+    row |= {
+        "base": "b",
+        "base_key": "b",
+        "variant": None,
+        "lora": None,
+        "lora_sha256": None,
+        "photograph": None,
+        "blank": False,
+    }
     row |= {"guidance": 1, "steps": 1, "resolution": 8, "precision": "no"}
     (folder / "manifest.jsonl").write_text(json.dumps(row) + "\n")
     return folder
@@ -531,7 +616,17 @@ def test_several_cultures_have_their_mean(tmp_path):
     text = (tmp_path / "out/report.md").read_text()
     assert re.search(r"Table 1(?s:.*?)\| base \| 25\.00 (?s:.*?)\| mpc \| 17\.00 ", text)
     assert "### Korea" in text and "### China" in text
+    assert re.search(r"\| mean \| KID .* \| mpc - base \| -8\.00 ", text)
+    with pytest.raises(DataError, match="is not the only folder of korea"):
+        evaluate_scoft.main(["report", str(folders[0]), str(folders[0])])
     other = json.loads((folders[1] / "results.json").read_text())
+    for change, message in (
+        ({"neighbours": 3}, "neighbours 3 in one, 5 in"),
+        ({"scores": other["scores"][:1]}, "no kid of mpc"),
+    ):
+        (folders[1] / "results.json").write_text(json.dumps(other | change))
+        with pytest.raises(DataError, match=message):
+            evaluate_scoft.main(["report", *map(str, folders)])
     for row in other["scores"]:
         row["replicates"]["seeds"] = row["replicates"]["seeds"][:3]
     (folders[1] / "results.json").write_text(json.dumps(other))
@@ -553,7 +648,9 @@ def test_the_loras_page_gets_the_numbers(copy, lora, tmp_path, tiny_pipeline):
     longer = ["--max_train_steps", "3", "--resume_from_checkpoint", "latest"]
     train_scoft_lora.main([*training(tiny_pipeline, tmp_path / "lora"), *longer])
     assert "No numbers were taken" in (tmp_path / "lora/README.md").read_text()  # they were of another LoRA
-    with pytest.raises(DataError, match="--method mpc is not among the scores; they are of base, m"):
+    with pytest.raises(
+        DataError, match="--method mpc was not drawn by the LoRA in .*; the LoRAs scored are m. If it was"
+    ):
         evaluate_scoft.main(["report", str(copy), "--card", str(tmp_path / "lora"), "--method", "mpc"])
 
 

@@ -11,8 +11,7 @@ import torch
 
 from pocket import judge as judging
 from pocket import world
-from scoft_data import CATEGORIES, DataError
-from train_scoft_lora import load_judge
+from scoft_data import CATEGORIES, DataError, load_function
 
 
 FILE = Path(judging.__file__)
@@ -303,7 +302,7 @@ def test_trainer_loads_the_hook_by_its_path():
     """The trainer's --validation_judge finds `rate`, which gives the same numbers as an import of it."""
     scenes = true_scenes("ochria", size=9)
     images, prompts = pictures_of(scenes), prompts_of(scenes, "ochria")
-    assert load_judge(f"{FILE}:rate")(images, prompts) == judging.rate(images, prompts)
+    assert load_function(f"{FILE}:rate", flag="--validation_judge")(images, prompts) == judging.rate(images, prompts)
 
 
 def test_rate_refuses_what_it_cannot_count():

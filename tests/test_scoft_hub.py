@@ -2,9 +2,12 @@
 
 import itertools
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -231,6 +234,7 @@ def test_nothing_told_on_a_datasets_page_can_break_it(tmp_path):
     assert kinds(page(HOSTILE)) == kinds(page(""))
     card = huggingface_hub.DatasetCard.load(tmp_path / "README.md")
     assert card.data.license == "other" and card.data.configs[0]["config_name"] == "korea"
+    assert 'load_dataset("' in card.text and '", "korea", split="train")' in card.text
     assert "2026-01-01" in card.text and "withdrawn" in card.data.extra_gated_prompt
 
 
@@ -392,7 +396,10 @@ def test_a_failed_push_leaves_all_here_and_its_command_works(run, alice, fault, 
     assert "hf_alice" not in str(raised.value) and "hf_alice" not in caplog.text
     assert len(alice.repos["model", "alice/scoft-veridia"].commits) == 1
     after = files_of(run.folder)
-    assert {name for name in before if after.get(name) != before[name]} <= {"README.md"}  # it knows its place now
+    assert {name for name in before if after.get(name) != before[name]} <= {
+        "README.md",
+        "training_args.json",
+    }  # its place
     alice.faults.clear()
     command = re.search(r"python train_scoft_lora.py (.*)", str(raised.value))[1]
     train_scoft_lora.main(shlex.split(command))
@@ -457,6 +464,20 @@ def test_a_token_in_a_file_of_flags_is_refused(tmp_path, capsys):
         train_scoft_lora.parse_args(["--config", str(tmp_path / "flags.yaml"), "--dataset", "pocket"])
     error = capsys.readouterr().err
     assert "a token does not belong in a file" in error and TOKEN not in error
+
+
+def test_a_base_model_read_once_is_read_offline(alice, tiny_pipeline):
+    """Its commit is known from the cache, by the name of its branch as by itself."""
+    commit = alice.add("model", "alice/tiny-sd", files_of(tiny_pipeline))
+    assert scoft_hub.base_commit("alice/tiny-sd", revision=None, cache_dir=None) == commit
+    program = (
+        "import scoft_hub\n"
+        f"for revision in (None, {commit!r}): print(scoft_hub.base_commit('alice/tiny-sd', revision=revision, "
+        "cache_dir=None))\n"
+    )
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(scoft_hub.__file__).parent)}
+    found = subprocess.run([sys.executable, "-c", program], env=offline, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == [commit, commit]
 
 
 def test_a_base_model_that_cannot_be_had_is_named(hub, tiny_ccub, tmp_path, monkeypatch):
