@@ -1102,7 +1102,8 @@ def report(args: argparse.Namespace):
         lines += ["", "## Each culture (as Table 4)"]
         for each in results:
             lines += ["", f"### {culture_words(each.culture)}", "", *metrics_table(each.estimates, first, methods)]
-    lines += ["", "## Differences of methods", "", *differences_table(results, mean, methods)]
+    if len(methods) > 1:
+        lines += ["", "## Differences of methods", "", *differences_table(results, mean, methods)]
     lines += ["", "## The paper's Table 1", "", *paper_rows()]
     for name, figure in figures(results, output):
         lines += ["", f"![{name}]({figure})"]
@@ -1229,7 +1230,8 @@ def figures(results: Sequence[Results], output: Path) -> Iterator[tuple[str, str
             yield f"Pictures most like a training photograph: {sheet.stem}, {culture_words(each.culture)}", name
         by_metric = defaultdict(dict)
         for (run, metric, of), points in runs(each).items():
-            by_metric[metric, of][run] = points
+            start = each.estimates.get((metric, of, BASE))
+            by_metric[metric, of][run] = [(0, start), *points] if start else points
         for (metric, of), lines in by_metric.items():
             name = f"updates-{each.culture}-{of}-{metric.replace('/', '-')}.png"
             curve(lines, metric, output / name)

@@ -596,11 +596,16 @@ def with_results(folder: Path, culture: str, values: dict[str, float]) -> Path:
     return folder
 
 
-def test_the_report_says_when_to_stop(tmp_path):
+def test_the_report_says_when_to_stop(tmp_path, monkeypatch):
     """Of a run's checkpoints the one of the least KID is named, with those whose difference from it may be 0."""
-    folder = with_results(tmp_path / "korea", "korea", {"m@100": 30, "m@200": 20, "m@300": 20.01, "m@400": 25})
+    kid = {"base": 40, "m@100": 30, "m@200": 20, "m@300": 20.01, "m@400": 25}
+    folder, drawn = with_results(tmp_path / "korea", "korea", kid), []
+    draw_curve = evaluate_scoft.curve
+    monkeypatch.setattr(evaluate_scoft, "curve", lambda lines, *rest: drawn.append(lines) or draw_curve(lines, *rest))
     evaluate_scoft.main(["report", str(folder)])
     text = (folder / "report.md").read_text()
+    assert [step for step, _ in drawn[0]["m"]] == [0, 100, 200, 300, 400]  # from the base model on
+    assert "Differences" not in text
     row = next(line for line in text.splitlines() if line.startswith("| Korea | m |"))
     assert row.split("|")[4:7:2] == [" 200 ", " 300 "]
     assert (folder / "updates-korea-prompts-kid.png").is_file()
