@@ -534,16 +534,20 @@ class Encoder:
         return self.features(inputs["pixel_values"])
 
 
-class Clip(Encoder):
-    """Projected image and text features of CLIP, a `CLIPModel`; ViT-B/32, as in CLIPScore's own code."""
-
-    default = "openai/clip-vit-base-patch32"
+class Pretrained(Encoder):
+    """A model of transformers behind its own processor."""
 
     def __init__(self, place: str, *, device: str, cache_dir: str | None, dreamsim_type: str):
-        from transformers import CLIPModel, CLIPProcessor
+        from transformers import AutoModel, AutoProcessor
 
-        model = CLIPModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True, cache_dir=cache_dir)
-        super().__init__(place, model, CLIPProcessor.from_pretrained(place, cache_dir=cache_dir), device=device)
+        model = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True, cache_dir=cache_dir)
+        super().__init__(place, model, AutoProcessor.from_pretrained(place, cache_dir=cache_dir), device=device)
+
+
+class Clip(Pretrained):
+    """Projected image and text features of a `CLIPModel`; ViT-B/32, as in CLIPScore's own code."""
+
+    default = "openai/clip-vit-base-patch32"
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.model.get_image_features(pixel_values=pixels).pooler_output
@@ -557,16 +561,10 @@ class Clip(Encoder):
         return self.model.get_text_features(**words).pooler_output
 
 
-class Vit(Encoder):
+class Vit(Pretrained):
     """The CLS token of DINO (ViT-S/16), the metric's in DreamBooth."""
 
     default = "facebook/dino-vits16"
-
-    def __init__(self, place: str, *, device: str, cache_dir: str | None, dreamsim_type: str):
-        from transformers import AutoImageProcessor, AutoModel
-
-        model = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True, cache_dir=cache_dir)
-        super().__init__(place, model, AutoImageProcessor.from_pretrained(place, cache_dir=cache_dir), device=device)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.model(pixel_values=pixels).last_hidden_state[:, 0]
