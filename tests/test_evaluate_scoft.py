@@ -217,6 +217,31 @@ def test_other_flags_a_kill_and_the_first_flags_again_draw_the_first_pictures(co
     assert pictures_of(copy) == pictures and rows_of(copy) == rows
 
 
+def test_what_the_safety_checker_blacks_out_is_marked(words, tiny_pipeline, tmp_path):
+    """Behind diffusers' own checker, one that objects to everything, every picture is drawn and none is scored."""
+    from diffusers import StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    vision = {"image_size": 16, "patch_size": 8, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = CLIPConfig(vision_config=vision | {"num_attention_heads": 2}, projection_dim=8)
+    checker = StableDiffusionSafetyChecker(config).eval()
+    checker.concept_embeds_weights.data.fill_(-2.0)  # thresholds that every cosine exceeds
+    pipe = StableDiffusionPipeline.from_pretrained(
+        tiny_pipeline,
+        safety_checker=checker,
+        feature_extractor=CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
+    )
+    pipe.save_pretrained(tmp_path / "checked")
+    flags = [word.replace(str(tiny_pipeline), str(tmp_path / "checked")) for word in words["generate"]]
+    flags = flags[: flags.index("--lora")] + flags[flags.index("--checkpoints") + 1 :]
+    run("generate", tmp_path / "out", [*flags, "--sets", "prompts", "--num_images", "2"])
+    rows = rows_of(tmp_path / "out")
+    assert len(rows) == 4 and all(row["blank"] and (tmp_path / "out" / row["file"]).is_file() for row in rows)
+    with pytest.raises(DataError, match="the set prompts of base has 0 pictures that are not blank"):
+        run("score", tmp_path / "out", words["score"])
+
+
 def test_a_lora_of_another_base_model_is_refused(words, lora, tmp_path):
     """Its record says what it was trained on; without a record it is taken as it is."""
     shutil.copytree(lora, tmp_path / "lora")
