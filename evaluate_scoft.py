@@ -2,7 +2,7 @@
 """Evaluate LoRAs as the paper's section 6 does: pictures, then numbers with intervals, then tables and figures.
 
     accelerate launch evaluate_scoft.py generate eval --dataset ccub --culture korea --lora m=out/m mpc=scoft-korea
-    python evaluate_scoft.py score eval --dataset ccub --culture korea --general_reference coco
+    python evaluate_scoft.py score eval --dataset ccub --culture korea --encoder inception=FILE
     python evaluate_scoft.py report eval
 
 Three stages over files, each of which goes on where it stopped: `generate` writes pictures and `manifest.jsonl`,
@@ -40,6 +40,7 @@ import scoft_hub
 import scoft_losses
 import scoft_metrics
 from scoft_data import DataError, Ledger, content_key, culture_words, write_atomically
+from scoft_hub import LORA_FILE, RECORD_FILE
 from scoft_metrics import Estimate
 
 
@@ -48,7 +49,6 @@ logger = logging.getLogger("scoft")
 HERE = Path(__file__).resolve().parent
 BASE = "base"  # the name of the base model among the methods
 DEFAULT_BASE = "CompVis/stable-diffusion-v1-4"
-RECORD = scoft_hub.RECORD_FILE
 # What pictures are made from: the prompts of a file, captions of the dataset's splits, prompts without any culture.
 SETS = ("prompts", "train", "test", "general")
 BLOCK = 256  # pictures embedded between two writes
@@ -89,6 +89,7 @@ class Metric:
     scale: float = 1.0
 
 
+PRDC = ("precision", "recall", "density", "coverage")  # computed together
 METRICS = {
     "kid": Metric(("prompts",), "KID x 10^3 to the culture's photographs", "less", 1000.0),
     "kid_general": Metric(("prompts",), "KID x 10^3 to general photographs", "less", 1000.0),
@@ -356,15 +357,15 @@ def lora_file(place: str, *, cache_dir: str | None) -> Path:
 
     try:
         if Path(place).is_dir():
-            file = Path(place, scoft_hub.LORA_FILE)
+            file = Path(place, LORA_FILE)
             if not file.is_file():
                 raise FileNotFoundError(f"there is no file {file}")
             return file
         with contextlib.suppress(EntryNotFoundError):  # what it was trained on, which only ours say
-            hf_hub_download(place, RECORD, cache_dir=cache_dir)
-        return Path(hf_hub_download(place, scoft_hub.LORA_FILE, cache_dir=cache_dir))
+            hf_hub_download(place, RECORD_FILE, cache_dir=cache_dir)
+        return Path(hf_hub_download(place, LORA_FILE, cache_dir=cache_dir))
     except (OSError, HTTPError, HFValidationError) as error:
-        raise DataError(f"--lora {place}: {scoft_hub.LORA_FILE} cannot be had: {error}") from error
+        raise DataError(f"--lora {place}: {LORA_FILE} cannot be had: {error}") from error
 
 
 def generate(args: argparse.Namespace):
@@ -452,7 +453,9 @@ def base_of(args: argparse.Namespace, files: dict[str, Path]) -> str:
     """
     bases = {}
     for place, file in files.items():
-        record = next((f for f in (file.with_name(RECORD), file.parent.with_name(RECORD)) if f.is_file()), None)
+        record = next(
+            (f for f in (file.with_name(RECORD_FILE), file.parent.with_name(RECORD_FILE)) if f.is_file()), None
+        )
         if record:
             bases[place] = json.loads(record.read_text(encoding="utf-8"))["resolved"]["base_model"]
     asked = args.pretrained_model_name_or_path or next(iter(bases.values()), DEFAULT_BASE)
@@ -796,9 +799,8 @@ class References:
 
     def __init__(self, args: argparse.Namespace, features: Features, metrics: Sequence[str]):
         self.features, self.args = features, args
-        prdc = {"precision", "recall", "density", "coverage"}
         self.test = self.kid = self.general = self.train = None
-        if ({"kid"} | prdc) & set(metrics):
+        if {"kid", *PRDC} & set(metrics):
             rows = read_rows(args, "test")
             self.test = features.of(args.features, photographs(rows))
             self.draw = scoft_metrics.photograph_draw(args.culture, len(rows))
@@ -879,7 +881,7 @@ def scores(
                 yield metric, of(lambda kept, similarity=similarity: similarity[kept].mean())
             elif metric == "judge":
                 yield from judged(judge, shown, sources, draws)
-        if prdc := {"precision", "recall", "density", "coverage"} & set(wanted):
+        if prdc := set(PRDC) & set(wanted):
             found = scoft_metrics.prdc_estimates(
                 features.of(args.features, sources),
                 references.test,
@@ -925,7 +927,9 @@ def write_results(
     estimates: dict[tuple[str, str, str], Estimate],
     features: Features,
 ):
-    """results.json: see `read_results`."""
+    """results.json: scores and differences, one a row, in the metrics' own units (KID not yet x 10^3), and beside them
+    all that they depend on: settings and LoRAs of the pictures, encoders by the sha256 of their weights.
+    """
     counts = defaultdict(lambda: {"pictures": 0, "blank": 0})
     for picture in pictures:
         counts[f"{picture.method}/{picture.set}"]["pictures"] += 1
@@ -1283,10 +1287,10 @@ def fill_card(args: argparse.Namespace, results: Sequence[Results]):
 
     They are those of the folder whose pictures this very LoRA drew; DataError if there is none.
     """
-    file = args.card / scoft_hub.LORA_FILE
-    if not file.is_file() or not (args.card / RECORD).is_file():
+    file = args.card / LORA_FILE
+    if not file.is_file() or not (args.card / RECORD_FILE).is_file():
         raise DataError(
-            f"--card {args.card} is no LoRA folder of train_scoft_lora.py: no {file.name}, or no {RECORD}."
+            f"--card {args.card} is no LoRA folder of train_scoft_lora.py: no {file.name}, or no {RECORD_FILE}."
         )
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     its_own = next((each for each in results if each.record["loras"].get(args.method) == sha256), None)

@@ -484,7 +484,7 @@ def noise(number: int, side: int = 48) -> list[Image.Image]:
 
 @torch.no_grad()
 def test_dreamsims_features_give_the_packages_distance(tiny_dreamsim):
-    """DIV of two pictures from our features is what the dreamsim package says of them, resized by it alike."""
+    """DIV of two pictures from our features is what the dreamsim package says of them, at its own size."""
     from dreamsim import dreamsim
 
     model, _ = dreamsim(device="cpu", cache_dir=str(tiny_dreamsim), dreamsim_type="open_clip_vitb32")
