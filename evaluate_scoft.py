@@ -39,7 +39,11 @@ import scoft_data
 import scoft_hub
 import scoft_losses
 import scoft_metrics
-from scoft_data import DataError, Ledger, content_key, culture_words, write_atomically
+from scoft.errors import DataError
+from scoft.files import Ledger, cached_tensors, content_key, model_key, write_atomically
+from scoft.images import as_rgb, open_image
+from scoft.launch import Parser
+from scoft_data import culture_words
 from scoft_hub import LORA_FILE, RECORD_FILE
 from scoft_metrics import Estimate
 
@@ -115,7 +119,7 @@ METRICS = {
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.partition("\n")[0])
     stages = parser.add_subparsers(dest="stage", required=True)
 
     data = argparse.ArgumentParser(add_help=False)
@@ -128,7 +132,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--cache_dir", help="where downloaded models and datasets are kept")
     data.add_argument("--batch_size", type=int, default=8)
 
-    generate = stages.add_parser("generate", parents=[data], allow_abbrev=False, help="pictures of every method")
+    generate = stages.add_parser("generate", parents=[data], help="pictures of every method")
     generate.add_argument(
         "--lora",
         nargs="+",
@@ -158,7 +162,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     generate.add_argument("--resolution", type=int, default=512)
     generate.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: accelerate's")
 
-    score = stages.add_parser("score", parents=[data], allow_abbrev=False, help="numbers of the pictures")
+    score = stages.add_parser("score", parents=[data], help="numbers of the pictures")
     score.add_argument(
         "--metrics", nargs="+", choices=METRICS, help="default: all but those that need a flag which is not given"
     )
@@ -187,7 +191,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     score.add_argument("--neighbours", type=int, default=5, help="k of precision, recall, density and coverage")
     score.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
-    report = stages.add_parser("report", allow_abbrev=False, help="tables and figures of the numbers")
+    report = stages.add_parser("report", help="tables and figures of the numbers")
     report.add_argument("folders", nargs="+", type=Path, help="scored folders, one a culture")
     report.add_argument("--output", type=Path, help="default: the first folder")
     report.add_argument("--card", type=Path, help="LoRA folder whose page gets the numbers of --method")
@@ -393,7 +397,7 @@ def generate(args: argparse.Namespace):
             number=number,
             photograph=photograph,
             base=base,
-            base_key=commit or scoft_data.model_key(base),
+            base_key=commit or model_key(base),
             variant=args.variant,
             lora=place,
             lora_sha256=hashes.get(place),
@@ -674,7 +678,7 @@ class Features:
             key = content_key(encoder.sha256, [source.sha256 for source in block])
             file = self.folder / name / f"{key[:16]}.safetensors"
             compute = functools.partial(self.compute, encoder, block)
-            found.append(scoft_data.cached_tensors(file, key=key, compute=compute))
+            found.append(cached_tensors(file, key=key, compute=compute))
         return np.concatenate([each["features"].double().numpy() for each in found])
 
     @torch.no_grad()
@@ -712,7 +716,7 @@ def generated(folder: Path, pictures: Sequence[Picture]) -> list[Source]:
 
 
 def open_rgb(file: Path) -> Image.Image:
-    return scoft_data.as_rgb(Image.open(file))
+    return as_rgb(Image.open(file))
 
 
 def photographs(rows: scoft_data.CulturalDataset) -> list[Source]:
@@ -725,8 +729,7 @@ def photographs_in(folder: Path) -> list[Source]:
     if len(files) < 2:
         raise DataError(f"--general_reference {folder}: got {len(files)} pictures, need at least 2.")
     return [
-        Source(hashlib.sha256(file.read_bytes()).hexdigest(), functools.partial(scoft_data.open_image, file))
-        for file in files
+        Source(hashlib.sha256(file.read_bytes()).hexdigest(), functools.partial(open_image, file)) for file in files
     ]
 
 

@@ -18,7 +18,6 @@ import html
 import io
 import json
 import logging
-import os
 import re
 import sys
 import textwrap
@@ -34,19 +33,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 
-import scoft_data
 import scoft_hub
 import scoft_losses
-from scoft_data import (
-    CATEGORIES,
-    DataError,
-    Ledger,
-    content_key,
-    culture_words,
-    model_key,
-    stable_generator,
-    write_atomically,
-)
+from scoft.errors import DataError
+from scoft.files import Ledger, content_key, model_key, write_atomically
+from scoft.images import as_rgb, open_image, upright
+from scoft.launch import Parser
+from scoft_data import CATEGORIES, culture_words, stable_generator
 from scoft_fetch import Fetched, Fetcher, NotUsable, open_photograph
 
 
@@ -131,7 +124,7 @@ MODELS = ("captioner", "pretrained_model_name_or_path", "controlnet", "depth_mod
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("--culture", required=True, help="names the dataset's config, and the place in prompts")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--links", help="CSV file or URL with columns url and caption; default: CCUB's own sheet")
@@ -211,7 +204,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     write.add_argument("--push_to_hub", action="store_true", help="to a private dataset of yours")
     write.add_argument("--hub_dataset_id", help="default: the name of the written folder")
-    write.add_argument("--hub_token", help="for all that is read and pushed; better: `hf auth login`, or HF_TOKEN")
     write.add_argument("--public", action="store_true", help="let all see what is pushed; with --links_only alone")
 
     args = parser.parse_args(argv)
@@ -689,16 +681,16 @@ def is_clean_jpeg(content: bytes, picture: Image.Image) -> bool:
 def as_srgb(picture: Image.Image) -> Image.Image:
     """The picture as a viewer shows it: upright, on white, its colours by its profile, in RGB."""
     profile = picture.info.get("icc_profile")
-    picture = scoft_data.upright(picture)
+    picture = upright(picture)
     if profile:
         if picture.has_transparency_data or picture.mode not in ("RGB", "CMYK", "L"):
-            picture = scoft_data.as_rgb(picture)
+            picture = as_rgb(picture)
         try:
             of_picture, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
             picture = ImageCms.profileToProfile(picture, of_picture, srgb, outputMode="RGB")
         except (ImageCms.PyCMSError, OSError) as error:
             logger.debug("a colour profile cannot be applied, the picture is taken as sRGB: %s", error)
-    return scoft_data.as_rgb(picture)
+    return as_rgb(picture)
 
 
 def difference_hash(picture: Image.Image) -> int:
@@ -1235,7 +1227,7 @@ def measure(args: argparse.Namespace, wanted: dict[str, tuple], ledger: Ledger, 
                 cache_dir=args.cache_dir,
             )
     for key, (photograph, files) in progress("Measuring distances", mine, accelerator):
-        negatives = [scoft_data.open_image(file) for file in files]
+        negatives = [open_image(file) for file in files]
         ledger.add(key, distances=distances_to(open_kept(folder, photograph), negatives, distance=distance))
 
 
@@ -1295,7 +1287,7 @@ def precision(accelerator):
 
 
 def open_kept(folder: Path, photograph: Photograph) -> Image.Image:
-    return scoft_data.open_image(folder / photograph.file)
+    return open_image(folder / photograph.file)
 
 
 def progress(what: str, items: Iterable = (), accelerator=None, *, total: int | None = None):
@@ -1324,8 +1316,6 @@ def main(argv: list[str] | None = None):
     stages = args.stages.split(",")
     folder = args.output / args.culture
     folder.mkdir(parents=True, exist_ok=True)
-    if args.hub_token:
-        os.environ["HF_TOKEN"] = args.hub_token  # where every library that asks the Hub looks for it
     accelerator = start_accelerator(args.mixed_precision)
     repo_id = None
     if args.push_to_hub and accelerator.is_main_process:  # before the work of hours: may it be pushed there?

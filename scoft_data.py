@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import dataclasses
 import functools
 import hashlib
 import importlib.util
-import io
 import json
 import logging
 import os
 import re
 import shlex
-import struct
 import sys
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,7 +26,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
+
+from scoft.errors import DataError
+from scoft.files import content_key
+from scoft.images import open_image
 
 
 if TYPE_CHECKING:
@@ -61,38 +61,15 @@ CATEGORIES = (
     "religion & festival",
 )
 
-MAX_PIXELS = 89_478_485  # where Pillow begins to warn of a decompression bomb
-MIN_SIDE = 8  # pixels; anything smaller is an icon or a tracking pixel, not a photograph
 
-# --image_interpolation_mode: the values of torchvision's InterpolationMode that apply to PIL images.
-INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "nearest-exact": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+EMBEDDED = ("pocket",)  # the datasets that lie in this repository; no others may bring flags, which can name code
+DEFAULTS_FILE = "defaults.yaml"  # of an embedded dataset: a section of flags for each command
 
 _HERE = Path(__file__).resolve().parent
 _METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 _SPLITS = ("train", "validation", "test")
 _PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 _EXAMPLE_LINE = '{"file_name": "images/house.jpg", "text": "a house with a tiled roof"}'
-_UPRIGHT = {  # EXIF orientation -> what undoes it; 1 is upright and other values mean nothing
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-class DataError(ValueError):
-    """A problem with the user's data. The message names the dataset, file, row or flag, and the way out."""
 
 
 def culture_words(culture: str) -> str:
@@ -153,11 +130,10 @@ def find_dataset(name: str, *, culture: str | None) -> DatasetSource:
 def embedded_folder(name: str) -> Path | None:
     """The folder beside this file that is the embedded dataset `name`; None where there is no such one.
 
-    Its rows are in `ccub/`. Beside them it may have `defaults.yaml`, the flags that hold where it is trained on, and
-    `checksums.json`, see `check_embedded`.
+    Its rows are in `ccub/`. Beside them are DEFAULTS_FILE, the flags that hold where it is used, and perhaps
+    `checksums.json`, see `check_embedded`. What else lies here, such as a user's data, is not embedded.
     """
-    folder = _HERE / name
-    return folder if _is_bare(name) and (folder / "ccub").is_dir() else None
+    return _HERE / name if name in EMBEDDED and (_HERE / name / "ccub").is_dir() else None
 
 
 def check_embedded(name: str) -> None:
@@ -199,7 +175,7 @@ def _is_bare(name: str) -> bool:
 def _not_found(name: str, culture: str | None, hub: str) -> DataError:
     tried = [f"the folder {Path(name).expanduser().absolute()}: does not exist", hub]
     if _is_bare(name):
-        tried.insert(0, f"embedded, {_HERE / name / 'ccub'}: does not exist")
+        tried.insert(0, f"embedded here: {', '.join(EMBEDDED)} alone")
     return DataError(
         "\n".join(
             [f"--dataset {name} was not found. Tried, in this order:"]
@@ -800,130 +776,8 @@ def _listing(items: Sequence[str], shown: int = 5) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Images
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def open_image(data: bytes | str | os.PathLike) -> Image.Image:
-    """Decode an image file, given as bytes or path, to 8-bit RGB as a viewer on a white page would show it.
-
-    Content decides the format, not the file's name. The EXIF orientation is applied (outside 1..8 it says nothing);
-    transparency is composited on white; 16-bit is scaled to 8. Raises DataError if it is not an image, is truncated or
-    animated, has more than MAX_PIXELS pixels (told by the header, before decoding) or a side below MIN_SIDE; a path
-    that does not exist raises FileNotFoundError.
-    """
-    try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            _check_header(image)
-            image.load()
-            return as_rgb(upright(image))
-    except (DataError, FileNotFoundError):
-        raise
-    except Image.DecompressionBombError as error:
-        raise DataError(f"has too many pixels; {MAX_PIXELS} are allowed ({error})") from error
-    except Exception as error:  # on damaged bytes Pillow's decoders raise nearly every type there is
-        raise DataError(f"is not an image, or a damaged one ({error})") from error
-
-
-def _check_header(image: Image.Image) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise DataError(f"has too many pixels ({width} x {height}); {MAX_PIXELS} are allowed")
-    if min(width, height) < MIN_SIDE:
-        raise DataError(f"is {width} x {height} pixels; each side must have at least {MIN_SIDE}")
-    if image.mode == "F":
-        raise DataError("holds floating-point pixels, which do not say what white is; save it with 8 bits")
-    # the further frames of an MPO, which phones write, are other views of the same photograph
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":
-        raise DataError(f"is animated or has pages ({image.format}, {frames} frames); one picture is needed")
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """The image as its EXIF orientation says it is to be looked at. What is outside 1..8 says nothing."""
-    # ImageOps.exif_transpose also writes the EXIF block anew, which fails where other tags of it are invalid
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except (SyntaxError, struct.error) as error:
-        logger.debug("orientation unknown, the EXIF block is unreadable: %s", error)
-        return image
-    method = _UPRIGHT.get(orientation)
-    return image if method is None else image.transpose(method)
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB, what is transparent on white."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # Pillow's own conversion would clip at 255, which turns a photograph white
-        grey = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-        grey.info = {key: value for key, value in image.info.items() if key != "transparency"}
-        image = grey
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    page = Image.new("RGBA", image.size, "white")
-    page.alpha_composite(image.convert("RGBA"))
-    return page.convert("RGB")
-
-
-@dataclass(frozen=True)
-class ImageTransform:
-    """PIL RGB image -> float32 tensor (3, R, R) in [-1, 1]: shorter side to R = `resolution`, a square crop, a flip.
-
-    Differs from the authors' code: it draws flip and crop anew for each negative; here both are arguments, and the
-    crop is a relative position, so a photograph and its negatives stay aligned though their sizes in pixels differ.
-    """
-
-    resolution: int
-    interpolation: str = "lanczos"
-
-    def __post_init__(self) -> None:
-        if self.resolution < 1:
-            raise ValueError(f"--resolution {self.resolution} must be at least 1.")
-        if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(
-                f"--image_interpolation_mode {self.interpolation!r} must be one of {', '.join(INTERPOLATIONS)}."
-            )
-
-    def __call__(
-        self, image: Image.Image, *, flip: bool = False, crop: tuple[float, float] = (0.5, 0.5)
-    ) -> torch.Tensor:
-        """`crop` is where the square lies (down, across): (0, 0) top left, (0.5, 0.5) center, (1, 1) bottom right.
-
-        The flip, left to right, comes after the crop, so `crop` is a place in the picture as it was.
-        """
-        import torch
-
-        if not all(0 <= place <= 1 for place in crop):
-            raise ValueError(f"crop {crop} must lie in 0..1.")
-        width, height = image.size
-        short, size = min(width, height), self.resolution
-        width, height = int(size * width / short), int(size * height / short)
-        if (width, height) != image.size:
-            image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
-        top, left = round((height - size) * crop[0]), round((width - size) * crop[1])
-        image = image.crop((left, top, left + size, top + size))
-        if flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-        return (pixels.float() / 255 - 0.5) / 0.5
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Randomness without state
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def model_key(name_or_path: str | None) -> str:
-    """What a model is known by in keys: the content of a folder, wherever it lies, or its name on the Hub."""
-    folder = Path(name_or_path or "")
-    if not name_or_path or not folder.is_dir():
-        return str(name_or_path)
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json", ".pt", ".tar"))
-    hashes = []
-    for path in files:
-        with path.open("rb") as content:
-            hashes.append(hashlib.file_digest(content, "sha256").hexdigest())
-    return content_key([path.relative_to(folder).as_posix() for path in files], hashes)
 
 
 def load_function(spec: str, *, flag: str) -> Callable:
@@ -964,90 +818,3 @@ def _permutation(num_rows: int, seed: int, epoch: int) -> list[int]:
     import torch
 
     return torch.randperm(num_rows, generator=stable_generator(seed, "data order", epoch)).tolist()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Keys, files and caches of constants
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def content_key(*parts: object) -> str:
-    """sha256 of the parts: text, bytes, numbers, None, dataclasses, lists and dicts of these. TypeError for others."""
-
-    def stable(part: object) -> object:
-        if isinstance(part, bytes):
-            return ["bytes", hashlib.sha256(part).hexdigest()]
-        if dataclasses.is_dataclass(part) and not isinstance(part, type):
-            return [type(part).__name__, dataclasses.asdict(part)]
-        raise TypeError(f"content_key: {type(part).__name__} has no stable text form.")
-
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=stable).encode()).hexdigest()
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Whoever reads `path`, also after a kill, finds the old content or the new one. Text is written as UTF-8."""
-    partial = path.with_name(f"partial-{path.name}")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    partial.replace(path)
-
-
-class Ledger:
-    """Finished work, a JSON object a line, each with a "key"; lines are only ever added, and the last of a key holds.
-
-    A line is written in one piece, so several threads and processes may share the file (on a local disk). One that a
-    kill has torn is as if it had not been written.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def read(self) -> dict[str, dict]:
-        entries = {}
-        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n") if self.path.exists() else ():
-            try:
-                entry = json.loads(line)
-            except ValueError:  # torn, or blank
-                continue
-            entries.pop(entry["key"], None)  # the order is that of the last lines
-            entries[entry["key"]] = entry
-        return entries
-
-    def add(self, key: str, **entry):
-        # begins with a line break too: the line before may be torn
-        line = f"\n{json.dumps({'key': key} | entry, ensure_ascii=False)}\n".encode()
-        with open(self.path, "ab", buffering=0) as file:
-            file.write(line)
-
-
-def cached_tensors(
-    path: str | os.PathLike | None, *, key: str, compute: Callable[[], dict[str, torch.Tensor]]
-) -> dict[str, torch.Tensor]:
-    """The CPU tensors in the safetensors file `path` if its header holds `key`; else those of compute(), kept there.
-
-    A file that is absent, was made under another key or cannot be read is made anew, and the log says which. It is
-    replaced atomically, so neither a killed run nor several processes leave half a file. None: compute() alone.
-    """
-    if path is None:
-        return compute()
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import save_file
-
-    path, reason = Path(path), "there was none"
-    if path.exists():
-        try:
-            with safe_open(path, framework="pt") as file:
-                if (file.metadata() or {}).get("key") == key:
-                    return {name: file.get_tensor(name) for name in file.keys()}
-            reason = "the old one was thrown away: its data or settings were others"
-        except (SafetensorError, OSError) as error:
-            reason = f"the old one was thrown away: unreadable ({error})"
-    tensors = compute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, metadata={"key": key})
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    logger.info("Made the cache %s: %s.", path, reason)
-    return tensors

@@ -40,7 +40,7 @@ from urllib3 import HTTPHeaderDict, HTTPResponse, exceptions
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import Url, parse_url
 
-from scoft_data import MAX_PIXELS
+from scoft.images import MAX_PIXELS
 
 
 PRODUCT = "SCoFT"  # how robots.txt and X-Robots-Tag may address this program

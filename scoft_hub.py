@@ -15,7 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from scoft_data import DataError, culture_words, hub_commit, write_atomically
+from scoft.errors import DataError
+from scoft.files import write_atomically
+from scoft_data import culture_words, hub_commit
 
 
 logger = logging.getLogger(__name__)
@@ -238,12 +240,9 @@ def with_interval(values: Sequence[float], decimals: int = 2) -> str:
 
 
 def command_again(script: str, argv: Sequence[str], *, without: Sequence[str] = (), more: Sequence[str] = ()) -> str:
-    """A script's command line, to be given once more: without the token and other flags with a value, and with more.
-
-    The token is left out because the line is shown; HF_TOKEN or a login gives it.
-    """
+    """A script's command line, to be given once more: without some flags that have a value, and with more."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--hub_token", *without):
+    for flag in without:
         parser.add_argument(flag)
     return shlex.join(["python", script, *parser.parse_known_args(argv)[1], *more])
 

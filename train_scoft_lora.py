@@ -35,7 +35,11 @@ import torch
 import scoft_data
 import scoft_hub
 import scoft_losses
-from scoft_data import DataError, stable_generator, write_atomically
+from scoft.errors import DataError
+from scoft.files import cached_tensors, content_key, write_atomically
+from scoft.images import INTERPOLATIONS, ImageTransform
+from scoft.launch import Parser
+from scoft_data import stable_generator
 from scoft_hub import CARD_FILE, LORA_FILE, RECORD_FILE
 from scoft_losses import ldm_loss, memorization_loss, perceptual_loss, self_contrastive_loss, weighted_sum
 
@@ -81,7 +85,7 @@ RUN_FLAGS = (
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser = Parser(description=__doc__.partition("\n")[0])
     switch = {"action": argparse.BooleanOptionalAction}
     parser.add_argument(
         "--config", type=Path, help="YAML file of flags, without dashes; {here}: its folder; the command line wins"
@@ -128,7 +132,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument(
         "--image_interpolation_mode",
         default="lanczos",
-        choices=scoft_data.INTERPOLATIONS,
+        choices=INTERPOLATIONS,
     )
     data.add_argument("--cache_latents", default=True, **switch, help="encode each photograph once")
     data.add_argument("--precompute_dir", type=Path, help="keep latents, embeddings and features in this folder")
@@ -219,7 +223,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     hub.add_argument("--hub_model_id", help="default: <you>/scoft-<culture>")
     hub.add_argument("--hub_private_repo", default=False, **switch, help="for you alone to see")
     hub.add_argument("--hub_collection", help="title of a collection of yours that the LoRA joins, such as SCoFT")
-    hub.add_argument("--hub_token", help="for all that is read and pushed; better: `hf auth login`, or HF_TOKEN")
 
     argv = sys.argv[1:] if argv is None else argv
     for names in (DATASET_FLAGS, PROMPT_FLAGS):
@@ -228,12 +231,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"{' and '.join(sorted(given))} are names of one flag; give one")
     # The weaker source goes before the stronger one: of a flag given twice the last holds.
     if config := peek(argv).config:
-        argv = table_arguments(parser, Path(config), source=f"--config {config}", stronger=peek(argv)) + argv
-    dataset = peek(argv).dataset
-    embedded = scoft_data.embedded_folder(dataset) if dataset else None
-    if embedded and (table := embedded / "defaults.yaml").is_file():
-        source = f"{table}, the defaults of --dataset {dataset}"
-        argv = table_arguments(parser, table, source=source, stronger=peek(argv)) + argv
+        source = f"--config {config}"
+        flags, here = parser.table(Path(config), source=source), Path(config).resolve().parent
+        argv = table_words(parser, flags, here=here, source=source, stronger=peek(argv)) + argv
+    if embedded := scoft_data.embedded_folder(peek(argv).dataset or ""):
+        table = embedded / scoft_data.DEFAULTS_FILE
+        source = f"{table}, the defaults of --dataset {embedded.name}"
+        flags = parser.table(table, source=source, section="train")
+        argv = table_words(parser, flags, here=embedded, source=source, stronger=peek(argv)) + argv
     args = parser.parse_args(argv)
     check_args(parser, args)
     return args
@@ -247,56 +252,18 @@ def peek(argv: list[str]) -> argparse.Namespace:
     return parser.parse_known_args(argv)[0]
 
 
-def table_arguments(
-    parser: argparse.ArgumentParser, path: Path, *, source: str, stronger: argparse.Namespace
-) -> list[str]:
-    """The flags of a YAML file as command-line words, so that one parser checks both; errors begin with `source`.
+def table_words(parser: Parser, flags: object, *, here: Path, source: str, stronger: argparse.Namespace) -> list[str]:
+    """A table of flags as command-line words; errors begin with `source`.
 
-    `{here}` in a value stands for the file's folder.  `stronger` is what a stronger source says: beside its epochs or
-    another distance of its own, the file's number of updates or the model of its distance does not hold.
+    `stronger` is what a stronger source says: beside its epochs or another distance of its own, the table's number of
+    updates or the model of its distance does not hold.
     """
-    import yaml
-
-    words = []
-    with errors_naming(parser, source):
-        try:
-            flags = yaml.safe_load(path.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            parser.error(str(error))
-        if not isinstance(flags, dict):
-            parser.error("expected lines of `flag: value`")
-        if stronger.num_train_epochs:
-            flags.pop("max_train_steps", None)
-        if stronger.perceptual_distance not in (None, flags.get("perceptual_distance", stronger.perceptual_distance)):
-            flags.pop("perceptual_model_name_or_path", None)
-        actions = {word.removeprefix("--"): action for action in parser._actions for word in action.option_strings}
-        here = str(path.resolve().parent)
-        for flag, value in flags.items():
-            if flag not in actions or flag in ("config", "help"):
-                parser.error(f"unknown flag {flag!r}")
-            if flag == "hub_token":
-                parser.error("a token does not belong in a file of flags; `hf auth login`, or set HF_TOKEN")
-            if isinstance(value, bool):
-                if not isinstance(actions[flag], argparse.BooleanOptionalAction):
-                    parser.error(f"{flag} takes a value, got {value}; quote the words 'yes' and 'no'")
-                words.append(f"--{flag}" if value else f"--no-{flag}")
-            elif isinstance(value, list):
-                words += [f"--{flag}", *(str(item).replace("{here}", here) for item in value)]
-            elif value is not None:
-                words.append(f"--{flag}={value}".replace("{here}", here))
-        parser.parse_args([*words, "--dataset", "any"])
-    return words
-
-
-@contextlib.contextmanager
-def errors_naming(parser: argparse.ArgumentParser, source: str) -> Iterator[None]:
-    """Put `source` before the parser's errors, for as long as this lasts."""
-    error = parser.error
-    parser.error = lambda message: error(f"{source}: {message}")
-    try:
-        yield
-    finally:
-        del parser.error
+    if isinstance(flags, dict):
+        distance = stronger.perceptual_distance
+        own_distance = distance not in (None, flags.get("perceptual_distance", distance))
+        overruled = {"max_train_steps": stronger.num_train_epochs, "perceptual_model_name_or_path": own_distance}
+        flags = {flag: value for flag, value in flags.items() if not overruled.get(flag)}
+    return parser.words_of(flags, here=here, source=source, required=["--dataset", "any"])
 
 
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
@@ -346,11 +313,6 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
         parser.error(f"--validation_judge is FILE.py:function, got {args.validation_judge!r}")
     if args.report_to not in (*TRACKERS, "all", "none"):
         parser.error(f"--report_to is one of {', '.join(TRACKERS)}, all, none; got {args.report_to!r}")
-    if args.hub_token and args.report_to not in ("tensorboard", "none"):
-        parser.error(
-            f"--hub_token with --report_to {args.report_to}: such trackers keep the command line, and a token must "
-            "not be kept; `hf auth login`, or set HF_TOKEN"
-        )
     for flag in ("hub_model_id", "hub_private_repo", "hub_collection"):
         if values[flag] and not args.push_to_hub:
             parser.error(f"--{flag} has no effect without --push_to_hub")
@@ -522,7 +484,7 @@ class TrainingExamples(torch.utils.data.Dataset):
 
     dataset: scoft_data.CulturalDataset
     _: dataclasses.KW_ONLY
-    transform: scoft_data.ImageTransform
+    transform: ImageTransform
     caption_index: dict[str, int]  # caption -> its row in the table of text embeddings
     seed: int
     entries_per_update: int
@@ -608,7 +570,7 @@ class ImageFeatures:
 
     dataset: scoft_data.CulturalDataset
     _: dataclasses.KW_ONLY
-    transform: scoft_data.ImageTransform
+    transform: ImageTransform
     distance: scoft_losses.PerceptualDistance
     device: torch.device
     cache: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
@@ -631,9 +593,9 @@ class ImageFeatures:
         from tqdm.auto import tqdm
 
         keys = [(row, int(flip)) for row in range(len(self.dataset)) for flip in flips]
-        self.cache = scoft_data.cached_tensors(
+        self.cache = cached_tensors(
             path,
-            key=scoft_data.content_key(
+            key=content_key(
                 "features",
                 self.dataset.fingerprint,
                 self.transform,
@@ -658,9 +620,9 @@ def cache_text(captions: list[str], *, tokenizer, text_encoder, device, precompu
             f"the first: {too_long[0]}"
         )
     text_encoder.to(device)
-    embeddings = scoft_data.cached_tensors(
+    embeddings = cached_tensors(
         precompute_dir and precompute_dir / "text.safetensors",
-        key=precompute_dir and scoft_data.content_key("text", captions, weights_key(text_encoder)),
+        key=precompute_dir and content_key("text", captions, weights_key(text_encoder)),
         compute=lambda: {
             "text": encode_captions(captions, tokenizer=tokenizer, text_encoder=text_encoder, device=device)
         },
@@ -686,10 +648,9 @@ def cache_latents(
             for name, parts in zip(("mean", "std"), zip(*moments))
         }
 
-    latents = scoft_data.cached_tensors(
+    latents = cached_tensors(
         precompute_dir and precompute_dir / "latents.safetensors",
-        key=precompute_dir
-        and scoft_data.content_key("latents", dataset.image_hashes, transform, flips, weights_key(vae)),
+        key=precompute_dir and content_key("latents", dataset.image_hashes, transform, flips, weights_key(vae)),
         compute=compute,
     )
     return {name: tensor.to(device) for name, tensor in latents.items()}
@@ -1323,8 +1284,6 @@ def warn_of_changes(path: Path, *, arguments: dict, resolved: dict):
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
     set_up_logging(int(os.environ.get("RANK", 0)) == 0)
-    if args.hub_token:
-        os.environ["HF_TOKEN"] = args.hub_token  # where every library that asks the Hub looks for it
     name = re.sub(r"[\W_]+", "-", args.culture or Path(args.dataset).resolve().name).strip("-").lower()
     if not name:
         raise DataError(f"--culture {args.culture} has no letter or digit to name the LoRA by")
@@ -1467,7 +1426,7 @@ def main(argv: list[str] | None = None):
     ddp_unet, optimizer = accelerator.prepare(unet, optimizer)
 
     # Caches: what never changes is computed once, and the encoders leave the device.
-    transform = scoft_data.ImageTransform(args.resolution, args.image_interpolation_mode)
+    transform = ImageTransform(args.resolution, args.image_interpolation_mode)
     flips = (False, True) if args.random_flip else (False,)
     captions = sorted({"", *prompts, *(text for row in dataset.captions + dataset.blip_captions for text in row)})
     caption_index = {caption: i for i, caption in enumerate(captions)}
@@ -1579,7 +1538,7 @@ def main(argv: list[str] | None = None):
         "mixed_precision": accelerator.mixed_precision,
     }
     if is_main:
-        arguments = {flag: value for flag, value in vars(args).items() if flag != "hub_token"}
+        arguments = vars(args)
         output_dir.mkdir(parents=True, exist_ok=True)
         abandon_what_follows(output_dir, first_step)
         warn_of_changes(output_dir / RECORD_FILE, arguments=arguments, resolved=resolved)

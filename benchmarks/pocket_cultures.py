@@ -27,6 +27,7 @@ import scoft_data
 import scoft_hub
 import train_scoft_lora as trainer
 from benchmarks.train_step import processor
+from scoft.files import content_key, write_atomically
 
 
 ROOT = Path(trainer.__file__).resolve().parent
@@ -50,7 +51,7 @@ def settings_key(argv: list[str]) -> str:
     judge = Path(args.validation_judge.rpartition(":")[0])
     embedded = scoft_data.embedded_folder(args.dataset)
     checksums = embedded / "checksums.json" if embedded else None
-    return scoft_data.content_key(
+    return content_key(
         flags, judge.read_bytes(), checksums.read_bytes() if checksums and checksums.is_file() else None
     )
 
@@ -116,7 +117,7 @@ def main(argv: list[str] | None = None):
             run = identity | {"settings": settings, "machine": machine, "seconds": round(seconds, 1), "judge": judge}
             runs.append(run)
             args.output.parent.mkdir(parents=True, exist_ok=True)
-            scoft_data.write_atomically(args.output, json.dumps({"runs": runs}, indent=2) + "\n")
+            write_atomically(args.output, json.dumps({"runs": runs}, indent=2) + "\n")
         asked.append(run)
     print(rates_table(asked))
 

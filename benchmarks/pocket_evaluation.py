@@ -21,6 +21,7 @@ import scoft_data
 from benchmarks.pocket_cultures import RUNS, command_line, train
 from benchmarks.train_step import processor
 from pocket.make_dataset import words
+from scoft.files import write_atomically
 
 
 ROOT = Path(scoft_data.__file__).resolve().parent
@@ -114,7 +115,7 @@ def main(argv: list[str] | None = None):
             )
     record = {"processor": processor("cpu"), "cpus": os.cpu_count(), "culture": args.culture} | found
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    scoft_data.write_atomically(args.output, json.dumps(record, indent=1) + "\n")
+    write_atomically(args.output, json.dumps(record, indent=1) + "\n")
     print(f"{found['pictures']} pictures, {found['seconds']} s in all: {json.dumps(found['stages'])}")
 
 

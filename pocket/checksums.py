@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from scoft_data import write_atomically
+from scoft.files import write_atomically
 
 
 def write_checksums(folder: Path, *, made_by: str):

@@ -26,7 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pocket import world
-from scoft_data import CATEGORIES, DataError, culture_words
+from scoft.errors import DataError
+from scoft_data import CATEGORIES, culture_words
 
 
 MODELS = Path(__file__).resolve().parent / "models"

@@ -33,7 +33,8 @@ from pocket import judge as judging
 from pocket import world
 from pocket.checksums import write_checksums
 from pocket.judge import SIZE
-from scoft_data import content_key, stable_generator
+from scoft.files import content_key
+from scoft_data import stable_generator
 
 
 HERE = Path(__file__).resolve().parent

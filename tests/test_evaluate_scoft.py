@@ -15,7 +15,7 @@ import evaluate_scoft
 import scoft_data
 import scoft_metrics
 import train_scoft_lora
-from scoft_data import DataError
+from scoft.errors import DataError
 
 
 ROOT = Path(evaluate_scoft.__file__).parent

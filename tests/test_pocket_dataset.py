@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pocket import judge, make_dataset, world
-from scoft_data import CATEGORIES, DataError, find_dataset, read_dataset
+from scoft.errors import DataError
+from scoft_data import CATEGORIES, find_dataset, read_dataset
 
 
 CCUB = Path(make_dataset.__file__).parent / "ccub"

@@ -11,7 +11,8 @@ import torch
 
 from pocket import judge as judging
 from pocket import world
-from scoft_data import CATEGORIES, DataError, load_function
+from scoft.errors import DataError
+from scoft_data import CATEGORIES, load_function
 
 
 FILE = Path(judging.__file__)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pocket import world
-from scoft_data import CATEGORIES, DataError
+from scoft.errors import DataError
+from scoft_data import CATEGORIES
 
 
 @pytest.fixture

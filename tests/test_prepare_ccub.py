@@ -28,8 +28,10 @@ import prepare_ccub
 import train_scoft_lora
 from loopback import HEAD, drip, png_of
 from pocket import make_dataset, world
-from prepare_ccub import Ledger, NegativeGenerator, Photograph, Row, cleaned, read_links, read_manifest
-from scoft_data import CATEGORIES, DataError, content_key, find_dataset, read_dataset
+from prepare_ccub import NegativeGenerator, Photograph, Row, cleaned, read_links, read_manifest
+from scoft.errors import DataError
+from scoft.files import Ledger, content_key
+from scoft_data import CATEGORIES, find_dataset, read_dataset
 from scoft_fetch import Fetcher, NotUsable
 from scoft_losses import load_distance
 

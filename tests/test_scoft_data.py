@@ -21,7 +21,9 @@ from PIL import Image
 from torchvision import transforms
 
 import scoft_data
-from scoft_data import DataError, DatasetSource, ImageTransform, find_dataset, open_image, read_dataset
+from scoft.errors import DataError
+from scoft.images import ImageTransform, open_image
+from scoft_data import DatasetSource, find_dataset, read_dataset
 
 
 ROOT = Path(scoft_data.__file__).parent
@@ -749,75 +751,6 @@ def test_order_refuses_nonsense():
             scoft_data.row_of_entry(entry, num_rows=num_rows, seed=0)
 
 
-# Caches --------------------------------------------------------------------------------------------------------------
-
-
-class Counted:
-    def __init__(self):
-        self.calls = 0
-
-    def __call__(self):
-        self.calls += 1
-        return {"mean": torch.arange(6.0).reshape(2, 3).T, "n": torch.tensor(self.calls)}
-
-
-def test_cache_hit(tmp_path):
-    """The same key computes once and gives the same tensors, and nothing but the file is left behind."""
-    compute, path = Counted(), tmp_path / "deep" / "latents.safetensors"
-    first, second = (scoft_data.cached_tensors(path, key="k", compute=compute) for _ in range(2))
-    assert compute.calls == 1 and first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert list(path.parent.iterdir()) == [path]
-
-
-@pytest.mark.parametrize(
-    ("spoil", "key", "reason"),
-    [
-        (lambda path: None, "other", "data or settings were others"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-5]), "k", "unreadable"),
-        (lambda path: path.write_bytes(b""), "k", "unreadable"),
-        (lambda path: path.unlink(), "k", "there was none"),
-    ],
-    ids=["key", "truncated", "empty", "absent"],
-)
-def test_cache_miss(tmp_path, caplog, spoil, key, reason):
-    """Another key, or a file that is broken or gone, computes anew, says why, and heals the file."""
-    compute, path = Counted(), tmp_path / "latents.safetensors"
-    scoft_data.cached_tensors(path, key="k", compute=compute)
-    spoil(path)
-    with caplog.at_level(logging.INFO, logger="scoft_data"):
-        made = scoft_data.cached_tensors(path, key=key, compute=compute)
-    assert made["n"] == 2 and reason in caplog.records[-1].message and str(path) in caplog.records[-1].message
-    assert scoft_data.cached_tensors(path, key=key, compute=compute)["n"] == 2 and compute.calls == 2
-
-
-def test_cache_survives_a_failed_write(tmp_path, monkeypatch):
-    """A write that fails leaves the old file whole and no other."""
-    compute, path = Counted(), tmp_path / "latents.safetensors"
-    scoft_data.cached_tensors(path, key="k", compute=compute)
-    monkeypatch.setattr(os, "replace", refuse(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        scoft_data.cached_tensors(path, key="other", compute=compute)
-    assert list(tmp_path.iterdir()) == [path]
-    assert scoft_data.cached_tensors(path, key="k", compute=compute)["n"] == 1
-
-
-def test_no_cache():
-    """Without a path it computes each time."""
-    compute = Counted()
-    assert [scoft_data.cached_tensors(None, key="", compute=compute)["n"] for _ in range(2)] == [1, 2]
-
-
-def test_content_key():
-    """Equal content gives an equal key, whatever the order of a dict; any difference gives another."""
-    assert scoft_data.content_key({"a": 1, "b": [2]}) == scoft_data.content_key({"b": [2], "a": 1})
-    parts = [("ab", "c"), ("a", "bc"), (1,), ("1",), (1.0,), (b"1",), (None,), (), (ImageTransform(8),)]
-    parts += [(ImageTransform(9),), (ImageTransform(8, "bicubic"),), ([1, 2],), (1, 2)]
-    assert len({scoft_data.content_key(*each) for each in parts}) == len(parts)
-    with pytest.raises(TypeError, match="object has no stable text form"):
-        scoft_data.content_key(object())
-
-
 # Names and the Hub ---------------------------------------------------------------------------------------------------
 
 
@@ -845,6 +778,7 @@ def embedded(tmp_path, monkeypatch):
     """The embedded dataset `toy`, two cultures in parquet, with checksums of a model and of its rows."""
     root = tmp_path / "repository" / "toy"
     monkeypatch.setattr(scoft_data, "_HERE", root.parent)
+    monkeypatch.setattr(scoft_data, "EMBEDDED", ("toy",))
     parquet_with_configs(root / "ccub")
     (root / "models" / "unet").mkdir(parents=True)
     (root / "models" / "unet" / "model.safetensors").write_bytes(b"weights")

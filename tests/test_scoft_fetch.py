@@ -24,7 +24,7 @@ from PIL import Image
 
 import scoft_fetch
 from loopback import HEAD, JPEG, PUBLIC, PUBLIC6, Site, drip, encoded, png_of
-from scoft_data import MAX_PIXELS
+from scoft.images import MAX_PIXELS
 from scoft_fetch import Fetcher, NotUsable, is_public, open_photograph
 
 

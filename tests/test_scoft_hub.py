@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import scoft_hub
 import train_scoft_lora
-from scoft_data import DataError
+from scoft.errors import DataError
 
 
 PUSHED = {

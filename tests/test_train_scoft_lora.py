@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ from safetensors.torch import load_file
 import scoft_data
 import train_scoft_lora
 from pocket import world
-from scoft_data import DataError
+from scoft.errors import DataError
+from scoft.images import ImageTransform
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
@@ -163,7 +165,7 @@ def test_finetune_is_a_plain_lora_finetune_update_by_update(train, start, tiny_p
     )
     examples = train_scoft_lora.TrainingExamples(
         dataset,
-        transform=scoft_data.ImageTransform(16),
+        transform=ImageTransform(16),
         caption_index={caption: i for i, (caption,) in enumerate(dataset.captions)},
         seed=0,
         entries_per_update=4,
@@ -854,17 +856,19 @@ def toy(tmp_path, monkeypatch, tiny_pipeline, tiny_ccub, tiny_clip_conv) -> Path
     """The embedded dataset `toy`, of one culture, with models, judge and a table of flags; the run is elsewhere."""
     root = tmp_path / "a repository" / "toy"
     monkeypatch.setattr(scoft_data, "_HERE", root.parent)
+    monkeypatch.setattr(scoft_data, "EMBEDDED", ("toy",))
     shutil.copytree(tiny_ccub, root / "ccub" / "veridia")
     shutil.copytree(tiny_clip_conv, root / "models" / "clip_conv")
     (root / "models" / "sd").symlink_to(tiny_pipeline)
     (root / "judge.py").write_text("def rate(images, prompts):\n    return {'n': len(images)}\n")
-    (root / "defaults.yaml").write_text(
+    flags = (
         "pretrained_model_name_or_path: '{here}/models/sd'\nperceptual_distance: clip_conv\n"
         "perceptual_model_name_or_path: '{here}/models/clip_conv'\nresolution: 16\nrank: 3\nmax_train_steps: 3\n"
         "perceptual_every: 2\nnum_denoising_steps: 3\nvalidation_judge: '{here}/judge.py:rate'\n"
         "num_validation_images: 1\nvalidation_inference_steps: 1\ncenter_crop: false\nrandom_flip: true\n"
         "validation_prompts: ['a red house, in {}', 'a house at {here}']\n"
     )
+    (root / "defaults.yaml").write_text("train:\n" + textwrap.indent(flags, "  "))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     return root
@@ -894,10 +898,14 @@ def test_the_stronger_source_wins(toy):
     assert (args.rank, args.resolution, args.center_crop) == (5, 512, True)
 
 
-@pytest.mark.parametrize("name", ["./toy", "toys", "judge.py"])
+@pytest.mark.parametrize("name", ["./toy", "toys", "judge.py", "shared"])
 def test_other_datasets_have_no_table(toy, name):
-    """A path, though to a folder of that name, and a name that is not embedded take the built-in defaults."""
+    """A path, though to a folder of that name, and a name that is not embedded take the built-in defaults.
+
+    Also one that lies beside the script with a table of its own: a table names code, and runs it.
+    """
     shutil.copytree(toy, "toy")
+    shutil.copytree(toy, toy.parent / "shared", symlinks=True)
     assert parse(dataset=name).rank == 64
 
 
@@ -921,14 +929,15 @@ def test_epochs_and_another_distance_replace_what_the_table_says(toy):
         ("method: best", "argument --method: invalid choice: 'best'"),
         ("rank: [1, 2]", "unrecognized arguments: 2"),
         ("rank: {here}: 3", "mapping values are not allowed here"),
-        (b"\xff\xfe", "can't decode byte 0xff"),
+        (b"rank: \x80", "invalid start byte"),
     ],
 )
 @pytest.mark.parametrize("source", ["defaults.yaml", "--config"])
 def test_bad_tables_are_named(toy, capsys, source, text, message):
     """A table that is none, names no flag, or gives a flag a wrong value is refused by its file's name."""
     table = toy / "defaults.yaml" if source == "defaults.yaml" else Path("flags.yaml")
-    table.write_bytes(text if isinstance(text, bytes) else text.encode())
+    text = text if isinstance(text, bytes) else text.encode()
+    table.write_bytes(text if source == "--config" else b"train:\n  " + text)
     with pytest.raises(SystemExit):
         parse(dataset="toy", config=table if source == "--config" else None)
     error = capsys.readouterr().err
@@ -945,9 +954,8 @@ def test_a_damaged_embedded_file_stops_the_run_before_models_load(toy):
 
 
 def test_the_pocket_worlds_table_asks_for_pictures_of_eight_categories():
-    """pocket/defaults.yaml is a table of flags whose prompts name eight different categories, in 64 pictures."""
-    table = ROOT / "pocket" / "defaults.yaml"
-    args = train_scoft_lora.parse_args(["--config", str(table), "--dataset", "d", "--culture", "veridia"])
+    """pocket/defaults.yaml has prompts that name eight different categories, in 64 pictures."""
+    args = train_scoft_lora.parse_args(["--dataset", "pocket", "--culture", "veridia"])
     prompts = train_scoft_lora.validation_prompts(args)
     assert len({world.read_caption(prompt)["category"] for prompt in prompts}) == len(prompts) == 8
     assert all(prompt.endswith(", in Veridia") for prompt in prompts) and args.num_validation_images == 8

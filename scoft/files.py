@@ -1,0 +1,255 @@
+"""Files: written whole or not at all, by one process at a time, and read back as what they should be."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from scoft.errors import DataError
+
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LOCK = ".lock"  # of a folder: held by the process that writes into it
+PATIENCE = 10  # seconds in which what a killed run has left running notices that it is alone
+MAX_NAME = 64  # characters of a name that becomes a file's or a folder's: in UTF-8 they stay below 255 bytes
+MAX_RECORD = 2**26  # bytes of a JSON file; ours stay far below
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Keys
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def content_key(*parts: object) -> str:
+    """sha256 of the parts: text, bytes, numbers, None, dataclasses, lists and dicts of these. TypeError for others."""
+
+    def stable(part: object) -> object:
+        if isinstance(part, bytes):
+            return ["bytes", hashlib.sha256(part).hexdigest()]
+        if dataclasses.is_dataclass(part) and not isinstance(part, type):
+            return [type(part).__name__, dataclasses.asdict(part)]
+        raise TypeError(f"content_key: {type(part).__name__} has no stable text form.")
+
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=stable).encode()).hexdigest()
+
+
+def model_key(name_or_path: str | None) -> str:
+    """What a model is known by in keys: the content of a folder, wherever it lies, or its name on the Hub."""
+    folder = Path(name_or_path or "")
+    if not name_or_path or not folder.is_dir():
+        return str(name_or_path)
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json", ".pt", ".tar"))
+    hashes = []
+    for path in files:
+        with path.open("rb") as content:
+            hashes.append(hashlib.file_digest(content, "sha256").hexdigest())
+    return content_key([path.relative_to(folder).as_posix() for path in files], hashes)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Whoever reads `path`, also after a kill or a power cut, finds the old content or the new one; text as UTF-8."""
+    partial = path.with_name(f"partial-{path.name}")
+    try:
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    settle(path.parent)
+
+
+def settle(folder: Path):
+    """Let the names in `folder` survive a power cut, as a rename that is relied upon must."""
+    with contextlib.suppress(PermissionError):  # Windows opens no folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder for what belongs to others, and return it: nobody but this user may look into it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path, *, flag: str) -> Iterator[None]:
+    """Keep other processes from writing into `folder`, made where it is not there, for as long as this lasts.
+
+    The system frees the lock of a process that is gone, however it went. Raises DataError, which names `flag`, where
+    somebody else holds it or the folder cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.warning("%s %s is being written to; waiting %d s for that to end.", flag, folder, PATIENCE)
+            lock.acquire(timeout=PATIENCE)
+    except Timeout as error:
+        raise DataError(
+            f"{flag} {folder}: another run is writing into it. Wait for its end, or choose another folder."
+        ) from error
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+        raise DataError(f"{flag} {folder} cannot be written to ({error}). Choose another folder.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether `folder` is not there or holds nothing; a lock is nothing."""
+    return not folder.exists() or all(path.name == LOCK for path in folder.iterdir())
+
+
+class Ledger:
+    """Finished work, a JSON object a line, each with a "key"; lines are only ever added, and the last of a key holds.
+
+    A line is written in one piece, so several threads and processes may share the file (on a local disk). One that a
+    kill has torn is as if it had not been written.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def read(self) -> dict[str, dict]:
+        """Key -> its last entry, in the order of these. Raises DataError for a whole line that is no entry."""
+        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n") if self.path.exists() else ()
+        entries = {}
+        for number, line in enumerate(lines, start=1):
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):  # torn, or blank
+                continue
+            if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
+                raise DataError(f"{self.path}, line {number} is no entry: an object with a key. Remove the line.")
+            entries.pop(entry["key"], None)
+            entries[entry["key"]] = entry
+        return entries
+
+    def add(self, key: str, **entry):
+        # begins with a line break too: the line before may be torn
+        line = f"\n{json.dumps({'key': key} | entry, ensure_ascii=False)}\n".encode()
+        with open(self.path, "ab", buffering=0) as file:
+            file.write(line)
+
+
+def cached_tensors(
+    path: str | os.PathLike | None, *, key: str, compute: Callable[[], dict[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    """The CPU tensors in the safetensors file `path` if its header holds `key`; else those of compute(), kept there.
+
+    A file that is absent, was made under another key or cannot be read is made anew, and the log says which. Of
+    several processes that want it one computes and the others wait; it is replaced atomically. None: compute() alone.
+    """
+    if path is None:
+        return compute()
+    from filelock import FileLock
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import save
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        reason = "there was none"
+        if path.exists():
+            try:
+                with safe_open(path, framework="pt") as file:
+                    if (file.metadata() or {}).get("key") == key:
+                        return {name: file.get_tensor(name) for name in file.keys()}
+                reason = "the old one was thrown away: its data or settings were others"
+            except (SafetensorError, OSError) as error:
+                reason = f"the old one was thrown away: unreadable ({error})"
+        tensors = compute()
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        write_atomically(path, save(contiguous, metadata={"key": key}))
+    logger.info("Made the cache %s: %s.", path, reason)
+    return tensors
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_regular(path: Path, *, within: Path | None = None, at_most: int | None = None) -> bytes:
+    """The content of a regular file, below `within` where that is given: links and `..` that lead out are refused.
+
+    FIFOs, devices, sockets and folders, which would hang or never end, raise DataError; so does a file of more than
+    `at_most` bytes. One that is not there, or not for this user, raises OSError.
+    """
+    real = path.resolve()
+    if within is not None and not real.is_relative_to(within.resolve()):
+        raise DataError(f"lies outside of {within}, where alone files are read")
+    descriptor = os.open(real, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError("is not a regular file")
+        if at_most is not None and found.st_size > at_most:
+            raise DataError(f"has {found.st_size} bytes; {at_most} are allowed")
+        return file.read()
+
+
+def read_record(path: Path, kind: type[T], *, remedy: str) -> T:
+    """The JSON file `path` as `kind`: a dataclass, a pydantic model, or a type such as dict[str, float].
+
+    Raises DataError, which names the file, what in it is wrong and the `remedy`.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return _checker(kind).validate_json(read_regular(path, at_most=MAX_RECORD))
+    except (OSError, DataError) as error:
+        raise DataError(f"{path} cannot be read ({error}). {remedy}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = "".join(f"{step}: " for step in first["loc"])
+        raise DataError(f"{path} is not as it was written: {where}{first['msg']}. {remedy}") from error
+
+
+@functools.cache
+def _checker(kind: type):
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def checked_name(name: str, *, what: str) -> str:
+    """`name`, if a file or folder may have it: 1 to MAX_NAME letters, digits, - and _, the first a letter or digit.
+
+    Letters are those of any script. Raises DataError, which begins with `what`: a flag, or a file and its field.
+    """
+    if not re.fullmatch(rf"[^\W_][\w-]{{0,{MAX_NAME - 1}}}", name):
+        raise DataError(f"{what} is 1 to {MAX_NAME} letters, digits, - and _, a letter or digit first, got {name!r}.")
+    return name
