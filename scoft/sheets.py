@@ -22,6 +22,7 @@ from scoft.images import as_rgb, open_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontEntry
 
 logger = logging.getLogger(__name__)
 
@@ -56,29 +57,34 @@ def font_families(texts: Iterable[str]) -> list[str]:
 def _family_of(letter: str) -> str | None:
     """The family of a font that has the letter; None where the first of `font_families` has it, or none."""
     from fontTools.unicodedata import script, script_name
-    from matplotlib.font_manager import fontManager
     from matplotlib.ft2font import FT2Font
 
     name = script_name(script(letter))
-
-    def rank(font) -> tuple:
-        return (
-            font.name != "DejaVu Sans",
-            not font.name.startswith("Noto Sans"),
-            not font.name.startswith("Noto"),
-            ("CJK" if name in CJK else name) not in font.name,
-            font.name,
-        )
-
-    regular = [font for font in fontManager.ttflist if font.style == "normal" and font.weight in (400, "normal")]
-    for font in sorted(regular, key=rank):
-        if font.name.startswith("Last Resort"):  # has a box for every letter
-            continue
+    for font in _fonts_for(name):
         with contextlib.suppress(OSError, RuntimeError):  # a font that is gone, or not one
             if FT2Font(font.fname, face_index=font.index).get_char_index(ord(letter)):
                 return None if font.name == "DejaVu Sans" else font.name
     _warn_of(name)
     return None
+
+
+@functools.cache
+def _fonts_for(script: str) -> list[FontEntry]:
+    """The upright regular fonts of this machine, those that are to be tried first for a script at the front."""
+    from matplotlib.font_manager import fontManager
+
+    def rank(font: FontEntry) -> tuple:
+        return (
+            font.name != "DejaVu Sans",
+            not font.name.startswith("Noto Sans"),
+            not font.name.startswith("Noto"),
+            ("CJK" if script in CJK else script) not in font.name,
+            font.name,
+        )
+
+    regular = (font for font in fontManager.ttflist if font.style == "normal" and font.weight in (400, "normal"))
+    # "Last Resort" has a box for every letter
+    return sorted((font for font in regular if not font.name.startswith("Last Resort")), key=rank)
 
 
 @functools.cache

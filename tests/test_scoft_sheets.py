@@ -20,9 +20,16 @@ ONLY_STIX = "\u2312"  # a letter that DejaVu Sans lacks, and another font that m
 
 
 @pytest.fixture(autouse=True)
-def no_warning_was_given():
-    sheets._warn_of.cache_clear()
-    sheets._family_of.cache_clear()
+def fonts_are_unknown():
+    """What an earlier test has found out of the fonts is forgotten, before and after."""
+
+    def forget():
+        for cached in (sheets._warn_of, sheets._family_of, sheets._fonts_for):
+            cached.cache_clear()
+
+    forget()
+    yield
+    forget()
 
 
 def ink(image: Image.Image, box: tuple[int, int, int, int] | None = None) -> int:
