@@ -781,13 +781,18 @@ def _listing(items: Sequence[str], shown: int = 5) -> str:
 
 
 def load_function(spec: str, *, flag: str) -> Callable:
-    """The function of FILE.py:function, the value of `flag`. Raises DataError."""
+    """The function of FILE.py:function, the value of `flag`. Raises DataError, also where running FILE.py fails."""
     path, _, name = spec.rpartition(":")
+    if not re.fullmatch(r"(?s).+\.py:\w+", spec):
+        raise DataError(f"{flag} is FILE.py:function, got {spec!r}")
     if not Path(path).is_file():
         raise DataError(f"{flag} {spec}: there is no file {path}")
     module_spec = importlib.util.spec_from_file_location("scoft_user_code", path)
     module = sys.modules["scoft_user_code"] = importlib.util.module_from_spec(module_spec)  # dataclasses look there
-    module_spec.loader.exec_module(module)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:  # it is code of the user's own
+        raise DataError(f"{flag} {spec}: running {path} ended in {type(error).__name__}: {error}") from error
     if not callable(getattr(module, name, None)):
         raise DataError(f"{flag} {spec}: {path} has no function {name}")
     return getattr(module, name)
