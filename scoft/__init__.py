@@ -1,0 +1,1 @@
+"""The ground that the commands stand on."""
