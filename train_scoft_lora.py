@@ -40,8 +40,8 @@ import scoft_losses
 from scoft.errors import DataError
 from scoft.files import cached_tensors, content_key, write_atomically
 from scoft.images import INTERPOLATIONS, ImageTransform
+from scoft.lora_folder import CARD_FILE, KOHYA_FILE, LORA_FILE, RECORD_FILE, load_lora, save_lora
 from scoft_data import stable_generator
-from scoft_hub import CARD_FILE, LORA_FILE, RECORD_FILE
 from scoft_losses import ldm_loss, memorization_loss, perceptual_loss, self_contrastive_loss, weighted_sum
 
 
@@ -818,63 +818,6 @@ def make_image_terms(
 # ---------------------------------------------------------------------------------------------------------------------
 # Saving
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def save_lora(folder: Path, unet, *, kohya_name: str | None = None):
-    """Write the LoRA for diffusers, and under `kohya_name` for ComfyUI and A1111, both in float32.
-
-    The metadata hold what loading needs and no more: diffusers passes them to LoraConfig unfiltered, so the 40 fields
-    of today's peft would stop an older one, and a recorded dropout would stay alive at inference.
-    diffusers' kohya converter writes alpha = rank whatever alpha was, so it is set right here.
-    """
-    from diffusers import StableDiffusionPipeline
-    from diffusers.utils import (
-        convert_all_state_dict_to_peft,
-        convert_state_dict_to_diffusers,
-        convert_state_dict_to_kohya,
-    )
-    from peft.utils import get_peft_model_state_dict
-    from safetensors.torch import load_file, save_file
-
-    config = unet.peft_config["default"]
-    lora = {name: weight.detach().cpu().contiguous() for name, weight in get_peft_model_state_dict(unet).items()}
-    StableDiffusionPipeline.save_lora_weights(
-        folder,
-        unet_lora_layers=convert_state_dict_to_diffusers(lora),
-        unet_lora_adapter_metadata={
-            "r": config.r,
-            "lora_alpha": config.lora_alpha,
-            "target_modules": sorted(config.target_modules),
-        },
-    )
-    if kohya_name:
-        kohya = convert_state_dict_to_kohya(convert_all_state_dict_to_peft(load_file(folder / LORA_FILE)))
-        alpha = torch.tensor(float(config.lora_alpha))
-        kohya = {name: alpha.clone() if name.endswith(".alpha") else weight for name, weight in kohya.items()}
-        metadata = {"ss_network_dim": str(config.r), "ss_network_alpha": str(config.lora_alpha)}
-        save_file(kohya, folder / kohya_name, metadata=metadata)
-
-
-def load_lora(folder: Path, unet):
-    """Put a saved LoRA back into the UNet's adapter, bit for bit; it must fit key by key."""
-    from diffusers.utils import convert_all_state_dict_to_peft
-    from peft.utils import get_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    saved = convert_all_state_dict_to_peft(load_file(folder / LORA_FILE))
-    saved = {name.removeprefix("unet."): weight for name, weight in saved.items()}
-    own = get_peft_model_state_dict(unet)
-    shapes, own_shapes = ({name: tuple(w.shape) for name, w in lora.items()} for lora in (saved, own))
-    if shapes != own_shapes:
-        names = sorted(name for name in shapes.keys() | own_shapes if shapes.get(name) != own_shapes.get(name))
-        raise DataError(
-            f"--resume_from_checkpoint {folder} does not fit this run's LoRA at {len(names)} weights, first "
-            f"{names[0]}: {shapes.get(names[0])} there, {own_shapes.get(names[0])} here; give the --rank, "
-            "--lora_layers and --pretrained_model_name_or_path it was made with"
-        )
-    with torch.no_grad():
-        for name, weight in own.items():
-            weight.copy_(saved[name])
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
@@ -1659,7 +1602,7 @@ def main(argv: list[str] | None = None):
         logger.warning("Stopped after update %d; --resume_from_checkpoint latest goes on from there.", step)
     else:
         if is_main:
-            save_lora(output_dir, unet, kohya_name=f"scoft-{name}-kohya.safetensors")
+            save_lora(output_dir, unet, kohya_name=KOHYA_FILE.format(name))
         if validate:
             validate(total_steps, final=True)
         if is_main:
