@@ -29,6 +29,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scoft.launch import Parser, progress, run_main, set_up_logging
+
 import numpy as np
 import torch
 
@@ -38,9 +40,8 @@ import scoft_losses
 from scoft.errors import DataError
 from scoft.files import cached_tensors, content_key, write_atomically
 from scoft.images import INTERPOLATIONS, ImageTransform
-from scoft.launch import Parser
+from scoft.lora_folder import CARD_FILE, KOHYA_FILE, LORA_FILE, RECORD_FILE, load_lora, save_lora
 from scoft_data import stable_generator
-from scoft_hub import CARD_FILE, LORA_FILE, RECORD_FILE
 from scoft_losses import ldm_loss, memorization_loss, perceptual_loss, self_contrastive_loss, weighted_sum
 
 
@@ -70,6 +71,10 @@ PROMPT_FLAGS = ("--validation_prompts", "--validation_prompt")
 TRACKERS = ("tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
 STATE_FILE = "training_state.pt"
 IMAGES_PER_CALL = 8  # pictures drawn in one pipeline call during validation
+MEMORY_ADVICE = (
+    "On a GPU --gradient_checkpointing, --mixed_precision bf16 and a smaller --train_batch_size need less, and "
+    "everywhere a smaller --resolution and --rank"
+)
 # Flags that make another run of it when a run is resumed with other values; `resolved` in main holds more.
 RUN_FLAGS = (
     "seed resolution center_crop random_flip noise_offset snr_gamma prediction_type negative_weight perceptual_every "
@@ -590,8 +595,6 @@ class ImageFeatures:
 
     def precompute(self, path: Path, *, flips: tuple[bool, ...]):
         """Fill the cache from a file, made now if its key differs."""
-        from tqdm.auto import tqdm
-
         keys = [(row, int(flip)) for row in range(len(self.dataset)) for flip in flips]
         self.cache = cached_tensors(
             path,
@@ -603,7 +606,7 @@ class ImageFeatures:
                 type(self.distance).__name__,
                 weights_key(self.distance),
             ),
-            compute=lambda: {f"{row}.{flip}": self(row, flip).cpu() for row, flip in tqdm(keys, desc="Features")},
+            compute=lambda: {f"{row}.{flip}": self(row, flip).cpu() for row, flip in progress(keys, "Features")},
         )
 
 
@@ -635,13 +638,12 @@ def cache_latents(
     dataset, *, transform, vae, flips: tuple[bool, ...], device, precompute_dir: Path | None
 ) -> dict[str, torch.Tensor]:
     """Mean and standard deviation of every photograph's latents, each (flips, N, 4, h, w) on the device."""
-    from tqdm.auto import tqdm
 
     def compute() -> dict[str, torch.Tensor]:
         moments = [
             encode_photographs(transform(dataset.image(row), flip=flip)[None], vae=vae)
             for flip in flips
-            for row in tqdm(range(len(dataset)), desc="Latents", leave=False)
+            for row in progress(range(len(dataset)), "Latents", leave=False)
         ]
         return {
             name: torch.cat(parts).unflatten(0, (len(flips), len(dataset))).cpu()
@@ -818,63 +820,6 @@ def make_image_terms(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def save_lora(folder: Path, unet, *, kohya_name: str | None = None):
-    """Write the LoRA for diffusers, and under `kohya_name` for ComfyUI and A1111, both in float32.
-
-    The metadata hold what loading needs and no more: diffusers passes them to LoraConfig unfiltered, so the 40 fields
-    of today's peft would stop an older one, and a recorded dropout would stay alive at inference.
-    diffusers' kohya converter writes alpha = rank whatever alpha was, so it is set right here.
-    """
-    from diffusers import StableDiffusionPipeline
-    from diffusers.utils import (
-        convert_all_state_dict_to_peft,
-        convert_state_dict_to_diffusers,
-        convert_state_dict_to_kohya,
-    )
-    from peft.utils import get_peft_model_state_dict
-    from safetensors.torch import load_file, save_file
-
-    config = unet.peft_config["default"]
-    lora = {name: weight.detach().cpu().contiguous() for name, weight in get_peft_model_state_dict(unet).items()}
-    StableDiffusionPipeline.save_lora_weights(
-        folder,
-        unet_lora_layers=convert_state_dict_to_diffusers(lora),
-        unet_lora_adapter_metadata={
-            "r": config.r,
-            "lora_alpha": config.lora_alpha,
-            "target_modules": sorted(config.target_modules),
-        },
-    )
-    if kohya_name:
-        kohya = convert_state_dict_to_kohya(convert_all_state_dict_to_peft(load_file(folder / LORA_FILE)))
-        alpha = torch.tensor(float(config.lora_alpha))
-        kohya = {name: alpha.clone() if name.endswith(".alpha") else weight for name, weight in kohya.items()}
-        metadata = {"ss_network_dim": str(config.r), "ss_network_alpha": str(config.lora_alpha)}
-        save_file(kohya, folder / kohya_name, metadata=metadata)
-
-
-def load_lora(folder: Path, unet):
-    """Put a saved LoRA back into the UNet's adapter, bit for bit; it must fit key by key."""
-    from diffusers.utils import convert_all_state_dict_to_peft
-    from peft.utils import get_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    saved = convert_all_state_dict_to_peft(load_file(folder / LORA_FILE))
-    saved = {name.removeprefix("unet."): weight for name, weight in saved.items()}
-    own = get_peft_model_state_dict(unet)
-    shapes, own_shapes = ({name: tuple(w.shape) for name, w in lora.items()} for lora in (saved, own))
-    if shapes != own_shapes:
-        names = sorted(name for name in shapes.keys() | own_shapes if shapes.get(name) != own_shapes.get(name))
-        raise DataError(
-            f"--resume_from_checkpoint {folder} does not fit this run's LoRA at {len(names)} weights, first "
-            f"{names[0]}: {shapes.get(names[0])} there, {own_shapes.get(names[0])} here; give the --rank, "
-            "--lora_layers and --pretrained_model_name_or_path it was made with"
-        )
-    with torch.no_grad():
-        for name, weight in own.items():
-            weight.copy_(saved[name])
-
-
 def checkpoints(output_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     folders = [folder for folder in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", folder.name)]
@@ -1049,7 +994,6 @@ class Validation:
         """A picture per job, in order, on every process."""
         from accelerate.utils import gather_object
         from diffusers.image_processor import VaeImageProcessor
-        from tqdm.auto import tqdm
 
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         mine = list(enumerate(self.jobs))[rank::world]
@@ -1057,7 +1001,7 @@ class Validation:
         with contextlib.ExitStack() as stack:
             if self.compiled:  # a few pictures of yet other shapes are not worth compiling for
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            for start in tqdm(range(0, len(mine), IMAGES_PER_CALL), desc="Drawing", leave=False, disable=rank > 0):
+            for start in progress(range(0, len(mine), IMAGES_PER_CALL), "Drawing", leave=False, disable=rank > 0):
                 chunk = mine[start : start + IMAGES_PER_CALL]
                 latents = self.pipeline(
                     prompt_embeds=self.embed([prompt for _, (prompt, _) in chunk]),
@@ -1222,13 +1166,6 @@ def train_updates(
         yield step, {"loss": weighted_sum(sums, weights), **losses_by_name, "lr": lr, "grad_norm": grad_norm}
 
 
-def set_up_logging(is_main_process: bool):
-    """Our messages from the main process alone, on stderr."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    for ours in (logger, logging.getLogger("scoft_data")):
-        ours.setLevel(logging.INFO if is_main_process else logging.ERROR)
-
-
 def write_and_push_card(folder: Path, *, repo_id: str | None, private: bool, collection: str | None, retry: str):
     """Write the page of a finished run's folder and, given a repository of the Hub, push what belongs there."""
     scoft_hub.write_model_card(folder, repo_id=repo_id)
@@ -1283,7 +1220,7 @@ def warn_of_changes(path: Path, *, arguments: dict, resolved: dict):
 
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
-    set_up_logging(int(os.environ.get("RANK", 0)) == 0)
+    set_up_logging()
     name = re.sub(r"[\W_]+", "-", args.culture or Path(args.dataset).resolve().name).strip("-").lower()
     if not name:
         raise DataError(f"--culture {args.culture} has no letter or digit to name the LoRA by")
@@ -1316,7 +1253,6 @@ def main(argv: list[str] | None = None):
     from accelerate import Accelerator
     from accelerate.utils import ProjectConfiguration, set_seed
     from diffusers.optimization import get_scheduler
-    from tqdm.auto import tqdm
 
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
@@ -1630,11 +1566,11 @@ def main(argv: list[str] | None = None):
     stopped, newest = False, {}
     with (
         StopRequest(accelerator) as stop,
-        tqdm(initial=first_step, total=total_steps, desc="Updates", disable=not is_main) as progress,
+        progress(initial=first_step, total=total_steps, desc="Updates", disable=not is_main) as bar,
     ):
         for step, values in updates:
             metrics.add(step, values)
-            progress.update()
+            bar.update()
             is_last = step == total_steps
             checkpoint_due = is_last or is_due(step, args.checkpointing_steps)
             validation_due = not is_last and (
@@ -1647,7 +1583,7 @@ def main(argv: list[str] | None = None):
                 for line in metrics.flush():
                     accelerator.log(line, step=line["step"])
                     newest |= {name: f"{value:.3g}" for name, value in line.items() if "loss" in name}
-                progress.set_postfix(newest)
+                bar.set_postfix(newest, refresh=False)
                 stopped = stop.agreed() and not is_last
             if (checkpoint_due or stopped) and is_main:
                 save_checkpoint(
@@ -1666,7 +1602,7 @@ def main(argv: list[str] | None = None):
         logger.warning("Stopped after update %d; --resume_from_checkpoint latest goes on from there.", step)
     else:
         if is_main:
-            save_lora(output_dir, unet, kohya_name=f"scoft-{name}-kohya.safetensors")
+            save_lora(output_dir, unet, kohya_name=KOHYA_FILE.format(name))
         if validate:
             validate(total_steps, final=True)
         if is_main:
@@ -1677,7 +1613,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (DataError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    run_main(main, memory_advice=MEMORY_ADVICE)

@@ -20,6 +20,7 @@ import train_scoft_lora
 from scoft import files
 from scoft.errors import DataError
 from scoft.evaluate import figures
+from scoft.lora_folder import LORA_FILE, load_into_pipeline
 
 
 ROOT = Path(evaluate_scoft.__file__).parent
@@ -137,7 +138,7 @@ def test_a_picture_is_what_the_pipeline_draws(done, lora, tiny_pipeline):
     drawn = {}
     for method in ("base", "m"):
         if method == "m":
-            pipe.load_lora_weights(lora)
+            load_into_pipeline(pipe, lora / LORA_FILE)
         row = next(r for r in rows_of(done) if r["method"] == method and r["set"] == "general" and r["number"] == 2)
         generator = torch.Generator().manual_seed(row["seed"])
         image = pipe(
@@ -265,7 +266,7 @@ def test_a_lora_of_another_base_model_is_refused(words, lora, tmp_path, tiny_pip
         run("generate", tmp_path / "out", flags)
     data = ["generate", "out", "--dataset", "ccub", "--culture", "veridia"]
     args = evaluate_scoft.parse_args(data)
-    files = {place: Path(place, train_scoft_lora.LORA_FILE) for place in (str(lora), str(tmp_path))}
+    files = {place: Path(place, LORA_FILE) for place in (str(lora), str(tmp_path))}
     records = evaluate_scoft.training_records(files)
     assert list(records) == [str(lora)]
     assert evaluate_scoft.base_of(args, records) == str(tiny_pipeline)
@@ -280,7 +281,7 @@ def test_pictures_are_of_the_resolution_of_training(words, lora, tmp_path, tiny_
         args = evaluate_scoft.parse_args(["generate", "out", "--dataset", "ccub", "--culture", "c", *more])
         return evaluate_scoft.resolution_of(args, records, base=str(tiny_pipeline), commit=None)
 
-    files = {place: lora / place / train_scoft_lora.LORA_FILE for place in ("", "checkpoint-1")}
+    files = {place: lora / place / LORA_FILE for place in ("", "checkpoint-1")}
     records = evaluate_scoft.training_records(files)
     assert of(records=records) == 16 and of("--resolution", "24", records=records) == 24
     unet, vae = (json.loads((tiny_pipeline / part / "config.json").read_text()) for part in ("unet", "vae"))
@@ -288,7 +289,7 @@ def test_pictures_are_of_the_resolution_of_training(words, lora, tmp_path, tiny_
     record = json.loads((lora / "training_args.json").read_text())
     record["arguments"]["resolution"] = 32
     (tmp_path / "training_args.json").write_text(json.dumps(record))
-    both = evaluate_scoft.training_records({"m": files[""], "mpc": tmp_path / train_scoft_lora.LORA_FILE})
+    both = evaluate_scoft.training_records({"m": files[""], "mpc": tmp_path / LORA_FILE})
     with pytest.raises(DataError, match="different resolutions: m at 16, mpc at 32. Choose one with --resolution"):
         of(records=both)
     record["arguments"]["resolution"] = "large"
@@ -296,7 +297,7 @@ def test_pictures_are_of_the_resolution_of_training(words, lora, tmp_path, tiny_
     with pytest.raises(
         DataError, match="training_args.json is not as it was written: arguments: resolution: .*integer"
     ):
-        evaluate_scoft.training_records({"mpc": tmp_path / train_scoft_lora.LORA_FILE})
+        evaluate_scoft.training_records({"mpc": tmp_path / LORA_FILE})
 
 
 @pytest.mark.parametrize("stage", ["generate", "score"])
@@ -346,7 +347,7 @@ def test_what_so_few_pictures_will_not_give_is_said_before_they_are_drawn(words,
 
 def test_a_lora_of_the_hub_is_drawn_with_its_own_base(words, lora, hub, tmp_path, monkeypatch):
     """--lora takes a Hub id; pictures are those of the folder that was pushed."""
-    names = (train_scoft_lora.LORA_FILE, "training_args.json")
+    names = (LORA_FILE, "training_args.json")
     hub.add("model", "alice/scoft-veridia", {name: (lora / name).read_bytes() for name in names})
     flags = " ".join(words["generate"]).replace(f"m={lora} --checkpoints", "m=alice/scoft-veridia").split()
     flags += ["--sets", "general", "--num_images", "2"]

@@ -269,9 +269,9 @@ def test_intervals_scale_and_shift_with_their_metric():
     values = np.random.default_rng(1).normal(size=40)
     draws = picture_draws(*grid(5, 8), question=LIKE_THESE)
     plain = estimate(lambda kept: values[kept].mean(), draws)
-    scaled = estimate(lambda kept: 3 - 1000 * values[kept].mean(), draws)
+    other = estimate(lambda kept: 3 - 1000 * values[kept].mean(), draws)
     expected = [3 - 1000 * bound for bound in (plain.value, plain.high, plain.low)]
-    assert [scaled.value, scaled.low, scaled.high] == pytest.approx(expected)
+    assert [other.value, other.low, other.high] == pytest.approx(expected)
 
 
 def test_interval_of_equal_values_is_a_point():

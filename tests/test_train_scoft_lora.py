@@ -25,6 +25,7 @@ import train_scoft_lora
 from pocket import world
 from scoft.errors import DataError
 from scoft.images import ImageTransform
+from scoft.lora_folder import check_whole
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
@@ -119,8 +120,7 @@ def plain_finetune(
     pipe.unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
     own = get_peft_model_state_dict(pipe.unet)
     for name, weight in load_file(start).items():
-        name = name.removeprefix("unet.").replace("lora.down", "lora_A").replace("lora.up", "lora_B")
-        own[name].copy_(weight)
+        own[name.removeprefix("unet.")].copy_(weight)
     trainable = [p for p in pipe.unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=lr, eps=epsilon, weight_decay=1e-2)
     abar = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
@@ -144,10 +144,6 @@ def plain_finetune(
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
         own = get_peft_model_state_dict(pipe.unet)
-        own = {
-            "unet." + name.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): weight
-            for name, weight in own.items()
-        }
         yield torch.cat([own[name].detach().double().flatten() for name in sorted(own)])
 
 
@@ -629,88 +625,8 @@ def test_saved_lora_draws_what_the_trained_unet_draws(train, monkeypatch, tiny_p
     for folder, name in ((run, None), (run / "checkpoint-4", LORA), (run, "scoft-veridia-kohya.safetensors")):
         pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
         pipe.load_lora_weights(folder, weight_name=name)
+        check_whole(pipe.unet, folder / (name or LORA), adapter="default_0")
         assert np.abs(draw(pipe) - expected).max() <= 1e-5, name
-
-
-def test_kohya_file_has_the_names_and_alpha_that_comfyui_and_a1111_read(train, tiny_pipeline):
-    """Each adapted layer is lora_unet_<path with underscores> with lora_down, lora_up and its alpha, and no more."""
-    from diffusers import UNet2DConditionModel
-
-    run = train(lora_alpha=11)
-    kohya = load_file(run / "scoft-veridia-kohya.safetensors")
-    unet = UNet2DConditionModel.from_pretrained(tiny_pipeline, subfolder="unet")
-    layers = {
-        "lora_unet_" + path.replace(".", "_"): module
-        for path, module in unet.named_modules()
-        if path.endswith(("to_q", "to_k", "to_v", "to_out.0"))
-    }
-    assert kohya.keys() == {f"{n}.{part}" for n in layers for part in ("lora_down.weight", "lora_up.weight", "alpha")}
-    for name, layer in layers.items():
-        assert kohya[f"{name}.alpha"] == 11
-        assert kohya[f"{name}.lora_down.weight"].shape == (4, layer.in_features)
-        assert kohya[f"{name}.lora_up.weight"].shape == (layer.out_features, 4)
-
-
-def sd1_layers() -> dict[str, tuple[int, ...]]:
-    """Name in a Stable Diffusion 1.x checkpoint (LDM's) -> shape, of each layer of its transformer blocks.
-
-    By the architecture: width 320 times 1, 2, 4, 4; two residual blocks a level, three on the way up; transformer
-    blocks on the first three levels and in the middle; texts of width 768; projections that are 1 x 1 convolutions.
-    """
-    blocks = {f"input_blocks.{1 + 3 * level + i}": 320 * 2**level for level in range(3) for i in range(2)}
-    blocks |= {"middle_block": 1280}
-    blocks |= {f"output_blocks.{3 * (3 - level) + i}": 320 * 2**level for level in range(3) for i in range(3)}
-    layers = {}
-    for block, width in blocks.items():
-        layers |= {f"{block}.1.proj_in": (width, width, 1, 1), f"{block}.1.proj_out": (width, width, 1, 1)}
-        for attention, context in (("attn1", width), ("attn2", 768)):
-            inputs = {"to_q": width, "to_k": context, "to_v": context, "to_out.0": width}
-            for layer, size in inputs.items():
-                layers[f"{block}.1.transformer_blocks.0.{attention}.{layer}"] = (width, size)
-        layers[f"{block}.1.transformer_blocks.0.ff.net.0.proj"] = (8 * width, width)  # GEGLU: values and gates
-        layers[f"{block}.1.transformer_blocks.0.ff.net.2"] = (width, 4 * width)
-    return layers
-
-
-def ldm_name(kohya_name: str) -> str:
-    """The layer of an LDM checkpoint that A1111 and ComfyUI adapt by a kohya file's entry."""
-    place = {
-        r"lora_unet_down_blocks_(\d)_attentions_(\d)_": lambda m: f"input_blocks.{1 + 3 * int(m[1]) + int(m[2])}.1.",
-        r"lora_unet_mid_block_attentions_0_": lambda m: "middle_block.1.",
-        r"lora_unet_up_blocks_(\d)_attentions_(\d)_": lambda m: f"output_blocks.{3 * int(m[1]) + int(m[2])}.1.",
-    }
-    for pattern, start in place.items():
-        if found := re.match(pattern, kohya_name):
-            layer = kohya_name[found.end() :].replace("_", ".")
-            return start(found) + re.sub(r"\b(transformer|to|proj)\.(?=[a-z])", r"\1_", layer)
-    raise AssertionError(f"{kohya_name} names no layer of Stable Diffusion 1.x")
-
-
-@pytest.mark.parametrize(
-    "layers",
-    ["to_q,to_k,to_v,to_out.0", "to_q,to_k,to_v,to_out.0,ff.net.0.proj,ff.net.2,proj_in,proj_out"],
-    ids=["attention", "blocks"],
-)
-def test_kohya_file_fits_a_full_size_checkpoint(tmp_path, layers):
-    """Every entry adapts a layer of Stable Diffusion 1.x, by its name there and in its shape, and none is left out."""
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(cross_attention_dim=768)  # the rest of the defaults are Stable Diffusion 1.x's
-        train_scoft_lora.add_lora(unet, rank=4, alpha=2.0, target_modules=layers.split(","))
-    for name, module in unet.named_modules():
-        if name.endswith(("lora_A", "lora_B")):
-            module.to_empty(device="cpu")
-    train_scoft_lora.save_lora(tmp_path, unet, kohya_name="kohya.safetensors")
-    kohya = load_file(tmp_path / "kohya.safetensors")
-    found = {}
-    for name in {name.partition(".")[0] for name in kohya}:
-        up, down = (kohya[f"{name}.lora_{way}.weight"] for way in ("up", "down"))
-        assert kohya[f"{name}.alpha"] == 2 and up.shape[1] == down.shape[0] == 4
-        found[ldm_name(name)] = (up.shape[0], *down.shape[1:])
-    wanted = tuple(layers.split(","))
-    assert found == {name: shape for name, shape in sd1_layers().items() if name.endswith(wanted)}
-    assert len(kohya) == 3 * len(found)
 
 
 def test_output_folder_keeps_its_contract(train, tmp_path):
