@@ -10,7 +10,9 @@ import pickle
 import struct
 import subprocess
 import sys
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -21,8 +23,9 @@ from PIL import Image
 from torchvision import transforms
 
 import scoft_data
+from scoft import images
 from scoft.errors import DataError
-from scoft.images import ImageTransform, open_image
+from scoft.images import ImageTransform, as_rgb, open_image
 from scoft_data import DatasetSource, find_dataset, read_dataset
 
 
@@ -474,13 +477,15 @@ BAD_IMAGES = {
     "empty": (b"", "is not an image"),
     "truncated": (encoded(noise(), "JPEG")[:-400], "damaged"),
     "truncated png": (encoded(noise())[:-900], "damaged"),
-    "animated gif": (animation("GIF"), "animated or has pages (GIF, 3 frames)"),
-    "animated webp": (animation("WEBP"), "animated or has pages (WEBP, 3 frames)"),
-    "animated png": (animation("PNG"), "animated or has pages (PNG, 3 frames)"),
+    "animated gif": (animation("GIF"), "animated or has pages (GIF); save the one"),
+    "animated webp": (animation("WEBP"), "animated or has pages (WEBP); save the one"),
+    "animated png": (animation("PNG"), "animated or has pages (PNG); save the one"),
     "bomb": (png_header(20000, 20000), "too many pixels"),
     "large": (png_header(9460, 9460), "too many pixels (9460 x 9460); 89478485 are allowed"),
     "tiny": (plain("red", (40, 7)), "is 40 x 7 pixels; each side must have at least 8"),
+    "long": (png_header(8, 200_000), "is 8 x 200000 pixels; no side may be more than 20 times the other: crop it"),
     "float": (encoded(Image.new("F", (20, 20), 0.5), "TIFF"), "floating-point"),
+    "eps": (encoded(Image.new("RGB", (24, 16)), "EPS"), "is EPS, which is not an image that is read here; save it as"),
 }
 
 
@@ -602,12 +607,14 @@ def test_transparency_on_white():
     [
         (encoded(Image.fromarray(np.full((16, 16), 40000, np.uint16))), (156,) * 3),
         (encoded(Image.fromarray(np.full((16, 16), 40000, np.uint16)), "TIFF"), (156,) * 3),
-        (encoded(Image.fromarray(np.full((16, 16), 40000, np.int32)), "PPM"), (156,) * 3),
+        (encoded(Image.fromarray(np.full((16, 16), 40000, np.int32)), "TIFF"), (156,) * 3),
+        (encoded(Image.new("RGB", (16, 16), (7, 8, 9)), "BMP"), (7, 8, 9)),
+        (encoded(Image.new("RGB", (16, 16), (200, 8, 9)), "AVIF", quality=100, subsampling="4:4:4"), (200, 8, 9)),
         (encoded(Image.new("L", (16, 16), 77)), (77,) * 3),
         (encoded(Image.new("1", (16, 16), 1)), (255,) * 3),
         (encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100), (255, 0, 0)),
     ],
-    ids=["16-bit png", "16-bit tiff", "16-bit pgm", "grey", "bilevel", "cmyk"],
+    ids=["16-bit png", "16-bit tiff", "32-bit tiff", "bmp", "avif", "grey", "bilevel", "cmyk"],
 )
 def test_modes(data, pixel):
     """Every colour mode becomes 8-bit RGB of the same look."""
@@ -635,6 +642,88 @@ def test_mpo_is_a_photograph():
     views = [Image.new("RGB", (24, 16), colour) for colour in ("white", "black")]
     data = encoded(views[0], "MPO", save_all=True, append_images=views[1:])
     assert open_image(data).getpixel((0, 0)) == (255,) * 3
+
+
+def tiff(**tags):
+    return encoded(Image.new("RGB", (24, 16)), "TIFF", tiffinfo={int(tag[1:]): value for tag, value in tags.items()})
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (encoded(Image.new("L", (16, 16)), "PPM"), "is not an image"),
+        (encoded(Image.new("RGB", (16, 16)), "TGA"), "is not an image"),
+        (encoded(Image.new("RGB", (16, 16)), "JPEG2000"), "is JPEG 2000, .*save it as JPEG or PNG"),
+        (encoded(Image.new("RGB", (16, 16)), "PDF"), "is PDF, .*save it as JPEG or PNG"),
+        (b"\xff\x0a and more", "is JPEG XL, .*save it as JPEG or PNG"),
+        (b"<?xml version='1.0'?><svg/>", "is markup .*SVG.*save it as JPEG or PNG"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0isommp42", "is a film, "),
+        (b"\0\0\0\x18ftypcrx \0\0\0\0crx isom", "is RAW, .*develop it to JPEG or PNG"),
+        (b"II*\0\x10\0\0\0CR\2\0", "is RAW, .*develop it to JPEG or PNG"),
+        (tiff(_254=1), "is RAW, of which only a preview could be read; develop it to JPEG or PNG"),
+        (tiff(_50706=b"\1\4\0\0"), "is RAW, of which only a preview could be read; develop it to JPEG or PNG"),
+    ],
+)
+def test_other_formats_are_named(data, message):
+    """What photographs do not come in is never given to a decoder, and is told by name with the way out."""
+    with pytest.raises(DataError, match=message):
+        open_image(data)
+
+
+def test_eps_starts_no_program(monkeypatch):
+    """Pillow hands EPS to Ghostscript; we do not hand it to Pillow."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", refuse(AssertionError("Ghostscript was started")))
+    with pytest.raises(DataError, match="is EPS"):
+        open_image(encoded(Image.new("RGB", (24, 16)), "EPS"))
+
+
+def test_heic_without_its_package(monkeypatch):
+    """A phone's HEIC is told by name with the package that reads it."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(DataError, match="is HEIC, .*`pip install pillow-heif` lets it be read, or save it as JPEG"):
+        open_image(b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf")
+
+
+def test_heic():
+    """Where pillow-heif is installed, HEIC opens."""
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    image = open_image(encoded(Image.new("RGB", (32, 16), (200, 8, 9)), "HEIF", quality=100))
+    assert image.size == (32, 16) and np.abs(np.subtract(image.getpixel((5, 5)), (200, 8, 9))).max() <= 6
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "I;16", "I"])
+def test_strips_change_nothing(monkeypatch, mode):
+    """A large picture is converted strip by strip to the same pixels."""
+    if mode.startswith("I"):
+        image = Image.fromarray(np.arange(37 * 29).reshape(29, 37).astype(np.uint16 if ";" in mode else np.int32) * 60)
+    else:
+        image = noise((37, 29), "RGBA").convert({"PA": "P"}.get(mode, mode)).convert(mode)
+    whole = as_rgb(image)
+    monkeypatch.setattr("scoft.images.STRIP", 100)
+    assert as_rgb(image).tobytes() == whole.tobytes() and np.ptp(np.asarray(whole)) > 100
+
+
+def test_large_pictures_take_turns(monkeypatch):
+    """All threads together decode no more pixels at a time than there is room for."""
+    room, most = images.Room(100), 0
+
+    def decode(pixels):
+        nonlocal most
+        with room.of(pixels):
+            most = max(most, 100 - room.free)
+            time.sleep(0.002)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decode, [60, 10, 100, 45, 45, 60, 5, 30] * 3))
+    assert 60 < most <= 100 and room.free == 100
+
+
+@pytest.mark.parametrize("made", [lambda path: os.mkfifo(path), lambda path: path.symlink_to("/dev/zero")])
+def test_only_files_are_opened(tmp_path, made):
+    """A pipe, which would hang, and a device, which would never end, are refused."""
+    made(tmp_path / "a.png")
+    with pytest.raises(DataError, match="is not a regular file"):
+        open_image(tmp_path / "a.png")
 
 
 # The transform -------------------------------------------------------------------------------------------------------
