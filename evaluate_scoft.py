@@ -57,7 +57,7 @@ from scoft.files import (
     sole_writer,
     write_atomically,
 )
-from scoft.images import open_image
+from scoft.images import MAX_BYTES, open_image
 from scoft.lora_folder import LORA_FILE, RECORD_FILE, load_into_pipeline
 from scoft_data import culture_words
 from scoft_metrics import Estimate
@@ -74,7 +74,6 @@ SETS = get_args(PromptSet)
 RESULTS_FILE = "results.json"
 BLOCK = 256  # pictures embedded between two writes
 MAX_PROMPTS = 2**20  # bytes of a file of prompts
-MAX_PICTURE = 2**28  # bytes of a picture or photograph
 NEAREST_SHOWN = 10  # pictures of a sheet of nearest photographs, the most alike first
 # The paper's Table 4: KID to CCUB and to MS COCO, both x 10^3, and CLIP score, of each culture.
 PAPER_CULTURES = ("china", "korea", "nigeria", "india", "mexico")
@@ -879,7 +878,7 @@ class Noise(Features):
 
 
 def open_regular(file: Path, *, within: Path | None = None) -> Image.Image:
-    return open_image(read_regular(file, within=within, at_most=MAX_PICTURE))
+    return open_image(read_regular(file, within=within, at_most=MAX_BYTES))
 
 
 def generated(folder: Path, pictures: Sequence[Picture]) -> list[Source]:
@@ -888,7 +887,7 @@ def generated(folder: Path, pictures: Sequence[Picture]) -> list[Source]:
     for picture in pictures:
         file = folder / picture.file
         try:
-            content = read_regular(file, within=folder, at_most=MAX_PICTURE)
+            content = read_regular(file, within=folder, at_most=MAX_BYTES)
             sizes[open_image(content).size].append(picture.file)
         except (OSError, DataError) as error:
             raise DataError(f"{file} of the manifest cannot be read ({error}); run generate again.") from error
@@ -926,7 +925,7 @@ class Photographs:
         for file in sorted(folder.rglob("*")):
             if file.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"}:
                 try:
-                    content = read_regular(file, at_most=MAX_PICTURE)
+                    content = read_regular(file, at_most=MAX_BYTES)
                 except (OSError, DataError) as error:
                     raise DataError(f"--general_reference: {file} {error}; take it out of the folder.") from error
                 sources.append(Source(hashlib.sha256(content).hexdigest(), functools.partial(open_regular, file)))
@@ -1571,7 +1570,7 @@ def write_figures(folder: Path, results: Results, output: Path, *, apart: bool) 
     for of, method in dict.fromkeys((of, method) for metric, of, method in results.estimates if metric == "nearest"):
         if (sheet := folder / nearest_file(of, method)).is_file():
             name = f"{sheet.stem}-{results.culture}.png" if apart else sheet.name
-            write_atomically(output / name, read_regular(sheet, within=folder, at_most=MAX_PICTURE))
+            write_atomically(output / name, read_regular(sheet, within=folder, at_most=MAX_BYTES))
             yield f"Pictures of {method}, set {of}, most like a training photograph, {culture}", name
     panels = defaultdict(dict)
     for (run, metric, of), points in runs(results).items():

@@ -553,7 +553,7 @@ def test_what_is_asked_for_and_impossible_is_an_error(copy, words, hub, flags, m
 @pytest.mark.parametrize(
     ("judge", "message"),
     [
-        ("x.txt:f", "--judge is FILE.py:function, got '.*x.txt:f'"),
+        ("x.txt:f", "--judge .*x.txt is no Python module; give FILE.py:function"),
         ("raises.py:f", r"--judge .* for images/.*png, but ZeroDivisionError: division by zero"),
         ("nothing.py:f", r"--judge .* gave no dict of numbers for images/.*, but AttributeError"),
         (
@@ -561,7 +561,7 @@ def test_what_is_asked_for_and_impossible_is_an_error(copy, words, hub, flags, m
             r"--judge .* gave no dict of numbers for images/.*, but ValueError: could not convert .* 'good'",
         ),
         ("half.py:f", r"--judge .* said {'a': 0.5} of images/.*; it is to say 0 or 1 of each picture"),
-        ("broken.py:f", "--judge .*: running .*broken.py ended in SyntaxError"),
+        ("broken.py:f", "--judge .*broken.py cannot be imported: SyntaxError"),
         ("other.py:f", "other.py has no function f"),
     ],
 )
