@@ -987,8 +987,8 @@ def score(args: argparse.Namespace):
         sources = {key: generated(args.folder, shown) for key, shown in by_set.items()}
         judge = None
         if "judge" in chosen:
-            judge = Judge(args.judge)
-            judge(next(iter(by_set.values()))[0], next(iter(sources.values()))[0])  # fails now rather than in an hour
+            judge, key = Judge(args.judge), next(key for key in by_set if key[0] in METRICS["judge"].sets)
+            judge(by_set[key][0], sources[key][0])  # what fails now does not fail in an hour
         photographs = Photographs(args)
         if lacking := impossible(args, by_set, photographs):
             rest = set(chosen).difference(*lacking.values())
@@ -1154,7 +1154,7 @@ class Judge:
         image = source.open()
         try:
             said = {str(name): float(value) for name, value in self.function([image], [picture.prompt]).items()}
-        except Exception as error:  # it is code of the user's own
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
             raise DataError(
                 f"--judge {self.spec} gave no dict of numbers for {picture.file}, but {type(error).__name__}: {error}"
             ) from error
@@ -1494,11 +1494,11 @@ def differences_table(estimates: Mapping[tuple[str, str, str], Estimate], method
 def paper_lines(results: Sequence[Results]) -> list[str]:
     """The paper's numbers of these cultures, for the metrics whose features were the paper's; none without such."""
     cultures, encoders = [each.culture for each in results], results[0].encoders
-    metrics = []
-    if results[0].features == "inception" and encoders["inception"].sha256 == Inception.usual:
-        metrics += ["kid", "kid_general"]
-    if "clip" in encoders and encoders["clip"].place == Clip.default:
-        metrics += ["clip_score"]
+    alike = {"clip_score": "clip" in encoders and encoders["clip"].place == Clip.default}
+    usual = "inception" in encoders and encoders["inception"].sha256 == Inception.usual
+    alike |= dict.fromkeys(("kid", "kid_general"), usual and results[0].features == "inception")
+    there = {metric for metric, *_ in results[0].estimates}
+    metrics = [metric for metric in PAPER_TABLE_4["base"] if metric in there and alike[metric]]
     if not metrics or not set(cultures) <= set(PAPER_CULTURES):
         return []
     printed = paper_means(cultures)

@@ -334,7 +334,7 @@ def test_what_so_few_pictures_will_not_give_is_said_before_they_are_drawn(words,
     """With two pictures of a prompt there is no DIV with an interval, and so few are no neighbourhood."""
     every = set(evaluate_scoft.METRICS) - {"judge", "kid_general"}
     monkeypatch.setattr(evaluate_scoft, "draw_all", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    for number, lacking in (("2", {"div", *scoft_metrics.PRDC}), ("1", every), ("9", set())):
+    for number, lacking in (("2", {"div", *scoft_metrics.PRDC}), ("1", every), ("6", set())):
         caplog.clear()
         with pytest.raises(KeyboardInterrupt):
             run("generate", tmp_path / number, [*words["generate"], "--num_images", number])
@@ -825,6 +825,29 @@ def test_the_report_says_when_to_stop(tmp_path, monkeypatch):
     row = next(line for line in text.splitlines() if line.startswith("| Korea | m |"))
     assert row.split("|")[4:7:2] == [" 200 ", " 300 "]
     assert (folder / "updates-korea.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("culture", "sha256", "place", "shown"),
+    [
+        ("korea", evaluate_scoft.Inception.usual, evaluate_scoft.Clip.default, {"28.06", "0.844"}),
+        ("korea", "0" * 64, evaluate_scoft.Clip.default, {"0.844"}),
+        ("korea", evaluate_scoft.Inception.usual, "clip", {"28.06"}),
+        ("korea", "0" * 64, "clip", set()),
+        ("veridia", evaluate_scoft.Inception.usual, evaluate_scoft.Clip.default, set()),
+    ],
+)
+def test_the_papers_numbers_stand_beside_those_of_the_same_encoders_alone(tmp_path, culture, sha256, place, shown):
+    """Those of its culture, by metric; for another Inception or CLIP, or another culture, there are none."""
+    encoders = {"inception": {"place": "x", "sha256": sha256}, "clip": {"place": place, "sha256": "0" * 64}}
+    folder = with_results(tmp_path / "x", culture, {"base": 40}, features="inception", encoders=encoders)
+    record = json.loads((folder / "results.json").read_text())
+    record["scores"].append(record["scores"][0] | {"metric": "clip_score"})
+    (folder / "results.json").write_text(json.dumps(record))
+    run("report", folder, [])
+    text = (folder / "report.md").read_text()
+    assert {number for number in ("28.06", "0.844") if number in text} == shown
+    assert ("The paper's Table 4" in text) == bool(shown)
 
 
 def test_several_cultures_have_their_mean(tmp_path):
