@@ -531,8 +531,8 @@ def draw_all(
     ).to(accelerator.device)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     pipeline.set_progress_bar_config(disable=True)
-    for place in dict.fromkeys(picture.lora for picture in pictures if picture.lora):  # before hours of drawing
-        load_into_pipeline(pipeline, files[place])
+    for picture in {each.lora: each for each in pictures if each.lora}.values():  # before hours of drawing
+        load_lora(pipeline, picture, files[picture.lora])
         pipeline.unload_lora_weights()
     mine = pictures[accelerator.process_index :: accelerator.num_processes]
     by_method = [list(same) for _, same in itertools.groupby(mine, key=lambda picture: picture.method)]
@@ -543,8 +543,15 @@ def draw_all(
             loaded = batch[0].method
             pipeline.unload_lora_weights()
             if batch[0].lora:
-                load_into_pipeline(pipeline, files[batch[0].lora])
+                load_lora(pipeline, batch[0], files[batch[0].lora])
         draw(pipeline, batch, folder=args.folder)
+
+
+def load_lora(pipeline, picture: Picture, file: Path):
+    """Load the LoRA that a picture's row names. Raises DataError where another has taken its place meanwhile."""
+    load_into_pipeline(pipeline, file)
+    if hashlib.sha256(file.read_bytes()).hexdigest() != picture.lora_sha256:
+        raise DataError(f"--lora {picture.lora}: {file} was replaced while pictures were drawn; run the same again.")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Evaluation: its true command line from pictures to pages, on a tiny pipeline, the pocket world's CLIP and judge."""
 
+import hashlib
 import json
 import os
 import re
@@ -345,6 +346,21 @@ def test_what_so_few_pictures_will_not_give_is_said_before_they_are_drawn(words,
         assert number != "2" or any("DIV: got 1 picture of the prompt" in line for line in said)
 
 
+def test_a_lora_that_is_replaced_while_it_draws_is_named(words, lora, tmp_path, monkeypatch):
+    """No row names a LoRA that its picture is not of."""
+    shutil.copytree(lora, tmp_path / "lora")
+
+    def then_trained_anew(pipeline, file):
+        load_into_pipeline(pipeline, file)
+        shutil.copy(lora / "checkpoint-1" / LORA_FILE, file)
+
+    monkeypatch.setattr(evaluate_scoft, "load_into_pipeline", then_trained_anew)
+    flags = " ".join(words["generate"]).replace(f"m={lora} --checkpoints", f"m={tmp_path / 'lora'}").split()
+    with pytest.raises(DataError, match="was replaced while pictures were drawn"):
+        run("generate", tmp_path / "out", [*flags, "--sets", "general", "--num_images", "1"])
+    assert not (tmp_path / "out/images/m").exists()
+
+
 def test_a_lora_of_the_hub_is_drawn_with_its_own_base(words, lora, hub, tmp_path, monkeypatch):
     """--lora takes a Hub id; pictures are those of the folder that was pushed."""
     names = (LORA_FILE, "training_args.json")
@@ -657,7 +673,12 @@ def test_inception_is_torch_fidelitys(tmp_path, monkeypatch):
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     pictures = noise(2)
     expected = theirs.eval()(torch.stack([torch.from_numpy(np.array(each)).permute(2, 0, 1) for each in pictures]))[0]
-    found = encoder("inception", tmp_path / "weights.pth")(pictures)
+    sha256 = hashlib.sha256((tmp_path / "weights.pth").read_bytes()).hexdigest()
+    read = evaluate_scoft.read_regular
+    monkeypatch.setattr(evaluate_scoft, "read_regular", lambda file: (read(file), file.unlink())[0])
+    inception = encoder("inception", tmp_path / "weights.pth")
+    assert inception.sha256 == sha256  # of what was read, and read once: then the file was gone
+    found = inception(pictures)
     assert found.shape == (2, 2048)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
