@@ -11,6 +11,7 @@ line for every link or picture and says what became of it. On several GPUs: `acc
 """
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -18,6 +19,7 @@ import html
 import io
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -92,7 +94,8 @@ CULTURE_WORDS = {
 }
 ARCHIVE = "https://web.archive.org/web/2023id_/{}"
 MIDAS, MIDAS_FILE = "lllyasviel/Annotators", "dpt_hybrid-midas-501f0c75.pt"  # MiDaS's weights for controlnet_aux
-FETCH_THREADS, CLEAN_THREADS = 8, 4  # a large photograph takes a gigabyte while it is cleaned
+FETCH_THREADS, CLEAN_THREADS = 8, 4
+MAX_FILE_BYTES = 300_000_000  # of a picture in --images
 ATTEMPTS = 5  # at a caption or a negative that comes out unusable
 NUCLEUS, CAPTION_TOKENS = 0.9, 30  # top_p of a naive caption, and its greatest length
 # Nearer than this a negative is too much like its photograph to be one. The paper's value is not public; this one is
@@ -426,13 +429,18 @@ def read_pictures(folder: Path) -> list[Photograph]:
                 caption=row["text"].strip(),
                 category=category,
                 license=str(row.get("license") or ""),
-                source_sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+                source_sha256=sha256_of(file),
                 split=split,
             )
         )
     if not found:
         raise DataError(f"--images {folder}: the metadata has no rows; write one a picture: {EXAMPLE_LINE}")
     return marked_duplicates(found)
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def metadata_rows(folder: Path) -> Iterator[tuple[str, dict]]:
@@ -560,19 +568,35 @@ def known_again(found: Sequence[Photograph], manifest: Sequence[Photograph]) -> 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class Room:
+    """Keeps the pixels that threads have in hand together within MAX_PIXELS: who would exceed them waits."""
+
+    def __init__(self):
+        self._free, self._changed = scoft_data.MAX_PIXELS, threading.Condition()
+
+    @contextlib.contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cleaned:
     """A photograph ready to be kept: its file's bytes and format, its size, what finds its like."""
 
     content: bytes
+    sha256: str  # of it
     suffix: str
     size: tuple[int, int]
     pixels: str  # equal for equal pictures
     hash: int  # of 128 bits, few of which differ between versions of one picture
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
 
 
 def clean_photographs(
@@ -592,19 +616,26 @@ def clean_photographs(
     """
     folder.mkdir(exist_ok=True)
     came = [photograph for photograph in photographs if photograph.source_sha256]
+    room = Room()
 
     def clean(photograph: Photograph) -> Cleaned | NotUsable:
         try:
             file = source / (photograph.picture or photograph.id)
             if not file.exists():
                 raise NotUsable("corrupt", "the bytes that came are gone; the stage fetch asks for them again")
-            result = cleaned(file.read_bytes(), min_size=min_size)
+            if (size := file.stat().st_size) > MAX_FILE_BYTES:
+                raise NotUsable("too_large", f"{size} bytes; {MAX_FILE_BYTES} are allowed")
+            content = file.read_bytes()
+            with room.of(math.prod(open_photograph(content, min_side=min_size, decode=False).size)):
+                result = cleaned(content, min_size=min_size)
             links, hashes = (photograph.url, photograph.final_url), (photograph.source_sha256, result.sha256)
             if any(map(fetcher.denies, links)) or any(fetcher.denies(sha256=sha256) for sha256 in hashes):
                 raise NotUsable("denied", "the deny-list names its link or content")
-            return result
         except NotUsable as reason:
             return reason
+        # Here and not below, where it would have to be held in memory until all before it are done.
+        write_atomically(folder / f"{photograph.id}.{result.suffix}", result.content)
+        return dataclasses.replace(result, content=b"")
 
     first: dict[str, Photograph] = {}
     hashes: list[tuple[int, Photograph]] = []
@@ -618,15 +649,14 @@ def clean_photographs(
             if isinstance(result, NotUsable):
                 photograph.status, photograph.detail = result.status, result.detail
                 photograph.file = photograph.sha256 = ""
+                photograph.width = photograph.height = 0
                 if result.status == "denied":
                     forget(photograph, folder.parent)
                 continue
             first[result.pixels] = photograph
             hashes.append((result.hash, photograph))
-            file = folder / f"{photograph.id}.{result.suffix}"
-            write_atomically(file, result.content)
             photograph.status, photograph.detail = "ok", ""
-            photograph.file = f"{folder.name}/{file.name}"
+            photograph.file = f"{folder.name}/{photograph.id}.{result.suffix}"
             photograph.sha256 = result.sha256
             photograph.width, photograph.height = result.size
     wanted = {photograph.file for photograph in photographs}
@@ -649,40 +679,28 @@ def forget(photograph: Photograph, folder: Path):
 
 
 def cleaned(content: bytes, *, min_size: int) -> Cleaned:
-    """A photograph's bytes made clean: upright, opaque on white, sRGB, and without EXIF, GPS, XMP and profile.
+    """A photograph made clean: upright, opaque on white, sRGB, and its pixels alone, encoded anew.
 
-    A JPEG that is so already keeps its bytes. Else a PNG stays one and all others become JPEG. Raises NotUsable.
+    Each byte of a clean file is made here of the pixels, so that no EXIF, GPS, XMP, profile or thumbnail, nothing in
+    tables that no one reads and nothing between or behind the parts of a file can come through. A PNG stays one; all
+    others become JPEG, at a quality at which a JPEG of the web changes by about 48 dB. Raises NotUsable.
     """
     picture = open_photograph(content, min_side=min_size)
-    if not is_clean_jpeg(content, picture):
-        file = io.BytesIO()
-        suffix = "png" if picture.format == "PNG" else "jpg"
-        picture = as_srgb(picture)
-        picture.info.clear()
-        if suffix == "png":
-            picture.save(file, "PNG", optimize=True)
-        else:
-            picture.save(file, "JPEG", quality=95, subsampling=0)
-        content = file.getvalue()
-        picture = open_photograph(content)
+    suffix = "png" if picture.format == "PNG" else "jpg"
+    picture = as_srgb(picture)
+    picture.info.clear()
+    file = io.BytesIO()
+    if suffix == "png":
+        picture.save(file, "PNG", optimize=True)
+    else:
+        picture.save(file, "JPEG", quality=95, subsampling=0)
     return Cleaned(
-        content=content,
-        suffix="png" if picture.format == "PNG" else "jpg",
+        content=file.getvalue(),
+        sha256=hashlib.sha256(file.getbuffer()).hexdigest(),
+        suffix=suffix,
         size=picture.size,
         pixels=content_key(picture.size, picture.tobytes()),
         hash=difference_hash(picture),
-    )
-
-
-def is_clean_jpeg(content: bytes, picture: Image.Image) -> bool:
-    """Whether these are the bytes of an RGB JPEG with nothing in it but the picture, and nothing behind it."""
-    return (
-        picture.format == "JPEG"
-        and picture.mode == "RGB"
-        # JFIF's and Adobe's notes on the coding; where they are longer there is a thumbnail in them
-        and all(name in ("APP0", "APP14") and len(note) <= 14 for name, note in picture.applist)
-        and content.count(b"\xff\xd9") == 1
-        and content.endswith(b"\xff\xd9")
     )
 
 
@@ -998,8 +1016,7 @@ def contact_sheet(rows: Sequence[Row], folder: Path) -> Image.Image:
         for c, (file, struck) in enumerate(cells):
             if not file.exists():  # no depth where no negative was drawn
                 continue
-            with Image.open(file) as picture:
-                small = ImageOps.contain(picture.convert("RGB"), (side, side))
+            small = ImageOps.contain(scoft_data.open_image(file), (side, side))
             left, low = gap + c * (side + gap), top + letters
             sheet.paste(small, (left, low))
             if struck:

@@ -109,12 +109,14 @@ class NotUsable(Exception):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def open_photograph(content: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = 1) -> Image.Image:
+def open_photograph(
+    content: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = 1, decode: bool = True
+) -> Image.Image:
     """Decode the bytes of a JPEG, PNG or WEBP still. Pixels, mode, EXIF and ICC profile stay as they are in the file.
 
-    The header tells the size, before anything is decoded; then all is, since a truncated JPEG passes `verify()`.
-    `max_pixels` lies in 1..MAX_PIXELS, beyond which Pillow warns of bombs. Raises NotUsable with status
-    not_an_image (also if animated), too_many_pixels, too_small or corrupt.
+    The header tells the size, before anything is decoded; then all is, since a truncated JPEG passes `verify()`,
+    unless `decode` is False. `max_pixels` lies in 1..MAX_PIXELS, beyond which Pillow warns of bombs. Raises NotUsable
+    with status not_an_image (also if animated), too_many_pixels, too_small or corrupt.
     """
     if not 1 <= max_pixels <= MAX_PIXELS:
         raise ValueError(f"max_pixels {max_pixels} must lie in 1..{MAX_PIXELS}.")
@@ -129,7 +131,8 @@ def open_photograph(content: bytes, *, max_pixels: int = MAX_PIXELS, min_side: i
         # the further frames of an MPO, which phones write, are other views of the same photograph
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
             raise NotUsable("not_an_image", f"animated, with {image.n_frames} frames")
-        image.load()
+        if decode:
+            image.load()
         return image
     except NotUsable:
         raise
