@@ -102,13 +102,13 @@ NUCLEUS, CAPTION_TOKENS = 0.9, 30  # top_p of a naive caption, and its greatest 
 # ours, not tuned: DreamSim was trained on variations of one picture, which are to stay below it. See histogram.png.
 FALSE_NEGATIVE_THRESHOLDS = {"dreamsim": 0.3}
 SHEET_ROWS = 50  # photographs of a page of the contact sheet
-# The flags that the card tells of.
 # What the Hub asks of whoever wants a dataset whose owner has switched access requests on.
 GATED_PROMPT = (
     "The photographs belong to those who took them, and show people whom you have not asked. By asking for access you "
     "agree not to pass them on, not to recognise faces or guess where people come from with them, not to teach models "
     "stereotypes with them, and to delete your copy of whatever is withdrawn from here."
 )
+# The flags that the card tells of.
 SETTINGS = (
     "captioner",
     "num_captions",
@@ -245,12 +245,8 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
         parser.error(f"--near_duplicate_bits is a number from -1 to 127, got {args.near_duplicate_bits}")
     if args.public and not args.links_only:
         parser.error("--public needs --links_only: the photographs belong to others")
-    if args.false_negative_threshold is None:
-        if args.filter_distance not in FALSE_NEGATIVE_THRESHOLDS and {"filter", "write"} & set(stages):
-            parser.error(f"--filter_distance {args.filter_distance} needs a --false_negative_threshold")
-        args.false_negative_threshold = FALSE_NEGATIVE_THRESHOLDS.get(args.filter_distance, 0.0)
-    if args.prompt_suffix is None:
-        args.prompt_suffix = f"in {culture_words(args.culture)}"
+    if threshold(args) is None and {"filter", "write"} & set(stages):
+        parser.error(f"--filter_distance {args.filter_distance} needs a --false_negative_threshold")
     if args.push_to_hub and "write" not in stages:
         parser.error("--push_to_hub belongs to the stage write, which --stages leaves out")
     if not 0 <= args.test_share < 1:
@@ -258,6 +254,38 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
     for flag in ("images", "deny_list", "about"):
         if (path := getattr(args, flag)) is not None and not path.exists():
             parser.error(f"--{flag} {path}: there is no such place")
+
+
+def threshold(args: argparse.Namespace) -> float | None:
+    """The distance below which a negative is left out; None where it is not given and the distance has no default."""
+    given = args.false_negative_threshold
+    return FALSE_NEGATIVE_THRESHOLDS.get(args.filter_distance) if given is None else given
+
+
+def prompt_suffix(args: argparse.Namespace) -> str:
+    return f"in {culture_words(args.culture)}" if args.prompt_suffix is None else args.prompt_suffix
+
+
+def check_models(args: argparse.Namespace, stages: Sequence[str]):
+    """Find before the work of hours whether the models that the stages need can be had: as a folder with its files, on
+    the Hub or in its cache. Raises DataError, which names the flag.
+    """
+    depth = [MIDAS_FILE] if is_midas(args.depth_model) else ["config.json", "*.safetensors"]
+    files = {
+        "caption": {"captioner": ["config.json", "*.safetensors"]},
+        "negatives": {
+            "pretrained_model_name_or_path": ["model_index.json", "unet/*.safetensors", "vae/*.safetensors"],
+            "controlnet": ["config.json", "*.safetensors"],
+            "depth_model": depth,
+        },
+    }
+    for flag, patterns in (item for stage in files if stage in stages for item in files[stage].items()):
+        model = getattr(args, flag)
+        if Path(model).is_dir():
+            if missing := [pattern for pattern in patterns if not any(Path(model).glob(pattern))]:
+                raise DataError(f"--{flag} {model}: this folder has no {missing[0]}, as such a model has.")
+        else:
+            scoft_hub.base_commit(model, revision=None, cache_dir=args.cache_dir, file=patterns[0], flag=f"--{flag}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -819,12 +847,16 @@ class Drawing:
     seed: int
 
 
+def is_midas(name_or_path: str) -> bool:
+    return name_or_path == MIDAS or Path(name_or_path, MIDAS_FILE).is_file()
+
+
 class DepthEstimator:
     """The depth of a photograph as a ControlNet takes it: RGB, black far to white near, over the full range."""
 
     def __init__(self, name_or_path: str, *, device, cache_dir: str | None):
         self.processor = None
-        if name_or_path == MIDAS or (Path(name_or_path) / MIDAS_FILE).is_file():
+        if is_midas(name_or_path):
             from controlnet_aux import MidasDetector
 
             self.model = MidasDetector.from_pretrained(name_or_path, cache_dir=cache_dir).to(device)
@@ -1072,6 +1104,7 @@ def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argpar
         "fingerprint": content_key(*(photograph.sha256 for photograph in usable)),
         "settings": json.loads((folder / "clean.json").read_text())
         | {name: getattr(args, name) for name in SETTINGS}
+        | {"prompt_suffix": prompt_suffix(args), "false_negative_threshold": threshold(args)}
         | {name: public_name(getattr(args, name)) for name in MODELS},
     }
 
@@ -1239,18 +1272,26 @@ def draw_negatives(args: argparse.Namespace, wanted: dict[str, tuple], ledger: L
         ledger.add(key, photograph=photograph.id, prompts=prompts, negatives=[n for n in prompts if n in pictures])
 
 
+def load_filter(args: argparse.Namespace, *, device) -> scoft_losses.PerceptualDistance:
+    try:
+        return scoft_losses.load_distance(
+            args.filter_distance,
+            model_name_or_path=args.filter_model,
+            device=device,
+            dreamsim_type=args.dreamsim_type,
+            cache_dir=args.cache_dir,
+            flags=("--filter_distance", "--filter_model"),
+        )
+    except (OSError, ImportError) as error:
+        raise DataError(str(error)) from error
+
+
 def measure(args: argparse.Namespace, wanted: dict[str, tuple], ledger: Ledger, folder: Path, accelerator):
     """Write the distances of each photograph's negatives in `wanted`, by key, into the ledger."""
     mine = share(wanted, ledger, accelerator)
     with accelerator.main_process_first():  # dreamsim's own download bears no company
         if mine:
-            distance = scoft_losses.load_distance(
-                args.filter_distance,
-                model_name_or_path=args.filter_model,
-                device=accelerator.device,
-                dreamsim_type=args.dreamsim_type,
-                cache_dir=args.cache_dir,
-            )
+            distance = load_filter(args, device=accelerator.device)
     for key, (photograph, files) in progress("Measuring distances", mine, accelerator):
         negatives = [scoft_data.open_image(file) for file in files]
         ledger.add(key, distances=distances_to(open_kept(folder, photograph), negatives, distance=distance))
@@ -1292,7 +1333,7 @@ def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path, *, repo_i
         contact_sheet(rows[first : first + SHEET_ROWS], folder).save(folder / f"contact_sheet-{page}.png")
     distances = [distance for row in rows for _, distance in row.negatives]
     if distances:
-        plot = histogram(distances, threshold=args.false_negative_threshold, label=args.filter_distance)
+        plot = histogram(distances, threshold=threshold(args), label=args.filter_distance)
         plot.save(folder / "histogram.png")
         false = sum(len(row.negatives) - len(row.kept_negatives) for row in rows)
         logger.info("%d of %d negatives are too near their photographs and left out", false, len(distances))
@@ -1352,13 +1393,20 @@ def main(argv: list[str] | None = None):
             private=not args.public,
             flag="--hub_dataset_id",
         )
+    # A key is made of all that decides a result, so what a ledger holds is never made again.
+    ledgers = {name: Ledger(folder / f"{name}.jsonl") for name in ("captions", "negatives", "distances")}
+    measured_how = (args.filter_distance, model_key(args.filter_model), args.dreamsim_type)
     if accelerator.is_main_process:
+        check_models(args, stages)
+        measured = ledgers["distances"].read()
+        if "filter" in stages and not any(
+            content_key(key, *measured_how) in measured for key in ledgers["negatives"].read()
+        ):
+            load_filter(args, device="cpu")  # it has not done so here yet
         gather(args, stages, folder)
     accelerator.wait_for_everyone()
     photographs = kept(read_manifest(folder))
 
-    # A key is made of all that decides a result, so what a ledger holds is never made again.
-    ledgers = {name: Ledger(folder / f"{name}.jsonl") for name in ("captions", "negatives", "distances")}
     how = (
         model_key(args.captioner),
         args.num_captions,
@@ -1391,7 +1439,7 @@ def main(argv: list[str] | None = None):
                 photograph,
                 captions[photograph.id],
                 number=args.num_negatives,
-                suffix=args.prompt_suffix,
+                suffix=prompt_suffix(args),
                 drawing=drawing,
             )
             wanted[content_key(*prompts)] = (photograph, prompts)
@@ -1402,7 +1450,6 @@ def main(argv: list[str] | None = None):
         accelerator.wait_for_everyone()
 
     drawn = ledgers["negatives"].read()
-    measured_how = (args.filter_distance, model_key(args.filter_model), args.dreamsim_type)
     pairs = {}
     for key, (photograph, _) in wanted.items():
         if key in drawn and drawn[key]["negatives"]:
@@ -1432,7 +1479,7 @@ def main(argv: list[str] | None = None):
                 photograph=photograph,
                 captions=captions.get(photograph.id, []),
                 negatives=negatives.get(photograph.id, []),
-                threshold=args.false_negative_threshold,
+                threshold=threshold(args),
             )
             for photograph in photographs
         ]

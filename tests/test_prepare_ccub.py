@@ -1045,17 +1045,47 @@ def test_blanked_negatives_are_left_out_and_recorded(copy, flags, made, monkeypa
     assert dataset.num_negatives == [1] * 6
 
 
+@pytest.mark.parametrize(
+    ("flag", "stages"),
+    [
+        ("captioner", "fetch,clean,caption"),
+        ("pretrained_model_name_or_path", "fetch,clean,negatives"),
+        ("controlnet", "fetch,clean,negatives"),
+        ("depth_model", "fetch,clean,negatives"),
+        ("filter_model", "fetch,clean,filter"),
+    ],
+)
+@pytest.mark.parametrize("wrong", ["absent/model", "folder/empty", "folder/no weights"])
+def test_a_model_that_cannot_be_had_is_named_before_the_work(flag, stages, wrong, flags, tmp_path, hub, monkeypatch):
+    """A model that is neither a folder of one nor on the Hub ends the run before its first stage, under its flag."""
+    monkeypatch.setattr(prepare_ccub, "gather", lambda *_: pytest.fail("it went to work"))
+    if wrong.startswith("folder"):
+        wrong = tmp_path / wrong
+        wrong.mkdir(parents=True)
+        if "weights" in wrong.name:
+            for file in Path(flags[flag]).glob("*.json"):
+                shutil.copy(file, wrong)
+    with pytest.raises(DataError, match=f"^--{flag}[ :].*{wrong}"):
+        prepare(flags | {flag: wrong}, output=tmp_path / "ccub", stages=stages)
+
+
+def test_a_model_of_a_stage_that_is_not_run_may_be_anything(copy, flags):
+    """The stages that no model is needed for ask for none."""
+    prepare(flags | dict.fromkeys(prepare_ccub.MODELS, "absent/model"), output=copy, stages="fetch,clean")
+
+
 def test_prompts_are_the_captions_in_turn_with_the_suffix(flags):
     """Each negative has a naive caption with the culture, or with --prompt_suffix, which may be empty."""
     args = prepare_ccub.parse_args(words(flags | {"culture": "united_states"}))
-    assert args.prompt_suffix == "in the United States"
+    assert prepare_ccub.prompt_suffix(args) == "in the United States"
+    assert prepare_ccub.prompt_suffix(prepare_ccub.parse_args(words(flags | {"prompt_suffix": ""}))) == ""
     drawing = prepare_ccub.Drawing(
         base_model="a", controlnet="b", depth_model="c", resolution=16, num_inference_steps=2, guidance_scale=7.5,
         precision="no", seed=0,
     )  # fmt: skip
     common = {"captions": ["a house", "a roof"], "number": 3, "drawing": drawing}
     photograph = Photograph(id="a", caption="", sha256="1")
-    prompts = prepare_ccub.prompts_of_negatives(photograph, suffix=args.prompt_suffix, **common)
+    prompts = prepare_ccub.prompts_of_negatives(photograph, suffix="in the United States", **common)
     assert list(prompts.values()) == [f"a {thing} in the United States" for thing in ("house", "roof", "house")]
     plain = prepare_ccub.prompts_of_negatives(photograph, suffix="", **common)
     assert list(plain.values()) == ["a house", "a roof", "a house"]
@@ -1134,11 +1164,17 @@ def test_the_histogram_shows_the_threshold():
 
 def test_a_threshold_without_a_default_is_asked_for(flags, capsys):
     """Only dreamsim has a default threshold; with another distance its flag is asked for by name."""
-    assert prepare_ccub.parse_args(["--culture", "korea"]).false_negative_threshold == 0.3
+    assert prepare_ccub.threshold(prepare_ccub.parse_args(["--culture", "korea"])) == 0.3
     with pytest.raises(SystemExit):
         prepare_ccub.parse_args(words(flags | {"false_negative_threshold": None}))
     assert "--filter_distance clip_conv needs a --false_negative_threshold" in capsys.readouterr().err
     prepare_ccub.parse_args(words(flags | {"false_negative_threshold": None, "stages": "fetch,clean"}))
+
+
+def test_checking_the_arguments_leaves_them_as_they_are(flags):
+    """What a flag says is what was given: defaults that hang on other flags are told where they are used."""
+    args = prepare_ccub.parse_args(["--culture", "korea"])
+    assert args.false_negative_threshold is None and args.prompt_suffix is None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
