@@ -11,6 +11,7 @@ line for every link or picture and says what became of it. On several GPUs: `acc
 """
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -18,6 +19,7 @@ import html
 import io
 import json
 import logging
+import math
 import re
 import sys
 import textwrap
@@ -37,7 +39,7 @@ import scoft_hub
 import scoft_losses
 from scoft.errors import DataError
 from scoft.files import Ledger, content_key, model_key, write_atomically
-from scoft.images import as_rgb, open_image, upright
+from scoft.images import MAX_PIXELS, as_rgb, open_image, upright
 from scoft.launch import Parser
 from scoft_data import CATEGORIES, culture_words, stable_generator
 from scoft_fetch import Fetched, Fetcher, NotUsable, open_photograph
@@ -85,20 +87,21 @@ CULTURE_WORDS = {
 }
 ARCHIVE = "https://web.archive.org/web/2023id_/{}"
 MIDAS, MIDAS_FILE = "lllyasviel/Annotators", "dpt_hybrid-midas-501f0c75.pt"  # MiDaS's weights for controlnet_aux
-FETCH_THREADS, CLEAN_THREADS = 8, 4  # a large photograph takes a gigabyte while it is cleaned
+FETCH_THREADS, CLEAN_THREADS = 8, 4
+MAX_FILE_BYTES = 300_000_000  # of a picture in --images
 ATTEMPTS = 5  # at a caption or a negative that comes out unusable
 NUCLEUS, CAPTION_TOKENS = 0.9, 30  # top_p of a naive caption, and its greatest length
 # Nearer than this a negative is too much like its photograph to be one. The paper's value is not public; this one is
 # ours, not tuned: DreamSim was trained on variations of one picture, which are to stay below it. See histogram.png.
 FALSE_NEGATIVE_THRESHOLDS = {"dreamsim": 0.3}
 SHEET_ROWS = 50  # photographs of a page of the contact sheet
-# The flags that the card tells of.
 # What the Hub asks of whoever wants a dataset whose owner has switched access requests on.
 GATED_PROMPT = (
     "The photographs belong to those who took them, and show people whom you have not asked. By asking for access you "
     "agree not to pass them on, not to recognise faces or guess where people come from with them, not to teach models "
     "stereotypes with them, and to delete your copy of whatever is withdrawn from here."
 )
+# The flags that the card tells of.
 SETTINGS = (
     "captioner",
     "num_captions",
@@ -234,12 +237,8 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
         parser.error(f"--near_duplicate_bits is a number from -1 to 127, got {args.near_duplicate_bits}")
     if args.public and not args.links_only:
         parser.error("--public needs --links_only: the photographs belong to others")
-    if args.false_negative_threshold is None:
-        if args.filter_distance not in FALSE_NEGATIVE_THRESHOLDS and {"filter", "write"} & set(stages):
-            parser.error(f"--filter_distance {args.filter_distance} needs a --false_negative_threshold")
-        args.false_negative_threshold = FALSE_NEGATIVE_THRESHOLDS.get(args.filter_distance, 0.0)
-    if args.prompt_suffix is None:
-        args.prompt_suffix = f"in {culture_words(args.culture)}"
+    if threshold(args) is None and {"filter", "write"} & set(stages):
+        parser.error(f"--filter_distance {args.filter_distance} needs a --false_negative_threshold")
     if args.push_to_hub and "write" not in stages:
         parser.error("--push_to_hub belongs to the stage write, which --stages leaves out")
     if not 0 <= args.test_share < 1:
@@ -247,6 +246,38 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
     for flag in ("images", "deny_list", "about"):
         if (path := getattr(args, flag)) is not None and not path.exists():
             parser.error(f"--{flag} {path}: there is no such place")
+
+
+def threshold(args: argparse.Namespace) -> float | None:
+    """The distance below which a negative is left out; None where it is not given and the distance has no default."""
+    given = args.false_negative_threshold
+    return FALSE_NEGATIVE_THRESHOLDS.get(args.filter_distance) if given is None else given
+
+
+def prompt_suffix(args: argparse.Namespace) -> str:
+    return f"in {culture_words(args.culture)}" if args.prompt_suffix is None else args.prompt_suffix
+
+
+def check_models(args: argparse.Namespace, stages: Sequence[str]):
+    """Find before the work of hours whether the models that the stages need can be had: as a folder with its files, on
+    the Hub or in its cache. Raises DataError, which names the flag.
+    """
+    depth = [MIDAS_FILE] if is_midas(args.depth_model) else ["config.json", "*.safetensors"]
+    files = {
+        "caption": {"captioner": ["config.json", "*.safetensors"]},
+        "negatives": {
+            "pretrained_model_name_or_path": ["model_index.json", "unet/*.safetensors", "vae/*.safetensors"],
+            "controlnet": ["config.json", "*.safetensors"],
+            "depth_model": depth,
+        },
+    }
+    for flag, patterns in (item for stage in files if stage in stages for item in files[stage].items()):
+        model = getattr(args, flag)
+        if Path(model).is_dir():
+            if missing := [pattern for pattern in patterns if not any(Path(model).glob(pattern))]:
+                raise DataError(f"--{flag} {model}: this folder has no {missing[0]}, as such a model has.")
+        else:
+            scoft_hub.base_commit(model, revision=None, cache_dir=args.cache_dir, file=patterns[0], flag=f"--{flag}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -418,13 +449,18 @@ def read_pictures(folder: Path) -> list[Photograph]:
                 caption=row["text"].strip(),
                 category=category,
                 license=str(row.get("license") or ""),
-                source_sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+                source_sha256=sha256_of(file),
                 split=split,
             )
         )
     if not found:
         raise DataError(f"--images {folder}: the metadata has no rows; write one a picture: {EXAMPLE_LINE}")
     return marked_duplicates(found)
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def metadata_rows(folder: Path) -> Iterator[tuple[str, dict]]:
@@ -552,19 +588,35 @@ def known_again(found: Sequence[Photograph], manifest: Sequence[Photograph]) -> 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class Room:
+    """Keeps the pixels that threads have in hand together within MAX_PIXELS: who would exceed them waits."""
+
+    def __init__(self):
+        self._free, self._changed = MAX_PIXELS, threading.Condition()
+
+    @contextlib.contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cleaned:
     """A photograph ready to be kept: its file's bytes and format, its size, what finds its like."""
 
     content: bytes
+    sha256: str  # of it
     suffix: str
     size: tuple[int, int]
     pixels: str  # equal for equal pictures
     hash: int  # of 128 bits, few of which differ between versions of one picture
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
 
 
 def clean_photographs(
@@ -584,19 +636,26 @@ def clean_photographs(
     """
     folder.mkdir(exist_ok=True)
     came = [photograph for photograph in photographs if photograph.source_sha256]
+    room = Room()
 
     def clean(photograph: Photograph) -> Cleaned | NotUsable:
         try:
             file = source / (photograph.picture or photograph.id)
             if not file.exists():
                 raise NotUsable("corrupt", "the bytes that came are gone; the stage fetch asks for them again")
-            result = cleaned(file.read_bytes(), min_size=min_size)
+            if (size := file.stat().st_size) > MAX_FILE_BYTES:
+                raise NotUsable("too_large", f"{size} bytes; {MAX_FILE_BYTES} are allowed")
+            content = file.read_bytes()
+            with room.of(math.prod(open_photograph(content, min_side=min_size, decode=False).size)):
+                result = cleaned(content, min_size=min_size)
             links, hashes = (photograph.url, photograph.final_url), (photograph.source_sha256, result.sha256)
             if any(map(fetcher.denies, links)) or any(fetcher.denies(sha256=sha256) for sha256 in hashes):
                 raise NotUsable("denied", "the deny-list names its link or content")
-            return result
         except NotUsable as reason:
             return reason
+        # Here and not below, where it would have to be held in memory until all before it are done.
+        write_atomically(folder / f"{photograph.id}.{result.suffix}", result.content)
+        return dataclasses.replace(result, content=b"")
 
     first: dict[str, Photograph] = {}
     hashes: list[tuple[int, Photograph]] = []
@@ -610,15 +669,14 @@ def clean_photographs(
             if isinstance(result, NotUsable):
                 photograph.status, photograph.detail = result.status, result.detail
                 photograph.file = photograph.sha256 = ""
+                photograph.width = photograph.height = 0
                 if result.status == "denied":
                     forget(photograph, folder.parent)
                 continue
             first[result.pixels] = photograph
             hashes.append((result.hash, photograph))
-            file = folder / f"{photograph.id}.{result.suffix}"
-            write_atomically(file, result.content)
             photograph.status, photograph.detail = "ok", ""
-            photograph.file = f"{folder.name}/{file.name}"
+            photograph.file = f"{folder.name}/{photograph.id}.{result.suffix}"
             photograph.sha256 = result.sha256
             photograph.width, photograph.height = result.size
     wanted = {photograph.file for photograph in photographs}
@@ -641,40 +699,28 @@ def forget(photograph: Photograph, folder: Path):
 
 
 def cleaned(content: bytes, *, min_size: int) -> Cleaned:
-    """A photograph's bytes made clean: upright, opaque on white, sRGB, and without EXIF, GPS, XMP and profile.
+    """A photograph made clean: upright, opaque on white, sRGB, and its pixels alone, encoded anew.
 
-    A JPEG that is so already keeps its bytes. Else a PNG stays one and all others become JPEG. Raises NotUsable.
+    Each byte of a clean file is made here of the pixels, so that no EXIF, GPS, XMP, profile or thumbnail, nothing in
+    tables that no one reads and nothing between or behind the parts of a file can come through. A PNG stays one; all
+    others become JPEG, at a quality at which a JPEG of the web changes by about 48 dB. Raises NotUsable.
     """
     picture = open_photograph(content, min_side=min_size)
-    if not is_clean_jpeg(content, picture):
-        file = io.BytesIO()
-        suffix = "png" if picture.format == "PNG" else "jpg"
-        picture = as_srgb(picture)
-        picture.info.clear()
-        if suffix == "png":
-            picture.save(file, "PNG", optimize=True)
-        else:
-            picture.save(file, "JPEG", quality=95, subsampling=0)
-        content = file.getvalue()
-        picture = open_photograph(content)
+    suffix = "png" if picture.format == "PNG" else "jpg"
+    picture = as_srgb(picture)
+    picture.info.clear()
+    file = io.BytesIO()
+    if suffix == "png":
+        picture.save(file, "PNG", optimize=True)
+    else:
+        picture.save(file, "JPEG", quality=95, subsampling=0)
     return Cleaned(
-        content=content,
-        suffix="png" if picture.format == "PNG" else "jpg",
+        content=file.getvalue(),
+        sha256=hashlib.sha256(file.getbuffer()).hexdigest(),
+        suffix=suffix,
         size=picture.size,
         pixels=content_key(picture.size, picture.tobytes()),
         hash=difference_hash(picture),
-    )
-
-
-def is_clean_jpeg(content: bytes, picture: Image.Image) -> bool:
-    """Whether these are the bytes of an RGB JPEG with nothing in it but the picture, and nothing behind it."""
-    return (
-        picture.format == "JPEG"
-        and picture.mode == "RGB"
-        # JFIF's and Adobe's notes on the coding; where they are longer there is a thumbnail in them
-        and all(name in ("APP0", "APP14") and len(note) <= 14 for name, note in picture.applist)
-        and content.count(b"\xff\xd9") == 1
-        and content.endswith(b"\xff\xd9")
     )
 
 
@@ -793,12 +839,16 @@ class Drawing:
     seed: int
 
 
+def is_midas(name_or_path: str) -> bool:
+    return name_or_path == MIDAS or Path(name_or_path, MIDAS_FILE).is_file()
+
+
 class DepthEstimator:
     """The depth of a photograph as a ControlNet takes it: RGB, black far to white near, over the full range."""
 
     def __init__(self, name_or_path: str, *, device, cache_dir: str | None):
         self.processor = None
-        if name_or_path == MIDAS or (Path(name_or_path) / MIDAS_FILE).is_file():
+        if is_midas(name_or_path):
             from controlnet_aux import MidasDetector
 
             self.model = MidasDetector.from_pretrained(name_or_path, cache_dir=cache_dir).to(device)
@@ -990,8 +1040,7 @@ def contact_sheet(rows: Sequence[Row], folder: Path) -> Image.Image:
         for c, (file, struck) in enumerate(cells):
             if not file.exists():  # no depth where no negative was drawn
                 continue
-            with Image.open(file) as picture:
-                small = ImageOps.contain(picture.convert("RGB"), (side, side))
+            small = ImageOps.contain(open_image(file), (side, side))
             left, low = gap + c * (side + gap), top + letters
             sheet.paste(small, (left, low))
             if struck:
@@ -1047,6 +1096,7 @@ def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argpar
         "fingerprint": content_key(*(photograph.sha256 for photograph in usable)),
         "settings": json.loads((folder / "clean.json").read_text())
         | {name: getattr(args, name) for name in SETTINGS}
+        | {"prompt_suffix": prompt_suffix(args), "false_negative_threshold": threshold(args)}
         | {name: public_name(getattr(args, name)) for name in MODELS},
     }
 
@@ -1214,18 +1264,26 @@ def draw_negatives(args: argparse.Namespace, wanted: dict[str, tuple], ledger: L
         ledger.add(key, photograph=photograph.id, prompts=prompts, negatives=[n for n in prompts if n in pictures])
 
 
+def load_filter(args: argparse.Namespace, *, device) -> scoft_losses.PerceptualDistance:
+    try:
+        return scoft_losses.load_distance(
+            args.filter_distance,
+            model_name_or_path=args.filter_model,
+            device=device,
+            dreamsim_type=args.dreamsim_type,
+            cache_dir=args.cache_dir,
+            flags=("--filter_distance", "--filter_model"),
+        )
+    except (OSError, ImportError) as error:
+        raise DataError(str(error)) from error
+
+
 def measure(args: argparse.Namespace, wanted: dict[str, tuple], ledger: Ledger, folder: Path, accelerator):
     """Write the distances of each photograph's negatives in `wanted`, by key, into the ledger."""
     mine = share(wanted, ledger, accelerator)
     with accelerator.main_process_first():  # dreamsim's own download bears no company
         if mine:
-            distance = scoft_losses.load_distance(
-                args.filter_distance,
-                model_name_or_path=args.filter_model,
-                device=accelerator.device,
-                dreamsim_type=args.dreamsim_type,
-                cache_dir=args.cache_dir,
-            )
+            distance = load_filter(args, device=accelerator.device)
     for key, (photograph, files) in progress("Measuring distances", mine, accelerator):
         negatives = [open_image(file) for file in files]
         ledger.add(key, distances=distances_to(open_kept(folder, photograph), negatives, distance=distance))
@@ -1267,7 +1325,7 @@ def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path, *, repo_i
         contact_sheet(rows[first : first + SHEET_ROWS], folder).save(folder / f"contact_sheet-{page}.png")
     distances = [distance for row in rows for _, distance in row.negatives]
     if distances:
-        plot = histogram(distances, threshold=args.false_negative_threshold, label=args.filter_distance)
+        plot = histogram(distances, threshold=threshold(args), label=args.filter_distance)
         plot.save(folder / "histogram.png")
         false = sum(len(row.negatives) - len(row.kept_negatives) for row in rows)
         logger.info("%d of %d negatives are too near their photographs and left out", false, len(distances))
@@ -1325,13 +1383,20 @@ def main(argv: list[str] | None = None):
             private=not args.public,
             flag="--hub_dataset_id",
         )
+    # A key is made of all that decides a result, so what a ledger holds is never made again.
+    ledgers = {name: Ledger(folder / f"{name}.jsonl") for name in ("captions", "negatives", "distances")}
+    measured_how = (args.filter_distance, model_key(args.filter_model), args.dreamsim_type)
     if accelerator.is_main_process:
+        check_models(args, stages)
+        measured = ledgers["distances"].read()
+        if "filter" in stages and not any(
+            content_key(key, *measured_how) in measured for key in ledgers["negatives"].read()
+        ):
+            load_filter(args, device="cpu")  # it has not done so here yet
         gather(args, stages, folder)
     accelerator.wait_for_everyone()
     photographs = kept(read_manifest(folder))
 
-    # A key is made of all that decides a result, so what a ledger holds is never made again.
-    ledgers = {name: Ledger(folder / f"{name}.jsonl") for name in ("captions", "negatives", "distances")}
     how = (
         model_key(args.captioner),
         args.num_captions,
@@ -1364,7 +1429,7 @@ def main(argv: list[str] | None = None):
                 photograph,
                 captions[photograph.id],
                 number=args.num_negatives,
-                suffix=args.prompt_suffix,
+                suffix=prompt_suffix(args),
                 drawing=drawing,
             )
             wanted[content_key(*prompts)] = (photograph, prompts)
@@ -1375,7 +1440,6 @@ def main(argv: list[str] | None = None):
         accelerator.wait_for_everyone()
 
     drawn = ledgers["negatives"].read()
-    measured_how = (args.filter_distance, model_key(args.filter_model), args.dreamsim_type)
     pairs = {}
     for key, (photograph, _) in wanted.items():
         if key in drawn and drawn[key]["negatives"]:
@@ -1405,7 +1469,7 @@ def main(argv: list[str] | None = None):
                 photograph=photograph,
                 captions=captions.get(photograph.id, []),
                 negatives=negatives.get(photograph.id, []),
-                threshold=args.false_negative_threshold,
+                threshold=threshold(args),
             )
             for photograph in photographs
         ]

@@ -13,6 +13,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -624,6 +625,47 @@ def test_nothing_but_the_picture_is_left(dirty):
     assert clean.size == (40, 32) and clean.suffix == ("png" if dirty.startswith(b"\x89PNG") else "jpg")
 
 
+def segment(marker: int, data: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+
+
+def before_scan(*segments: bytes) -> bytes:
+    at = CLEAN.index(b"\xff\xda")
+    return CLEAN[:at] + b"".join(segments) + CLEAN[at:]
+
+
+TABLE = (SECRET * 4)[:64]  # a quantisation table that no component uses
+
+
+@pytest.mark.parametrize(
+    "dirty",
+    [
+        CLEAN[:-2] + segment(0xDC, struct.pack(">H", 32) + SECRET) + CLEAN[-2:],
+        CLEAN[:-2] + SECRET + CLEAN[-2:],
+        CLEAN[:-2] + b"\xff" * 9 + b"\xd9",
+        CLEAN[:2] + segment(0xE0, b"JFIF\0\1\1\0\0\1\0\1\0\0") * 3 + CLEAN[20:],
+        before_scan(*(segment(0xE0, SECRET[i : i + 9]) for i in range(0, len(SECRET), 9))),
+        before_scan(*(segment(0xEE, SECRET[i : i + 9]) for i in range(0, len(SECRET), 9))),
+        before_scan(segment(0xDB, b"\3" + TABLE)),
+        before_scan(segment(0xDB, b"\0" + TABLE), CLEAN[CLEAN.index(b"\xff\xdb") :][:69]),  # of two the last holds
+        before_scan(segment(0xC4, b"\x13" + bytes([0, 1, 2, 3, 4, 5, 6, 7, *[0] * 8]) + (SECRET * 2)[:28])),
+    ],
+    ids=["DNL", "before the end", "fill bytes", "three APP0", "APP0", "APP14", "spare DQT", "first DQT", "spare DHT"],
+)  # fmt: skip
+def test_no_byte_of_a_jpeg_is_taken_over(dirty):
+    """Whatever else a JPEG holds, its clean copy is, byte for byte, that of the same pixels without it."""
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(dirty))), np.asarray(Image.open(io.BytesIO(CLEAN))))
+    assert cleaned(dirty, min_size=16).content == cleaned(CLEAN, min_size=16).content
+
+
+def test_the_tables_of_a_jpeg_are_not_taken_over():
+    """A quantisation table says what it will where the coefficients are nought; the clean copy has its own."""
+    grey, tables = Image.new("RGB", (40, 32), (128, 128, 128)), [list(TABLE), list(TABLE[::-1])]
+    dirty = encoded(grey, qtables=tables)
+    assert len(set(TABLE) & set(dirty)) == len(set(TABLE))
+    assert cleaned(dirty, min_size=16).content == cleaned(encoded(grey), min_size=16).content
+
+
 def test_texts_of_a_png_are_gone():
     """A PNG's text chunks are dropped, its pixels kept exactly."""
     notes = PngImagePlugin.PngInfo()
@@ -635,12 +677,15 @@ def test_texts_of_a_png_are_gone():
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(clean))), np.asarray(picture(0)))
 
 
-def test_a_clean_jpeg_keeps_its_bytes():
-    """A JPEG with nothing in it but the picture is not compressed again, and cleaning twice is cleaning once."""
-    assert cleaned(CLEAN, min_size=16).content == CLEAN
-    for dirty in (encoded(picture(0), exif=secret_exif(6)), encoded(picture(0), "PNG"), encoded(picture(0), "WEBP")):
-        once = cleaned(dirty, min_size=16)
-        assert cleaned(once.content, min_size=16) == once
+@pytest.mark.parametrize(
+    "content", [CLEAN, encoded(picture(0), "PNG"), encoded(picture(0, (400, 300)), quality=80, progressive=True)]
+)
+def test_a_clean_copy_is_the_picture_and_always_the_same(content):
+    """Clean copies of a file are equal byte for byte; encoded anew, a photograph changes by less than can be seen."""
+    once = cleaned(content, min_size=16)
+    assert cleaned(content, min_size=16) == once
+    found, came = (np.asarray(Image.open(io.BytesIO(each)), float) for each in (once.content, content))
+    assert np.square(found - came).mean() < 255**2 / 10**4.2  # 42 dB
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
@@ -731,6 +776,58 @@ def test_versions_of_one_picture_are_found_across_splits_and_the_first_is_kept(t
     prepare(flags, min_size=64, near_duplicate_bits=-1)
     found = statuses(tmp_path / "ccub" / "korea")
     assert [name for name, status in found.items() if status == "duplicate"] == ["same-pixels.png"]
+
+
+def test_large_photographs_are_not_cleaned_side_by_side(tmp_path, monkeypatch):
+    """The photographs in hand have no more pixels together than the largest that is allowed, and no bytes of those
+    that are done are held until their turn comes; a file beyond all measure is not even read.
+    """
+    contents = {f"{i}.jpg": encoded(picture(i)) for i in range(12)} | {"12.jpg": encoded(picture(12)) + bytes(9000)}
+    flags = {
+        "culture": "korea",
+        "images": write_images(tmp_path / "pictures", dict.fromkeys(contents, {}), contents),
+        "output": tmp_path / "ccub",
+        "stages": "fetch,clean",
+        "min_size": 16,
+    }
+    clean, lock, now, most, first = prepare_ccub.cleaned, threading.Lock(), 0, 0, threading.Event()
+
+    def counted(content, *, min_size):
+        nonlocal now, most
+        with lock:
+            now, most = now + 1, max(most, now + 1)
+        if content == contents["0.jpg"]:
+            assert first.wait(20)
+        time.sleep(0.02)
+        result = clean(content, min_size=min_size)
+        with lock:
+            now -= 1
+        return result
+
+    def written(path, content):
+        write(path, content)
+        if path.parent.name == "photographs" and len(list(path.parent.glob("*.jpg"))) == 11:
+            first.set()
+
+    write = prepare_ccub.write_atomically
+    monkeypatch.setattr(prepare_ccub, "write_atomically", written)
+    monkeypatch.setattr(prepare_ccub, "cleaned", counted)
+    monkeypatch.setattr(prepare_ccub, "MAX_PIXELS", 2 * 40 * 32 + 1)
+    monkeypatch.setattr(prepare_ccub, "MAX_FILE_BYTES", 9000)
+    prepare(flags)
+    assert most == 2
+    *rest, last = read_manifest(tmp_path / "ccub" / "korea")
+    assert {photograph.status for photograph in rest} == {"ok"}
+    assert last.status == "too_large" and "9000 are allowed" in last.detail
+
+
+def test_postscript_never_reaches_ghostscript(tmp_path, monkeypatch):
+    """Whatever its name says, an EPS is no photograph, and Ghostscript is not called for it."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was called"))
+    for content in (encoded(picture(0), "EPS"), b"\xc5\xd0\xd3\xc6" + bytes(28) + encoded(picture(0), "EPS")):
+        with pytest.raises(NotUsable) as found:
+            cleaned(content, min_size=16)
+        assert found.value.status == "not_an_image"
 
 
 # --- splits ---
@@ -949,17 +1046,47 @@ def test_blanked_negatives_are_left_out_and_recorded(copy, flags, made, monkeypa
     assert dataset.num_negatives == [1] * 6
 
 
+@pytest.mark.parametrize(
+    ("flag", "stages"),
+    [
+        ("captioner", "fetch,clean,caption"),
+        ("pretrained_model_name_or_path", "fetch,clean,negatives"),
+        ("controlnet", "fetch,clean,negatives"),
+        ("depth_model", "fetch,clean,negatives"),
+        ("filter_model", "fetch,clean,filter"),
+    ],
+)
+@pytest.mark.parametrize("wrong", ["absent/model", "folder/empty", "folder/no weights"])
+def test_a_model_that_cannot_be_had_is_named_before_the_work(flag, stages, wrong, flags, tmp_path, hub, monkeypatch):
+    """A model that is neither a folder of one nor on the Hub ends the run before its first stage, under its flag."""
+    monkeypatch.setattr(prepare_ccub, "gather", lambda *_: pytest.fail("it went to work"))
+    if wrong.startswith("folder"):
+        wrong = tmp_path / wrong
+        wrong.mkdir(parents=True)
+        if "weights" in wrong.name:
+            for file in Path(flags[flag]).glob("*.json"):
+                shutil.copy(file, wrong)
+    with pytest.raises(DataError, match=f"^--{flag}[ :].*{wrong}"):
+        prepare(flags | {flag: wrong}, output=tmp_path / "ccub", stages=stages)
+
+
+def test_a_model_of_a_stage_that_is_not_run_may_be_anything(copy, flags):
+    """The stages that no model is needed for ask for none."""
+    prepare(flags | dict.fromkeys(prepare_ccub.MODELS, "absent/model"), output=copy, stages="fetch,clean")
+
+
 def test_prompts_are_the_captions_in_turn_with_the_suffix(flags):
     """Each negative has a naive caption with the culture, or with --prompt_suffix, which may be empty."""
     args = prepare_ccub.parse_args(words(flags | {"culture": "united_states"}))
-    assert args.prompt_suffix == "in the United States"
+    assert prepare_ccub.prompt_suffix(args) == "in the United States"
+    assert prepare_ccub.prompt_suffix(prepare_ccub.parse_args(words(flags | {"prompt_suffix": ""}))) == ""
     drawing = prepare_ccub.Drawing(
         base_model="a", controlnet="b", depth_model="c", resolution=16, num_inference_steps=2, guidance_scale=7.5,
         precision="no", seed=0,
     )  # fmt: skip
     common = {"captions": ["a house", "a roof"], "number": 3, "drawing": drawing}
     photograph = Photograph(id="a", caption="", sha256="1")
-    prompts = prepare_ccub.prompts_of_negatives(photograph, suffix=args.prompt_suffix, **common)
+    prompts = prepare_ccub.prompts_of_negatives(photograph, suffix="in the United States", **common)
     assert list(prompts.values()) == [f"a {thing} in the United States" for thing in ("house", "roof", "house")]
     plain = prepare_ccub.prompts_of_negatives(photograph, suffix="", **common)
     assert list(plain.values()) == ["a house", "a roof", "a house"]
@@ -1038,11 +1165,17 @@ def test_the_histogram_shows_the_threshold():
 
 def test_a_threshold_without_a_default_is_asked_for(flags, capsys):
     """Only dreamsim has a default threshold; with another distance its flag is asked for by name."""
-    assert prepare_ccub.parse_args(["--culture", "korea"]).false_negative_threshold == 0.3
+    assert prepare_ccub.threshold(prepare_ccub.parse_args(["--culture", "korea"])) == 0.3
     with pytest.raises(SystemExit):
         prepare_ccub.parse_args(words(flags | {"false_negative_threshold": None}))
     assert "--filter_distance clip_conv needs a --false_negative_threshold" in capsys.readouterr().err
     prepare_ccub.parse_args(words(flags | {"false_negative_threshold": None, "stages": "fetch,clean"}))
+
+
+def test_checking_the_arguments_leaves_them_as_they_are(flags):
+    """What a flag says is what was given: defaults that hang on other flags are told where they are used."""
+    args = prepare_ccub.parse_args(["--culture", "korea"])
+    assert args.false_negative_threshold is None and args.prompt_suffix is None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
