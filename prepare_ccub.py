@@ -22,7 +22,6 @@ import logging
 import math
 import re
 import sys
-import textwrap
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,10 +32,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 import scoft_hub
 import scoft_losses
+from scoft import sheets
 from scoft.errors import DataError
 from scoft.files import Ledger, content_key, model_key, write_atomically
 from scoft.images import MAX_PIXELS, as_rgb, open_image, upright
@@ -94,7 +94,7 @@ NUCLEUS, CAPTION_TOKENS = 0.9, 30  # top_p of a naive caption, and its greatest 
 # Nearer than this a negative is too much like its photograph to be one. The paper's value is not public; this one is
 # ours, not tuned: DreamSim was trained on variations of one picture, which are to stay below it. See histogram.png.
 FALSE_NEGATIVE_THRESHOLDS = {"dreamsim": 0.3}
-SHEET_ROWS = 50  # photographs of a page of the contact sheet
+SHEET_ROWS = 25  # photographs of a page of the contact sheet
 # What the Hub asks of whoever wants a dataset whose owner has switched access requests on.
 GATED_PROMPT = (
     "The photographs belong to those who took them, and show people whom you have not asked. By asking for access you "
@@ -975,6 +975,7 @@ class Row:
     photograph: Photograph
     captions: list[str]
     negatives: list[tuple[Path, float]]  # file and distance to the photograph
+    prompts: dict[str, str]  # of each negative, by the name of its file
     threshold: float
 
     @property
@@ -1025,50 +1026,35 @@ def write_split(path: Path, rows: Sequence[Row], *, folder: Path, links_only: bo
     partial.replace(path)
 
 
-def contact_sheet(rows: Sequence[Row], folder: Path) -> Image.Image:
-    """A line for each photograph: its caption, itself, its depth, its negatives; false ones are struck through."""
-    side, gap, letters = 128, 8, 20
-    columns = 2 + max((len(row.negatives) for row in rows), default=0)
-    sheet = Image.new("RGB", (gap + columns * (side + gap), gap + len(rows) * (side + letters + gap)), "white")
-    pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=12)
-    for r, row in enumerate(rows):
-        top = gap + r * (side + letters + gap)
-        pen.text((gap, top), textwrap.shorten(row.photograph.caption, columns * 20, placeholder=" ..."), "black", font)
-        cells = [(folder / row.photograph.file, False), (folder / "depth" / f"{row.photograph.id}.png", False)]
-        cells += [(file, distance < row.threshold) for file, distance in row.negatives]
-        for c, (file, struck) in enumerate(cells):
-            if not file.exists():  # no depth where no negative was drawn
-                continue
-            small = ImageOps.contain(open_image(file), (side, side))
-            left, low = gap + c * (side + gap), top + letters
-            sheet.paste(small, (left, low))
-            if struck:
-                right, bottom = left + small.width, low + small.height
-                pen.line([(left, low), (right, bottom)], "red", 3)
-                pen.line([(left, bottom), (right, low)], "red", 3)
-    return sheet
+def contact_sheet(rows: Sequence[Row], folder: Path, *, title: str) -> Image.Image:
+    """A block for each photograph: its file's name and its caption; itself above a naive caption, its depth, and its
+    negatives above their distances and prompts, false ones struck through. Words say what is missing.
+    """
 
+    def cells(row: Row) -> Iterator[sheets.Cell]:
+        naive = row.captions[0] if row.captions else "not captioned"
+        yield sheets.Cell(picture=folder / row.photograph.file, words=naive)
+        depth = folder / "depth" / f"{row.photograph.id}.png"
+        yield sheets.Cell(picture=depth) if depth.exists() else sheets.Cell(words="no depth")
+        for file, distance in row.negatives:
+            false = distance < row.threshold
+            words = f"{distance:.3f}{', too near' if false else ''}\n{row.prompts[file.stem]}"
+            yield sheets.Cell(picture=file, words=words, struck=false)
+        if not row.negatives:
+            yield sheets.Cell(words="no negative" + ", a test row" * (row.photograph.split == "test"))
 
-def histogram(distances: Sequence[float], *, threshold: float, label: str) -> Image.Image:
-    """Negatives by their distance to the photograph, with the threshold as a line."""
-    width, height, margin, bins = 640, 320, 40, 40
-    top = max([*distances, 1.2 * threshold, 1e-6])
-    counts, _ = np.histogram(distances, bins=bins, range=(0, top))
-    plot = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(plot)
-    font = ImageFont.load_default(size=12)
-    base, reach = height - margin, width - 2 * margin
-    for b, count in enumerate(counts):
-        left, bar = margin + b * reach / bins, (base - 2 * margin) * count / max(counts.max(), 1)
-        pen.rectangle([left, base - bar, left + reach / bins - 2, base], fill="steelblue")
-    line = margin + reach * threshold / top
-    pen.line([(line, margin), (line, base)], fill="red", width=2)
-    pen.text((line + 4, margin), f"threshold {threshold:g}", "red", font)
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        pen.text((margin + reach * share, base + 6), f"{top * share:.2f}", "black", font, anchor="ma")
-    pen.text((margin, 8), f"{len(distances)} negatives by their {label} distance to the photograph", "black", font)
-    return plot
+    def block(row: Row) -> sheets.Row:
+        photograph = row.photograph
+        name = photograph.picture or Path(photograph.file).name
+        facts = ", ".join([name, photograph.category or NO_CATEGORY, photograph.split])
+        return sheets.Row(above=f"{facts}\n{photograph.caption}", cells=list(cells(row)))
+
+    columns = {
+        "photograph, a naive caption": 1,
+        "depth": 1,
+        "negatives: distance, prompt": max(1, *(len(row.negatives) for row in rows)),
+    }
+    return sheets.grid([block(row) for row in rows], columns=columns, title=title)
 
 
 def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argparse.Namespace, folder: Path) -> dict:
@@ -1322,10 +1308,13 @@ def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path, *, repo_i
     for old in folder.glob("contact_sheet-*.png"):
         old.unlink()
     for page, first in enumerate(range(0, len(rows), SHEET_ROWS), start=1):
-        contact_sheet(rows[first : first + SHEET_ROWS], folder).save(folder / f"contact_sheet-{page}.png")
+        title = f"{culture_words(args.culture)}, page {page} of {-(-len(rows) // SHEET_ROWS)}"
+        sheet = contact_sheet(rows[first : first + SHEET_ROWS], folder, title=title)
+        sheet.save(folder / f"contact_sheet-{page}.png")
     distances = [distance for row in rows for _, distance in row.negatives]
     if distances:
-        plot = histogram(distances, threshold=threshold(args), label=args.filter_distance)
+        unit = f"{args.filter_distance} distance to the photograph"
+        plot = sheets.histogram(distances, threshold=threshold(args), of="negatives", unit=unit)
         plot.save(folder / "histogram.png")
         false = sum(len(row.negatives) - len(row.kept_negatives) for row in rows)
         logger.info("%d of %d negatives are too near their photographs and left out", false, len(distances))
@@ -1464,11 +1453,13 @@ def main(argv: list[str] | None = None):
         negatives = {
             photograph.id: list(zip(files, distances[key]["distances"])) for key, (photograph, files) in pairs.items()
         }
+        prompts = {photograph.id: its_prompts for photograph, its_prompts in wanted.values()}
         rows = [
             Row(
                 photograph=photograph,
                 captions=captions.get(photograph.id, []),
                 negatives=negatives.get(photograph.id, []),
+                prompts=prompts.get(photograph.id, {}),
                 threshold=threshold(args),
             )
             for photograph in photographs

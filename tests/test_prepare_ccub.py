@@ -1,5 +1,6 @@
 """prepare_ccub.py: its true command line on loopback servers, hostile bytes and tiny real models."""
 
+import dataclasses
 import functools
 import hashlib
 import html
@@ -1126,41 +1127,43 @@ def test_negatives_nearer_than_the_threshold_are_dropped_and_recorded(copy, flag
         assert len(found) == 2 and len(row["negatives"]) == sum(distance >= threshold for distance in found.values())
         assert all((copy / "korea" / "negatives" / f"{name}.jpg").exists() for name in found)
     assert f"| too near the photograph, left out | {false} |" in (copy / "README.md").read_text()
-    with Image.open(copy / "korea" / "histogram.png") as plot:
-        assert plot.size == (640, 320)
-    assert (copy / "korea" / "contact_sheet-1.png").exists()
+    with Image.open(copy / "korea" / "contact_sheet-1.png") as sheet:
+        assert ((255, 0, 0) == np.asarray(sheet)).all(-1).any()
+    assert (copy / "korea" / "histogram.png").exists()
 
 
-def test_the_contact_sheet_strikes_false_negatives_through(tmp_path):
-    """A red cross lies over what is nearer than the threshold, and nothing else; a missing depth stays white."""
+def test_the_contact_sheet_says_all_of_a_photograph(tmp_path, monkeypatch):
+    """Its file and captions, each negative's distance and prompt, false ones struck through; and what is missing."""
     for name in ("photograph", "near", "far"):
         Image.new("RGB", (128, 128), "blue").save(tmp_path / f"{name}.png")
-    row = Row(
-        photograph=Photograph(id="a", caption="궁 " * 200, file="photograph.png"),
-        captions=[],
+    train = Row(
+        photograph=Photograph(id="a", picture="market.jpg", caption="궁 " * 200, file="photograph.png", split="train"),
+        captions=["a house"],
         negatives=[(tmp_path / "near.png", 0.1), (tmp_path / "far.png", 0.3)],
+        prompts={"near": "a house in Korea", "far": "a roof in Korea"},
         threshold=0.3,
     )
-    sheet = np.asarray(prepare_ccub.contact_sheet([row], tmp_path))
-    reds = (sheet == (255, 0, 0)).all(-1)
-    blues = (sheet == (0, 0, 255)).all(-1)
-    lefts = [8 + c * 136 for c in range(4)]
-    cells = [(slice(28, 28 + 128), slice(left, left + 128)) for left in lefts]
-    assert [bool(reds[cell].any()) for cell in cells] == [False, False, True, False]
-    assert [bool(blues[cell].any()) for cell in cells] == [True, False, True, True]
-    cross = reds[cells[2]]
-    assert all(cross[i, i] and cross[i, 127 - i] for i in range(2, 126))
-
-
-def test_the_histogram_shows_the_threshold():
-    """The threshold's line lies at its place of the axis, and the bars are as high as their counts."""
-    plot = np.asarray(prepare_ccub.histogram([0.1] * 4 + [0.5], threshold=0.25, label="clip_conv"))
-    blue = (plot == (70, 130, 180)).all(-1)
-    heights = blue[:, 40:600].sum(0)
-    assert heights.max() == pytest.approx(4 * heights[-8:].max(), rel=0.05)
-    red = (plot == (255, 0, 0)).all(-1)
-    line = 40 + 560 * 0.25 / 0.5
-    assert red[200, round(line) - 2 : round(line) + 3].any() and not red[200, : round(line) - 2].any()
+    test = dataclasses.replace(
+        train,
+        photograph=dataclasses.replace(train.photograph, split="test", picture="", category="city"),
+        captions=[],
+        negatives=[],
+    )
+    drawn = []
+    monkeypatch.setattr("scoft.sheets.grid", lambda rows, **look: drawn.extend(rows))
+    prepare_ccub.contact_sheet([train, test], tmp_path, title="Korea")
+    first, second = drawn
+    assert first.above == f"market.jpg, no category, train\n{'궁 ' * 200}"
+    assert second.above.startswith("photograph.png, city, test\n")
+    said = [(cell.words, cell.picture is None, cell.struck) for cell in first.cells]
+    assert said == [
+        ("a house", False, False),
+        ("no depth", True, False),
+        ("0.100, too near\na house in Korea", False, True),
+        ("0.300\na roof in Korea", False, False),
+    ]
+    words = [(cell.words, cell.picture is None) for cell in second.cells]
+    assert words == [("not captioned", False), ("no depth", True), ("no negative, a test row", True)]
 
 
 def test_a_threshold_without_a_default_is_asked_for(flags, capsys):
