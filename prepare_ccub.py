@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageOps
 
+import scoft_data
 import scoft_hub
 import scoft_losses
 from scoft import sheets
@@ -94,6 +95,7 @@ NUCLEUS, CAPTION_TOKENS = 0.9, 30  # top_p of a naive caption, and its greatest 
 # Nearer than this a negative is too much like its photograph to be one. The paper's value is not public; this one is
 # ours, not tuned: DreamSim was trained on variations of one picture, which are to stay below it. See histogram.png.
 FALSE_NEGATIVE_THRESHOLDS = {"dreamsim": 0.3}
+FILTER_SETTINGS = ("filter_model", "false_negative_threshold")  # belong to one --filter_distance
 SHEET_ROWS = 25  # photographs of a page of the contact sheet
 # What the Hub asks of whoever wants a dataset whose owner has switched access requests on.
 GATED_PROMPT = (
@@ -132,6 +134,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--links", help="CSV file or URL with columns url and caption; default: CCUB's own sheet")
     source.add_argument("--images", type=Path, help="folder of pictures with a metadata.jsonl or metadata.csv")
+    parser.add_argument(
+        "--defaults",
+        choices=scoft_data.EMBEDDED,
+        help="take an embedded world's models and settings where no flag says otherwise: nothing is downloaded",
+    )
     parser.add_argument("--output", type=Path, default=Path("ccub"), help="the dataset; a subfolder for each culture")
     parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of splits, captions and negatives")
@@ -174,7 +181,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     models.add_argument("--num_negatives", type=int, default=5, help="of a photograph, before the filter")
     models.add_argument(
-        "--prompt_suffix", help="what ends a negative's prompt; default: in <culture>, e.g. 'in Korea'"
+        "--prompt_suffix",
+        default="in {}",
+        help="ends a negative's prompt, {} is the culture; '' for what is no place",
     )
     models.add_argument("--resolution", type=int, default=512, help="short side of a negative in pixels")
     models.add_argument("--num_inference_steps", type=int, default=20)
@@ -209,9 +218,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     write.add_argument("--hub_dataset_id", help="default: the name of the written folder")
     write.add_argument("--public", action="store_true", help="let all see what is pushed; with --links_only alone")
 
-    args = parser.parse_args(argv)
+    args = parser.parse_args(with_defaults(parser, sys.argv[1:] if argv is None else argv))
     check_args(parser, args)
     return args
+
+
+def with_defaults(parser: Parser, argv: list[str]) -> list[str]:
+    """The command line behind the flags of its --defaults, which it overrules.
+
+    Beside a --filter_distance of its own, the model and the threshold of theirs do not hold.
+    """
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--defaults", "--filter_distance"):
+        peek.add_argument(flag, nargs="?")  # that a value is missing is for the true parser to say
+    given, _ = peek.parse_known_args(argv)
+    folder = scoft_data.embedded_folder(given.defaults or "")
+    if folder is None:
+        return argv
+    table = folder / scoft_data.DEFAULTS_FILE
+    source = f"{table}, for --defaults {given.defaults}"
+    flags = parser.table(table, source=source, section="prepare")
+    if isinstance(flags, dict) and given.filter_distance not in (None, flags.get("filter_distance")):
+        flags = {name: value for name, value in flags.items() if name not in FILTER_SETTINGS}
+    return parser.words_of(flags, here=folder, source=source, required=["--culture", "any"]) + argv
 
 
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
@@ -255,7 +284,7 @@ def threshold(args: argparse.Namespace) -> float | None:
 
 
 def prompt_suffix(args: argparse.Namespace) -> str:
-    return f"in {culture_words(args.culture)}" if args.prompt_suffix is None else args.prompt_suffix
+    return args.prompt_suffix.replace("{}", culture_words(args.culture))
 
 
 def check_models(args: argparse.Namespace, stages: Sequence[str]):

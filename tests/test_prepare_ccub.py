@@ -312,7 +312,7 @@ def test_the_trainer_learns_from_what_the_pocket_world_gives(tmp_path, monkeypat
     make_dataset.write_pictures("veridia", tmp_path / "pictures", rows={"train": 9, "test": 3})
     prepare_ccub.main(
         words(
-            make_dataset.flags("veridia", models=POCKET)
+            {"defaults": "pocket", "culture": "veridia"}
             | {"images": tmp_path / "pictures", "output": tmp_path / "ccub", "false_negative_threshold": 0.01}
             | {"num_captions": 3, "num_negatives": 2, "num_inference_steps": 4}
         )
@@ -1164,6 +1164,21 @@ def test_the_contact_sheet_says_all_of_a_photograph(tmp_path, monkeypatch):
     ]
     words = [(cell.words, cell.picture is None) for cell in second.cells]
     assert words == [("not captioned", False), ("no depth", True), ("no negative, a test row", True)]
+
+
+def test_defaults_of_a_world_are_weaker_than_flags_and_only_shipped_ones_hold(tmp_path, monkeypatch, capsys):
+    """--defaults pocket fills in what is not said; another distance brings its own model and threshold."""
+    argv = ["--culture", "veridia", "--images", str(tmp_path), "--defaults", "pocket"]
+    args = prepare_ccub.parse_args([*argv, "--resolution", "32"])
+    assert (args.resolution, args.min_size, args.filter_model) == (32, 64, str(POCKET / "clip_conv"))
+    other = prepare_ccub.parse_args([*argv, "--filter_distance", "dreamsim"])
+    assert other.filter_model is None and prepare_ccub.threshold(other) == 0.3
+    (tmp_path / "mine" / "ccub").mkdir(parents=True)
+    (tmp_path / "mine" / "defaults.yaml").write_text("prepare: {captioner: evil}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        prepare_ccub.parse_args([*argv[:-1], "mine"])
+    assert "--defaults: invalid choice: 'mine'" in capsys.readouterr().err
 
 
 def test_a_threshold_without_a_default_is_asked_for(flags, capsys):
