@@ -39,7 +39,7 @@ import scoft_hub
 import scoft_losses
 from scoft import sheets
 from scoft.errors import DataError
-from scoft.files import Ledger, content_key, model_key, write_atomically
+from scoft.files import Ledger, content_key, model_key, private_folder, sole_writer, write_atomically
 from scoft.images import MAX_PIXELS, as_rgb, open_image, upright
 from scoft.launch import Parser
 from scoft_data import CATEGORIES, culture_words, stable_generator
@@ -1327,12 +1327,9 @@ def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path, *, repo_i
     write_manifest(folder, photographs)
     facts = json.dumps(summary(photographs, rows, args, folder), indent=2, ensure_ascii=False)
     write_atomically(output / args.culture / "summary.json", f"{facts}\n")
-    write_card(
-        output,
-        [json.loads(file.read_text(encoding="utf-8")) for file in sorted(output.glob("*/summary.json"))],
-        links_only=args.links_only,
-        repo_id=repo_id,
-    )
+    with sole_writer(output, flag="--output"):  # the card is of all cultures, each of which may have its own run
+        summaries = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(output.glob("*/summary.json"))]
+        write_card(output, summaries, links_only=args.links_only, repo_id=repo_id)
 
     for old in folder.glob("contact_sheet-*.png"):
         old.unlink()
@@ -1389,10 +1386,16 @@ def main(argv: list[str] | None = None):
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logger.setLevel(logging.INFO)
-    stages = args.stages.split(",")
-    folder = args.output / args.culture
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = private_folder(private_folder(args.output) / args.culture)
     accelerator = start_accelerator(args.mixed_precision)
+    retry = scoft_hub.command_again("prepare_ccub.py", sys.argv[1:] if argv is None else argv)
+    with sole_writer(folder, flag="--output") if accelerator.is_main_process else contextlib.nullcontext():
+        run_stages(args, folder, accelerator, retry=retry)
+
+
+def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: str):
+    """Do what --stages names for one culture, in its `folder`; `retry`: the command that goes on with a push."""
+    stages = args.stages.split(",")
     repo_id = None
     if args.push_to_hub and accelerator.is_main_process:  # before the work of hours: may it be pushed there?
         repo_id = scoft_hub.ready_repo(
@@ -1495,7 +1498,6 @@ def main(argv: list[str] | None = None):
         ]
         write(args, rows, folder, repo_id=repo_id)
         if repo_id:
-            retry = scoft_hub.command_again("prepare_ccub.py", sys.argv[1:] if argv is None else argv)
             push(written_folder(args), repo_id=repo_id, retry=retry)
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -3,9 +3,10 @@
     python -m pocket.make_dataset                       # all four cultures, into pocket/ccub
     python -m pocket.make_dataset --cultures veridia
 
-The photographs are true scenes, drawn here with their captions. All else is done by `prepare_ccub.py --defaults pocket`,
-as for any community's pictures: naive captions by the captioner, negatives by the depth estimator and the ControlNet on
-the unadapted pipeline, the filter. It works in `--work`, where what is done is kept; the dataset alone is copied.
+The photographs are true scenes, drawn here with their captions. All else is done by `prepare_ccub.py` with
+`--defaults pocket`, as for any community's pictures: naive captions by the captioner, negatives by the depth estimator
+and the ControlNet on the unadapted pipeline, the filter. It works in `--work`, where what is done is kept; the dataset
+alone is copied.
 """
 
 from __future__ import annotations

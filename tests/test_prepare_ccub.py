@@ -32,7 +32,7 @@ from loopback import HEAD, drip, png_of
 from pocket import make_dataset, world
 from prepare_ccub import NegativeGenerator, Photograph, Row, cleaned, read_links, read_manifest
 from scoft.errors import DataError
-from scoft.files import Ledger, content_key
+from scoft.files import LOCK, Ledger, content_key, sole_writer
 from scoft_data import CATEGORIES, find_dataset, read_dataset
 from scoft_fetch import Fetcher, NotUsable
 from scoft_losses import load_distance
@@ -225,6 +225,21 @@ def test_the_card_says_who_chose_and_under_what_licence(copy, flags, tmp_path):
     assert card.data.license == "cc-by-4.0" and "CC-BY-4.0 (8)" in card.text
     assert "### Korea\n\nChosen by a choir of twelve." in card.text
     assert "keep\nthis dataset private" not in card.text and "robots.txt" not in card.text
+
+
+def test_nobody_else_looks_into_it_and_one_run_writes_into_it(made, flags, tmp_path, monkeypatch):
+    """What holds photographs is private to the user; a second run of the culture is refused, before it does anything.
+    A folder that was there keeps its owner's choice.
+    """
+    assert [folder.stat().st_mode & 0o777 for folder in (made, made / "korea")] == [0o700, 0o700]
+    shared = tmp_path / "ccub"
+    shared.mkdir(mode=0o755)
+    monkeypatch.setattr("scoft.files.PATIENCE", 0.1)
+    monkeypatch.setattr(prepare_ccub, "gather", None)
+    with sole_writer(shared / "korea", flag="--output"):
+        with pytest.raises(DataError, match="--output .*korea: another run is writing into it"):
+            prepare(flags, output=shared)
+    assert shared.stat().st_mode & 0o777 == 0o755
 
 
 def test_each_stage_runs_alone(made, flags, tmp_path):
@@ -1207,7 +1222,8 @@ def test_links_only_holds_no_picture(copy, flags):
     prepare(flags, output=copy, stages="write", links_only=True)
     assert written(copy) == before
     links = copy.with_name("ccub-links")
-    assert {file.suffix for file in links.rglob("*") if file.is_file()} == {".parquet", ".json", ".md"}
+    files = [file for file in links.rglob("*") if file.is_file() and file.name != LOCK]
+    assert {file.suffix for file in files} == {".parquet", ".json", ".md"}
     rows = rows_of(links / "korea")
     assert set(rows.column_names) == {"text", "blip_text", "category", "source_url", "sha256", "license"}
     content = b"".join(file.read_bytes() for file in links.rglob("*.parquet"))
