@@ -30,6 +30,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from scoft.launch import Parser, progress, run_main, set_up_logging
+
 import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageOps
@@ -41,7 +43,6 @@ from scoft import sheets
 from scoft.errors import DataError
 from scoft.files import Ledger, content_key, model_key, private_folder, sole_writer, write_atomically
 from scoft.images import MAX_PIXELS, as_rgb, open_image, upright
-from scoft.launch import Parser
 from scoft_data import CATEGORIES, culture_words, stable_generator
 from scoft_fetch import Fetched, Fetcher, NotUsable, open_photograph
 
@@ -558,7 +559,10 @@ def fetch_links(
             hosts["".join(photograph.url.split("/", 3)[2:3])].append(photograph)
 
     stop = threading.Event()
-    with progress("Fetching", total=sum(map(len, hosts.values()))) as bar, ThreadPoolExecutor(FETCH_THREADS) as pool:
+    with (
+        progress(desc="Fetching", total=sum(map(len, hosts.values()))) as bar,
+        ThreadPoolExecutor(FETCH_THREADS) as pool,
+    ):
 
         def fetch_in_turn(links: list[Photograph]):
             for photograph in links:
@@ -688,7 +692,7 @@ def clean_photographs(
 
     first: dict[str, Photograph] = {}
     hashes: list[tuple[int, Photograph]] = []
-    with progress("Cleaning", total=len(came)) as bar, ThreadPoolExecutor(CLEAN_THREADS) as pool:
+    with progress(desc="Cleaning", total=len(came)) as bar, ThreadPoolExecutor(CLEAN_THREADS) as pool:
         for photograph, result in zip(came, pool.map(clean, came)):
             bar.update()
             if isinstance(result, Cleaned):
@@ -1257,7 +1261,7 @@ def caption(args: argparse.Namespace, wanted: dict[str, Photograph], ledger: Led
     if mine:
         common = {"device": accelerator.device, "dtype": precision(accelerator), "cache_dir": args.cache_dir}
         captioner = Captioner(args.captioner, **common)
-    for key, photograph in progress("Captioning", mine, accelerator):
+    for key, photograph in progress(mine, "Captioning", disable=not accelerator.is_main_process):
         picture = open_kept(folder, photograph)
         ledger.add(key, captions=captioner(picture, number=args.num_captions, key=key))
 
@@ -1269,7 +1273,7 @@ def draw_negatives(args: argparse.Namespace, wanted: dict[str, tuple], ledger: L
     mine = share(wanted, ledger, accelerator)
     if mine:
         generate = NegativeGenerator(args, device=accelerator.device, dtype=precision(accelerator))
-    for key, (photograph, prompts) in progress("Drawing negatives", mine, accelerator):
+    for key, (photograph, prompts) in progress(mine, "Drawing negatives", disable=not accelerator.is_main_process):
         depth, pictures = generate(open_kept(folder, photograph), prompts)
         file = io.BytesIO()
         depth.convert("L").save(file, "PNG")
@@ -1299,7 +1303,7 @@ def measure(args: argparse.Namespace, wanted: dict[str, tuple], ledger: Ledger, 
     with accelerator.main_process_first():  # dreamsim's own download bears no company
         if mine:
             distance = load_filter(args, device=accelerator.device)
-    for key, (photograph, files) in progress("Measuring distances", mine, accelerator):
+    for key, (photograph, files) in progress(mine, "Measuring distances", disable=not accelerator.is_main_process):
         negatives = [open_image(file) for file in files]
         ledger.add(key, distances=distances_to(open_kept(folder, photograph), negatives, distance=distance))
 
@@ -1363,12 +1367,6 @@ def open_kept(folder: Path, photograph: Photograph) -> Image.Image:
     return open_image(folder / photograph.file)
 
 
-def progress(what: str, items: Iterable = (), accelerator=None, *, total: int | None = None):
-    from tqdm.auto import tqdm
-
-    return tqdm(items, desc=what, total=total, disable=accelerator is not None and not accelerator.is_main_process)
-
-
 def start_accelerator(mixed_precision: str | None):
     from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -1384,8 +1382,7 @@ def start_accelerator(mixed_precision: str | None):
 
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logger.setLevel(logging.INFO)
+    set_up_logging()
     folder = private_folder(private_folder(args.output) / args.culture)
     accelerator = start_accelerator(args.mixed_precision)
     retry = scoft_hub.command_again("prepare_ccub.py", sys.argv[1:] if argv is None else argv)
@@ -1504,7 +1501,4 @@ def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: st
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DataError as error:
-        sys.exit(f"error: {error}")
+    run_main(main, memory_advice="--mixed_precision bf16 and fewer processes need less.")

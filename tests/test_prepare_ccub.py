@@ -1208,7 +1208,7 @@ def test_a_threshold_without_a_default_is_asked_for(flags, capsys):
 def test_checking_the_arguments_leaves_them_as_they_are(flags):
     """What a flag says is what was given: defaults that hang on other flags are told where they are used."""
     args = prepare_ccub.parse_args(["--culture", "korea"])
-    assert args.false_negative_threshold is None and args.prompt_suffix is None
+    assert args.false_negative_threshold is None and args.prompt_suffix == "in {}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
