@@ -1180,6 +1180,7 @@ def write_card(output: Path, summaries: Sequence[dict], *, links_only: bool, rep
         name=scoft_hub.markdown_text(output.name),
         license=license,
         fetched=any(culture["fetched"] for culture in summaries),
+        named=any(culture["settings"]["prompt_suffix"] for culture in summaries),
         links_only=links_only,
     )
     write_atomically(output / "README.md", str(card))

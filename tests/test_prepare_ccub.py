@@ -26,6 +26,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
+import evaluate_scoft
 import prepare_ccub
 import train_scoft_lora
 from loopback import HEAD, drip, png_of
@@ -308,6 +309,44 @@ def test_killed_by_the_system_and_rerun_it_ends_in_the_same_dataset(made, flags,
     assert written(output) == written(made)
     assert len(keys(ledger)) == len(set(keys(ledger))) == 6
     assert Ledger(ledger).read().items() >= drawn.items()
+
+
+def test_a_domain_that_is_no_place(flags, tmp_path):
+    """The paper's prosthetics: no prompt and no page from the photographs to the LoRA says "in Prosthetics"."""
+    prompt = "a photo of a person with a prosthetic leg"
+    more = {"culture": "prosthetics", "prompt_suffix": "", "output": tmp_path / "domain"}
+    prepare(flags, **more, num_captions=1, num_negatives=1)
+    ledger = Ledger(tmp_path / "domain" / "prosthetics" / "negatives.jsonl").read()
+    captions = Ledger(tmp_path / "domain" / "prosthetics" / "captions.jsonl").read()
+    prompts = {each for entry in ledger.values() for each in entry["prompts"].values()}
+    assert len(ledger) == 6 and prompts <= {each for entry in captions.values() for each in entry["captions"]}
+    train_scoft_lora.main(
+        words(
+            {
+                "dataset": tmp_path / "domain",
+                "culture": "prosthetics",
+                "method": "finetune",
+                "pretrained_model_name_or_path": flags["pretrained_model_name_or_path"],
+                "resolution": 16,
+                "rank": 2,
+                "max_train_steps": 1,
+                "num_validation_images": 1,
+                "validation_inference_steps": 1,
+                "validation_prompts": prompt,
+                "report_to": "none",
+                "cache_dir": tmp_path / "cache",
+                "output_dir": tmp_path / "lora",
+            }
+        )
+    )
+    page = (tmp_path / "lora" / "README.md").read_text()
+    assert f'pipe("{prompt}"' in page and "depict Prosthetics" in page
+    template = tmp_path / "prompts.txt"
+    template.write_text(f"{prompt}\n")
+    assert evaluate_scoft.read_prompts(template, "prosthetics") == [prompt]
+    card = (tmp_path / "domain" / "README.md").read_text()
+    assert "what the same model family makes of the scene. Made for" in card.replace("\n", " ")
+    assert not re.search("in Prosthetics", page + card, re.I)
 
 
 def test_two_processes_are_as_good_as_one(made, flags, tmp_path):
