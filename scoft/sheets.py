@@ -209,7 +209,7 @@ def _bounded(cells: Sequence[Cell]) -> Sequence[Cell]:
 
 def _draw_cells(page: _Page, cells: Sequence[Cell], top: int, *, lefts: Sequence[int], side: int) -> int:
     """Pictures with their upper edges at `top`, words below all of them; returns where the row ends."""
-    pictures = [None if cell.picture is None else _fitted(cell.picture, side) for cell in cells]
+    pictures = [None if cell.picture is None else fitted(cell.picture, side) for cell in cells]
     low = top + max((picture.height for picture in pictures if picture), default=side // 2)
     bottom = low
     for cell, picture, left in zip(cells, pictures, lefts):
@@ -224,7 +224,8 @@ def _draw_cells(page: _Page, cells: Sequence[Cell], top: int, *, lefts: Sequence
     return bottom
 
 
-def _fitted(picture: Image.Image | Path, side: int) -> Image.Image:
+def fitted(picture: Image.Image | Path, side: int) -> Image.Image:
+    """The picture as `grid` places it, in at most `side` x `side` pixels."""
     if isinstance(picture, Path):
         picture = open_image(picture)
     picture = as_rgb(picture)
