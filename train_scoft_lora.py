@@ -74,6 +74,7 @@ DEFAULT_WEIGHTS = {"ldm": 0.7, "memorization": 0.3, "perceptual": 0.01, "contras
 IMAGE_TERMS = {"perceptual", "contrastive"}
 
 DEFAULT_TRAIN_STEPS = 3000
+MAX_RANK = 1280  # a matrix has no rank above its smaller side, which is at most this in Stable Diffusion 1.x and 2.x
 DEFAULT_PROMPTS = ("Photo of a traditional building, in {}", "Two people wearing traditional clothing, in {}")
 DATASET_FLAGS = ("--dataset", "--dataset_name", "--train_data_dir")
 PROMPT_FLAGS = ("--validation_prompts", "--validation_prompt")
@@ -296,6 +297,8 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
     ).split():
         if values[flag] is not None and values[flag] < 1:
             parser.error(f"--{flag} is at least 1, got {values[flag]}")
+    if args.rank > MAX_RANK:
+        parser.error(f"--rank is at most {MAX_RANK}, the width of Stable Diffusion's widest layers, got {args.rank}")
     for flag in ("learning_rate lora_alpha snr_gamma max_grad_norm adam_epsilon").split():
         if values[flag] is not None and not 0 < values[flag] < math.inf:
             parser.error(f"--{flag} is a positive number, got {values[flag]}")
