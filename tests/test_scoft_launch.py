@@ -68,6 +68,16 @@ def test_help_shows_every_default():
     assert parser.format_help() == parser.format_help()
 
 
+def test_every_flag_of_the_trainer_has_words_of_its_own(monkeypatch):
+    """None is shown with its name and default alone."""
+    parsers, parse = [], Parser.parse_args
+    monkeypatch.setattr(Parser, "parse_args", lambda self, *args: parsers.append(self) or parse(self, *args))
+    train_scoft_lora.parse_args(["--dataset", "d", "--culture", "c"])
+    flags = {flag: action.help for action in parsers[0].all_actions() for flag in action.option_strings}
+    assert "--adam_beta1" in flags and "--push_to_hub" in flags
+    assert [flag for flag, words in flags.items() if not words] == []
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Telling
 # ---------------------------------------------------------------------------------------------------------------------
