@@ -215,13 +215,13 @@ def run_main(main: Callable[[], None], *, memory_advice: str):
         line = told(error, memory_advice=memory_advice)
         if line is None:
             raise
-        end(f"error: {line}", status=1)
+        end(line, status=1)
 
 
 def told(error: Exception, *, memory_advice: str) -> str | None:
     """The words for an error that a user can cause; None for any other, which is ours and needs a traceback."""
     if isinstance(error, (DataError, FloatingPointError)):
-        return str(error)
+        return f"error: {error}"
     # torch's on a GPU is an OutOfMemoryError, its allocator's on a CPU a RuntimeError without a type of its own
     torch = sys.modules.get("torch")
     out_of_memory = (MemoryError,) if torch is None else (MemoryError, torch.OutOfMemoryError)
@@ -230,9 +230,9 @@ def told(error: Exception, *, memory_advice: str) -> str | None:
     )
     if isinstance(error, out_of_memory) or refused:
         said = str(error).strip().partition("\n")[0]
-        return f"there is not enough memory{f' ({said})' if said else ''}. {memory_advice}"
+        return f"error: there is not enough memory{f' ({said})' if said else ''}. {memory_advice}".rstrip()
     if isinstance(error, OSError) and error.errno in REFUSALS:
-        return f"{error.filename or 'a file'} cannot be read or written: {error.strerror}."
+        return f"error: {error.filename or 'a file'} cannot be read or written: {error.strerror}."
     return None
 
 
@@ -256,11 +256,12 @@ if not sys.stderr.isatty():
 
 
 def _shown(kind: type[BaseException], error: BaseException, traceback, /):
-    """Uncaught errors: Ctrl-C before `run_main` is reached, while modules are imported, is one line as well."""
-    if issubclass(kind, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-    else:
+    """Uncaught errors: what a user can cause is one line also before `run_main` is reached, in importing modules."""
+    line = "interrupted" if issubclass(kind, KeyboardInterrupt) else told(error, memory_advice="")
+    if line is None:
         sys.__excepthook__(kind, error, traceback)
+    else:
+        print(line, file=sys.stderr)
 
 
 sys.excepthook = _shown
