@@ -237,13 +237,18 @@ def told(error: Exception, *, memory_advice: str) -> str | None:
 
 
 def end(line: str, *, status: int):
-    """Exit with `line` as the last on stderr, after the traceback that a launcher which sees us fail shows, too."""
+    """Exit with `line` as the last on stderr."""
+    say_last(line)
+    sys.exit(status)
+
+
+def say_last(line: str):
+    """Print `line`, and once more behind the traceback that a launcher which sees this process fail prints."""
     print(line, file=sys.stderr, flush=True)
     if LAUNCHER and not is_orphan() and hasattr(os, "pidfd_open"):
         ended = os.pidfd_open(LAUNCHER)  # can be read once it has
         words = f"import select, sys; select.select([{ended}], [], [], 60)[0] and print(sys.argv[1], file=sys.stderr)"
         subprocess.Popen([sys.executable, "-ISc", words, line], pass_fds=[ended], start_new_session=True)
-    sys.exit(status)
 
 
 def is_orphan() -> bool:
@@ -261,7 +266,7 @@ def _shown(kind: type[BaseException], error: BaseException, traceback, /):
     if line is None:
         sys.__excepthook__(kind, error, traceback)
     else:
-        print(line, file=sys.stderr)
+        say_last(line)
 
 
 sys.excepthook = _shown
