@@ -226,7 +226,8 @@ def told(error: Exception, *, memory_advice: str) -> str | None:
     torch = sys.modules.get("torch")
     out_of_memory = (MemoryError,) if torch is None else (MemoryError, torch.OutOfMemoryError)
     refused = isinstance(error, (OSError, RuntimeError, ImportError)) and any(
-        words in str(error).lower() for words in ("allocate memory", "failed to map segment")
+        words in str(error).lower()
+        for words in ("allocate memory", "not enough memory", "out of memory", "failed to map segment")
     )
     if isinstance(error, out_of_memory) or refused:
         said = str(error).strip().partition("\n")[0]

@@ -143,12 +143,13 @@ def raising(error: Exception):
         (lambda: raising(MemoryError()), "error: there is not enough memory. Take less"),
         (lambda: allocate(2**60), "error: there is not enough memory ([enforce fail"),
         (run_out_of_cuda, "error: there is not enough memory (CUDA out of memory. Tried 20 GiB.). Take less"),
+        (lambda: raising(RuntimeError("CUDA error: out of memory")), "error: there is not enough memory (CUDA error"),
         (lambda: raising(OSError(errno.ENOMEM, "Cannot allocate memory")), "error: there is not enough memory ("),
         (lambda: raising(OSError(errno.ENOSPC, "No space left on device", "a/b")),
          "error: a/b cannot be read or written: No space left on device."),
         (lambda: Path("n" * 300).write_text("x"), f"error: {'n' * 300} cannot be read or written: File name too"),
     ],
-    ids=["data", "not finite", "memory", "allocator", "gpu", "system", "full", "name"],
+    ids=["data", "not finite", "memory", "allocator", "gpu", "driver", "system", "full", "name"],
 )  # fmt: skip
 def test_what_a_user_can_cause_ends_in_one_line(capsys, main, line):
     with pytest.raises(SystemExit) as ended:
