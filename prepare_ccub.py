@@ -79,6 +79,7 @@ CATEGORY_CODES = {
     "RELIG": "religion & festival",
 }
 NO_CATEGORY, UNKNOWN = "no category", "unknown"
+PERIODS = ("traditional", "modern")  # the paper asks each collector for photographs of both
 EXAMPLE_LINE = '{"file_name": "market.jpg", "text": "a market in Ibadan", "category": "city"}'  # of a metadata.jsonl
 # Names and adjectives of cultures; a naive caption that uses one is kept, and counted in the card.
 CULTURE_WORDS = {
@@ -212,6 +213,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         help="text file (Markdown) for the card: who chose the photographs, and how they were asked",
     )
+    write.add_argument(
+        "--language", nargs="+", default=["en"], help="of the captions, for the card: codes such as ko zh-Hant"
+    )
     write.add_argument("--push_to_hub", action="store_true", help="to a private dataset of yours")
     write.add_argument("--hub_dataset_id", help="default: the name of the written folder")
     write.add_argument("--hub_token", help="for all that is read and pushed; better: `hf auth login`, or HF_TOKEN")
@@ -243,6 +247,9 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
         parser.error("--deny_list takes effect in the stage clean; add it to --stages")
     if not -1 <= args.near_duplicate_bits < 128:
         parser.error(f"--near_duplicate_bits is a number from -1 to 127, got {args.near_duplicate_bits}")
+    for code in args.language:
+        if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", code):
+            parser.error(f"--language is a code such as en, ko or zh-Hant, got {code!r}")
     if args.public and not args.links_only:
         parser.error("--public needs --links_only: the photographs belong to others")
     if threshold(args) is None and {"filter", "write"} & set(stages):
@@ -297,9 +304,9 @@ def check_models(args: argparse.Namespace, stages: Sequence[str]):
 class Photograph:
     """A line of `manifest.jsonl`: a link or a picture, and what became of it.
 
-    `status` is pending, one of scoft_fetch.Fetched's, or of cleaning: not_an_image, too_many_pixels, too_small,
-    corrupt, duplicate, denied. It is in the dataset if it has a `file`, its clean copy, within the culture's folder;
-    `sha256`, `width` and `height` are that file's.
+    `status` is pending, no_caption, one of scoft_fetch.Fetched's, or of cleaning: not_an_image, too_large,
+    too_many_pixels, too_small, corrupt, duplicate, denied. It is in the dataset if it has a `file`, its clean copy,
+    within the culture's folder; `sha256`, `width` and `height` are that file's.
     """
 
     id: str  # names all files of the photograph; a hash of its link or file name
@@ -307,6 +314,8 @@ class Photograph:
     picture: str = ""  # within --images
     caption: str
     category: str | None = None
+    collector: str = ""  # an opaque id of who chose it
+    period: str = ""  # one of PERIODS
     status: str = "pending"
     detail: str = ""
     final_url: str = ""
@@ -348,12 +357,12 @@ def kept(photographs: Iterable[Photograph], *, split: str | None = None) -> list
 
 
 def read_links(table: bytes, *, culture: str, source: str) -> list[Photograph]:
-    """The rows of a table of links: `url` and `caption`, and where there are such `category_code` (or `category`) and
-    `country_code`, by which rows of other countries are left out, with a count in the log.
+    """The rows of a table of links: `url` and `caption`, and where there are such `category_code` (or `category`),
+    `collector`, `period` and `country_code`, by which rows of other countries are left out, with a count in the log.
 
     Raises DataError for bytes that are not UTF-8, missing columns, unknown codes, and no row for the culture.
     """
-    found, elsewhere = [], Counter()
+    found, elsewhere = {}, Counter()
     for name, row in csv_rows(table, source=source, needed=("url", "caption")):
         country = row.get("country_code", "").upper()
         if country and country not in COUNTRY_CODES:
@@ -364,16 +373,21 @@ def read_links(table: bytes, *, culture: str, source: str) -> list[Photograph]:
         if country and COUNTRY_CODES[country] != culture:
             elsewhere[country] += 1
             continue
-        url, caption = row["url"], row["caption"]
-        if not url or not caption:
-            raise DataError(f"{name}: the {'url' if not url else 'caption'} is blank; fill it in or remove the row.")
-        category = category_of(row.get("category_code") or row.get("category"), name=name)
-        found.append(Photograph(id=content_key(url)[:16], url=url, caption=caption, category=category))
+        if not row["url"]:
+            raise DataError(f"{name}: the url is blank; fill it in or remove the row.")
+        found[name] = Photograph(
+            id=content_key(row["url"])[:16],
+            url=row["url"],
+            category=category_of(row.get("category_code") or row.get("category"), name=name),
+            **caption_of(row, "caption"),
+            **origin_of(row, name=name),
+        )
     for country, count in elsewhere.items():
         logger.info("%s: %d rows of %s are left out: they are not of %s.", source, count, country, culture)
     if not found:
         raise DataError(f"{source}: no row is of --culture {culture}.")
-    return marked_duplicates(found)
+    check_captions(found, source=source)
+    return marked_duplicates(list(found.values()))
 
 
 def csv_rows(table: bytes, *, source: str, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -419,12 +433,46 @@ def category_of(name_or_code: object, *, name: str) -> str | None:
     return category
 
 
+def caption_of(row: dict, column: str) -> dict[str, str]:
+    """The caption and, where there is none that can be used, the status, as a Photograph has them."""
+    text = row.get(column)
+    if isinstance(text, str) and text.strip():
+        return {"caption": text.strip()}
+    return {"caption": "", "status": "no_caption", "detail": f"{column} is {text!r}"}
+
+
+def origin_of(row: dict, *, name: str) -> dict[str, str]:
+    """Who chose a photograph and what it is of, where the row says so, as a Photograph has them. Raises DataError."""
+    collector, period = (str(row.get(column) or "").strip() for column in ("collector", "period"))
+    if not re.fullmatch(r"[\w.-]{0,64}", collector):
+        raise DataError(
+            f"{name}: collector is an opaque id of letters, digits, ., - and _, such as c07, and nobody's name or "
+            f"address, got {collector!r}."
+        )
+    if period.lower() not in ("", *PERIODS):
+        raise DataError(f"{name}: period is {' or '.join(PERIODS)}, got {period!r}.")
+    return {"collector": collector, "period": period.lower()}
+
+
+def check_captions(found: dict[str, Photograph], *, source: object):
+    """Log which rows, by the words for them, have no caption or one that CLIP does not read. DataError without any."""
+    blank = [f"{name}: {row.detail}" for name, row in found.items() if row.status == "no_caption"]
+    if len(blank) == len(found):
+        raise DataError(f"{source}: no row has a caption: {blank[0]}. A caption is a text that is not blank.")
+    if blank:
+        logger.warning("%d of %d rows have no caption and are left out: %s", len(blank), len(found), "; ".join(blank))
+    scoft_data.warn_of_scripts([(name, row.caption) for name, row in found.items() if row.caption])
+
+
 def marked_duplicates(found: list[Photograph]) -> list[Photograph]:
-    """Of rows with the same link or file the first counts; the others stay in the manifest as duplicates."""
+    """Of rows with the same link or file the first that has a caption counts; others stay in the manifest, each under
+    an id of its own, as duplicates.
+    """
     known: set[str] = set()
     for number, photograph in enumerate(found):
         if photograph.id in known:
             photograph.status, photograph.detail = "duplicate", "an earlier line has the same link or file"
+        if photograph.status != "pending":
             photograph.id, photograph.source_sha256 = f"{photograph.id}-{number}", ""
         known.add(photograph.id)
     return found
@@ -432,15 +480,14 @@ def marked_duplicates(found: list[Photograph]) -> list[Photograph]:
 
 def read_pictures(folder: Path) -> list[Photograph]:
     """The rows of a folder of pictures: its metadata.jsonl or metadata.csv with `file_name` and `text`, and where
-    there are such `category`, `split` (train or test), `source_url` and `license`.
+    there are such `category`, `collector`, `period`, `split` (train or test), `source_url` and `license`.
 
     Raises DataError for a folder without metadata, missing columns, files that are not there or outside of the folder.
     """
-    found = []
+    found = {}
     for name, row in metadata_rows(folder):
-        for column in ("file_name", "text"):
-            if not isinstance(row.get(column), str) or not row[column].strip():
-                raise DataError(f"{name}: {column} is a text that is not blank, got {row.get(column)!r}.")
+        if not isinstance(row.get("file_name"), str) or not row["file_name"].strip():
+            raise DataError(f"{name}: file_name is a text that is not blank, got {row.get('file_name')!r}.")
         file_name = row["file_name"].strip()
         file = (folder / file_name).resolve()
         if not file.is_relative_to(folder.resolve()) or not file.is_file():
@@ -448,22 +495,21 @@ def read_pictures(folder: Path) -> list[Photograph]:
         split = str(row.get("split") or "")
         if split not in ("", "train", "test"):
             raise DataError(f"{name}: split is train or test, got {split!r}.")
-        category = category_of(row.get("category"), name=name)
-        found.append(
-            Photograph(
-                id=content_key(file_name)[:16],
-                url=str(row.get("source_url") or ""),
-                picture=file_name,
-                caption=row["text"].strip(),
-                category=category,
-                license=str(row.get("license") or ""),
-                source_sha256=sha256_of(file),
-                split=split,
-            )
+        found[name] = Photograph(
+            id=content_key(file_name)[:16],
+            url=str(row.get("source_url") or ""),
+            picture=file_name,
+            category=category_of(row.get("category"), name=name),
+            license=str(row.get("license") or ""),
+            source_sha256=sha256_of(file),
+            split=split,
+            **caption_of(row, "text"),
+            **origin_of(row, name=name),
         )
     if not found:
         raise DataError(f"--images {folder}: the metadata has no rows; write one a picture: {EXAMPLE_LINE}")
-    return marked_duplicates(found)
+    check_captions(found, source=f"--images {folder}")
+    return marked_duplicates(list(found.values()))
 
 
 def sha256_of(file: Path) -> str:
@@ -1003,10 +1049,32 @@ def features(*, links_only: bool):
         "source_url": datasets.Value("string"),
         "sha256": datasets.Value("string"),
         "license": datasets.Value("string"),
+        "collector": datasets.Value("string"),
+        "period": datasets.Value("string"),
     }
     if links_only:
         del columns["image"], columns["negatives"]
     return datasets.Features(columns)
+
+
+def check_no_pictures(output: Path):
+    """DataError if the folder that --links_only writes holds pictures, in a table or as the work on a dataset."""
+    import pyarrow.parquet
+
+    allowed = list(features(links_only=True).arrow_schema)
+    found = list(output.glob("*/photographs"))
+    for file in output.glob("*/*.parquet"):
+        try:
+            columns = list(pyarrow.parquet.read_schema(file))
+        except (OSError, ValueError):  # who knows what is in it
+            columns = [None]
+        if any(column not in allowed for column in columns):
+            found.append(file)
+    if found:
+        raise DataError(
+            f"--links_only: {found[0]} holds or may hold pictures, and what it lies in is to have none. Move it away, "
+            "or name another --output."
+        )
 
 
 def write_split(path: Path, rows: Sequence[Row], *, folder: Path, links_only: bool):
@@ -1026,6 +1094,8 @@ def write_split(path: Path, rows: Sequence[Row], *, folder: Path, links_only: bo
         "source_url": lambda row: row.photograph.url or None,
         "sha256": lambda row: row.photograph.sha256,
         "license": lambda row: row.photograph.license or None,
+        "collector": lambda row: row.photograph.collector or None,
+        "period": lambda row: row.photograph.period or None,
     }
     table = {name: [cells[name](row) for row in rows] for name in columns}
     partial = path.with_name(f".{path.name}")
@@ -1095,6 +1165,9 @@ def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argpar
             if (count := sum((photograph.category or NO_CATEGORY) == name for photograph in usable))
         },
         "statuses": dict(Counter(photograph.status for photograph in photographs).most_common()),
+        "collectors": dict(Counter(photograph.collector for photograph in usable if photograph.collector)),
+        "periods": dict(Counter(photograph.period for photograph in usable if photograph.period)),
+        "languages": args.language,
         "licenses": dict(Counter(photograph.license[:200] or UNKNOWN for photograph in usable).most_common()),
         "fetched": [days[0], days[-1]] if days else [],
         "captions": len(captions),
@@ -1138,17 +1211,20 @@ def write_card(output: Path, summaries: Sequence[dict], *, links_only: bool, rep
         }
         for culture in summaries
     ]
+    languages = list(dict.fromkeys(code for culture in summaries for code in culture.get("languages", ["en"])))
+    spoken = list(dict.fromkeys(code.partition("-")[0] for code in languages))
     licenses = {name for culture in summaries for name in culture["licenses"]}
     license = licenses.pop().lower() if len(licenses) == 1 and not licenses & {UNKNOWN} else "other"
     license = license if re.fullmatch(r"[a-z0-9.-]+", license) else "other"
     data = DatasetCardData(
         pretty_name=f"{output.name}: photographs of cultures, chosen and captioned by their own people",
-        language="en",
+        language=spoken,
+        language_bcp47=languages if languages != spoken else None,
         license=license,
         license_name="rights-of-the-photographers" if license == "other" else None,
         annotations_creators="expert-generated",
         language_creators="expert-generated",
-        multilinguality="monolingual",
+        multilinguality="monolingual" if len(spoken) == 1 else "multilingual",
         source_datasets=["original"],
         task_categories=["text-to-image"],
         size_categories="n<1K" if total < 1000 else "1K<n<10K" if total < 10_000 else "10K<n<100K",
@@ -1168,14 +1244,17 @@ def write_card(output: Path, summaries: Sequence[dict], *, links_only: bool, rep
         statuses=list(dict.fromkeys(status for culture in summaries for status in culture["statuses"])),
         name=scoft_hub.markdown_text(output.name),
         license=license,
+        languages=languages,
         fetched=any(culture["fetched"] for culture in summaries),
         links_only=links_only,
     )
     write_atomically(output / "README.md", str(card))
 
 
-def push(output: Path, *, repo_id: str, retry: str):
+def push(output: Path, *, repo_id: str, links_only: bool, retry: str):
     """Commit card and parquet files, and nothing else, to a dataset of the Hub. Raises DataError."""
+    if links_only:
+        check_no_pictures(output)
     files = {path.relative_to(output).as_posix(): path for path in (output / "README.md", *output.glob("*/*.parquet"))}
     rows_there = [path for path in scoft_hub.files_on_hub(repo_id, repo_type="dataset") if path.endswith(".parquet")]
     cultures = {Path(path).parent.name for path in files}
@@ -1385,6 +1464,8 @@ def main(argv: list[str] | None = None):
     if args.hub_token:
         os.environ["HF_TOKEN"] = args.hub_token  # where every library that asks the Hub looks for it
     accelerator = start_accelerator(args.mixed_precision)
+    if args.links_only:
+        check_no_pictures(written_folder(args))
     repo_id = None
     if args.push_to_hub and accelerator.is_main_process:  # before the work of hours: may it be pushed there?
         repo_id = scoft_hub.ready_repo(
@@ -1486,7 +1567,7 @@ def main(argv: list[str] | None = None):
         write(args, rows, folder, repo_id=repo_id)
         if repo_id:
             retry = scoft_hub.command_again("prepare_ccub.py", sys.argv[1:] if argv is None else argv)
-            push(written_folder(args), repo_id=repo_id, retry=retry)
+            push(written_folder(args), repo_id=repo_id, links_only=args.links_only, retry=retry)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
