@@ -126,6 +126,15 @@ SETTINGS = (
     "false_negative_threshold",
     "seed",
 )
+# Stage -> flag -> a model's description, how the name of its class ends, and its weights.
+MODEL_FILES = {
+    "caption": {"captioner": ("config.json", ("ForConditionalGeneration", "ForCausalLM"), "*.safetensors")},
+    "negatives": {
+        "pretrained_model_name_or_path": ("model_index.json", ("Pipeline",), "unet/*.safetensors"),
+        "controlnet": ("config.json", ("ControlNetModel",), "*.safetensors"),
+        "depth_model": ("config.json", ("ForDepthEstimation",), "*.safetensors"),
+    },
+}
 MODELS = ("captioner", "pretrained_model_name_or_path", "controlnet", "depth_model", "filter_model")
 
 
@@ -274,25 +283,35 @@ def prompt_suffix(args: argparse.Namespace) -> str:
 
 
 def check_models(args: argparse.Namespace, stages: Sequence[str]):
-    """Find before the work of hours whether the models that the stages need can be had: as a folder with its files, on
-    the Hub or in its cache. Raises DataError, which names the flag.
+    """Find before the work of hours whether the models that the stages need can be had and are of their kind: each a
+    folder, or on the Hub or in its cache. Raises DataError, which names the flag.
     """
-    depth = [MIDAS_FILE] if is_midas(args.depth_model) else ["config.json", "*.safetensors"]
-    files = {
-        "caption": {"captioner": ["config.json", "*.safetensors"]},
-        "negatives": {
-            "pretrained_model_name_or_path": ["model_index.json", "unet/*.safetensors", "vae/*.safetensors"],
-            "controlnet": ["config.json", "*.safetensors"],
-            "depth_model": depth,
-        },
-    }
-    for flag, patterns in (item for stage in files if stage in stages for item in files[stage].items()):
-        model = getattr(args, flag)
-        if Path(model).is_dir():
-            if missing := [pattern for pattern in patterns if not any(Path(model).glob(pattern))]:
-                raise DataError(f"--{flag} {model}: this folder has no {missing[0]}, as such a model has.")
-        else:
-            scoft_hub.base_commit(model, revision=None, cache_dir=args.cache_dir, file=patterns[0], flag=f"--{flag}")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError, HTTPError
+
+    for flag, (file, kinds, weights) in (each for stage in stages for each in MODEL_FILES.get(stage, {}).items()):
+        model, midas = getattr(args, flag), flag == "depth_model" and is_midas(args.depth_model)
+        file, weights = (MIDAS_FILE, MIDAS_FILE) if midas else (file, weights)
+        described = Path(model, file)
+        if not Path(model).is_dir():
+            try:
+                described = Path(hf_hub_download(model, file, cache_dir=args.cache_dir))
+            except (OSError, HTTPError, HFValidationError) as error:
+                raise DataError(
+                    f"--{flag} {model} is no folder, and the Hub has no such model that can be read: {error}"
+                ) from error
+        elif missing := [pattern for pattern in (file, weights) if not any(Path(model).glob(pattern))]:
+            raise DataError(f"--{flag} {model}: this folder has no {missing[0]}, as such a model has.")
+        if not midas:
+            try:
+                config = json.loads(described.read_text(encoding="utf-8"))
+                kind = str((config.get("architectures") or [config["_class_name"]])[0])
+            except (ValueError, AttributeError, LookupError) as error:
+                raise DataError(
+                    f"--{flag} {model}: {described} does not say what model this is ({error!r})."
+                ) from error
+            if not kind.endswith(kinds):
+                raise DataError(f"--{flag} {model} is a {kind}; what is needed is a ...{' or ...'.join(kinds)}.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -607,8 +607,8 @@ def _import_optional(package: str) -> ModuleType:
 def _loading(name: str, *, kind: str, default: str) -> Iterator[None]:
     try:
         yield
-    # timm reports a model with fewer than five maps as an IndexError.
-    except (OSError, ValueError, RuntimeError, IndexError) as error:
+    # timm reports a model with fewer than five maps as an IndexError, and one of another library as a KeyError.
+    except (OSError, ValueError, RuntimeError, LookupError) as error:
         raise OSError(
             f"{name!r} cannot be loaded as {kind} "
             f"({type(error).__name__}: {error}). Give a Hub id or a folder that holds one, downloaded beforehand if "

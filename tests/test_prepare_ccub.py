@@ -1058,11 +1058,17 @@ def test_blanked_negatives_are_left_out_and_recorded(copy, flags, made, monkeypa
         ("filter_model", "fetch,clean,filter"),
     ],
 )
-@pytest.mark.parametrize("wrong", ["absent/model", "folder/empty", "folder/no weights"])
+@pytest.mark.parametrize("wrong", ["absent/model", "folder/empty", "folder/no weights", "of another kind", "torn"])
 def test_a_model_that_cannot_be_had_is_named_before_the_work(flag, stages, wrong, flags, tmp_path, hub, monkeypatch):
-    """A model that is neither a folder of one nor on the Hub ends the run before its first stage, under its flag."""
+    """A model that is no folder of its kind, nor on the Hub, ends the run before its first stage, under its flag."""
     monkeypatch.setattr(prepare_ccub, "gather", lambda *_: pytest.fail("it went to work"))
-    if wrong.startswith("folder"):
+    if wrong == "of another kind":
+        wrong = flags["captioner" if flag != "captioner" else "depth_model"]
+    elif wrong == "torn":
+        wrong = shutil.copytree(flags[flag], tmp_path / "torn")
+        for file in wrong.glob("*.json"):
+            file.write_text('{"a')
+    elif wrong.startswith("folder"):
         wrong = tmp_path / wrong
         wrong.mkdir(parents=True)
         if "weights" in wrong.name:
@@ -1070,6 +1076,18 @@ def test_a_model_that_cannot_be_had_is_named_before_the_work(flag, stages, wrong
                 shutil.copy(file, wrong)
     with pytest.raises(DataError, match=f"^--{flag}[ :].*{wrong}"):
         prepare(flags | {flag: wrong}, output=tmp_path / "ccub", stages=stages)
+
+
+def test_models_of_the_hub_pass_the_check(flags, tmp_path, hub, tiny_midas, monkeypatch):
+    """A model on the Hub is found by its description there, and MiDaS, which has none, by its weights, anywhere."""
+    reached = []
+    monkeypatch.setattr(prepare_ccub, "gather", lambda *_: reached.append(1))
+    hub.add("model", "org/blip", {"config.json": (flags["captioner"] / "config.json").read_bytes()})
+    prepare(flags | {"captioner": "org/blip"}, output=tmp_path / "ccub", stages="fetch,caption")
+    prepare(flags | {"depth_model": tiny_midas}, output=tmp_path / "ccub", stages="fetch,negatives")
+    hub.add("model", prepare_ccub.MIDAS, {prepare_ccub.MIDAS_FILE: b""})
+    prepare(flags | {"depth_model": prepare_ccub.MIDAS}, output=tmp_path / "ccub", stages="fetch,negatives")
+    assert len(reached) == 3
 
 
 def test_a_model_of_a_stage_that_is_not_run_may_be_anything(copy, flags):
