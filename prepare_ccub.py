@@ -102,6 +102,7 @@ NUCLEUS, CAPTION_TOKENS = 0.9, 30  # top_p of a naive caption, and its greatest 
 # Nearer than this a negative is too much like its photograph to be one. The paper's value is not public; this one is
 # ours, not tuned: DreamSim was trained on variations of one picture, which are to stay below it. See histogram.png.
 FALSE_NEGATIVE_THRESHOLDS = {"dreamsim": 0.3}
+NEGATIVE_QUALITY = 90  # of its JPEG file
 SHEET_ROWS = 50  # photographs of a page of the contact sheet
 # What the Hub asks of whoever wants a dataset whose owner has switched access requests on.
 GATED_PROMPT = (
@@ -173,6 +174,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     clean.add_argument(
         "--near_duplicate_bits", type=int, default=16, help="of 128 in which two hashes may differ; -1: keep all"
     )
+    clean.add_argument("--jpeg_quality", type=int, default=95, help="of photographs, which are encoded anew")
     clean.add_argument(
         "--test_share", type=float, default=0.2, help="of each category's photographs that have no split yet"
     )
@@ -250,6 +252,8 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
     for flag in ("num_captions", "num_negatives", "num_inference_steps", "min_size"):
         if getattr(args, flag) < 1:
             parser.error(f"--{flag} is at least 1, got {getattr(args, flag)}")
+    if not 1 <= args.jpeg_quality <= 100:
+        parser.error(f"--jpeg_quality is a number from 1 to 100, got {args.jpeg_quality}")
     if args.resolution < 8 or args.resolution % 8:
         parser.error(f"--resolution is a multiple of 8, got {args.resolution}")
     if args.deny_list and "write" in stages and "clean" not in stages:
@@ -700,6 +704,7 @@ def clean_photographs(
     fetcher: Fetcher,
     min_size: int,
     near_duplicate_bits: int,
+    jpeg_quality: int,
 ):
     """Write every usable photograph into `folder`, clean, and into its line what it is, or why it is not usable.
 
@@ -720,7 +725,7 @@ def clean_photographs(
                 raise NotUsable("too_large", f"{size} bytes; {MAX_FILE_BYTES} are allowed")
             content = file.read_bytes()
             with room.of(math.prod(open_photograph(content, min_side=min_size, decode=False).size)):
-                result = cleaned(content, min_size=min_size)
+                result = cleaned(content, min_size=min_size, jpeg_quality=jpeg_quality)
             links, hashes = (photograph.url, photograph.final_url), (photograph.source_sha256, result.sha256)
             if any(map(fetcher.denies, links)) or any(fetcher.denies(sha256=sha256) for sha256 in hashes):
                 raise NotUsable("denied", "the deny-list names its link or content")
@@ -771,25 +776,21 @@ def forget(photograph: Photograph, folder: Path):
     photograph.negatives = {}
 
 
-def cleaned(content: bytes, *, min_size: int) -> Cleaned:
+def cleaned(content: bytes, *, min_size: int, jpeg_quality: int = 95) -> Cleaned:
     """A photograph made clean: upright, opaque on white, sRGB, and its pixels alone, encoded anew.
 
     Each byte of a clean file is made here of the pixels, so that no EXIF, GPS, XMP, profile or thumbnail, nothing in
     tables that no one reads and nothing between or behind the parts of a file can come through. A PNG stays one; all
-    others become JPEG, at a quality at which a JPEG of the web changes by about 48 dB. Raises NotUsable.
+    others become JPEG; at a quality of 95, a JPEG of the web changes by about 48 dB. Raises NotUsable.
     """
     picture = open_photograph(content, min_side=min_size)
     suffix = "png" if picture.format == "PNG" else "jpg"
     picture = as_srgb(picture)
     picture.info.clear()
-    file = io.BytesIO()
-    if suffix == "png":
-        picture.save(file, "PNG", optimize=True)
-    else:
-        picture.save(file, "JPEG", quality=95, subsampling=0)
+    clean = png(picture) if suffix == "png" else jpeg(picture, quality=jpeg_quality)
     return Cleaned(
-        content=file.getvalue(),
-        sha256=hashlib.sha256(file.getbuffer()).hexdigest(),
+        content=clean,
+        sha256=hashlib.sha256(clean).hexdigest(),
         suffix=suffix,
         size=picture.size,
         pixels=content_key(picture.size, picture.tobytes()),
@@ -1020,10 +1021,16 @@ def prompts_of_negatives(
     return {content_key(photograph.sha256, prompt, k, drawing)[:32]: prompt for k, prompt in enumerate(prompts)}
 
 
-def jpeg(picture: Image.Image) -> bytes:
-    """A negative's file, with colour at full resolution."""
+def jpeg(picture: Image.Image, *, quality: int) -> bytes:
+    """A file with colour at full resolution."""
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=90, subsampling=0)
+    picture.save(file, "JPEG", quality=quality, subsampling=0)
+    return file.getvalue()
+
+
+def png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
@@ -1327,10 +1334,13 @@ def gather(args: argparse.Namespace, stages: Sequence[str], folder: Path):
             fetcher=fetcher,
             min_size=args.min_size,
             near_duplicate_bits=args.near_duplicate_bits,
+            jpeg_quality=args.jpeg_quality,
         )
         assign_splits(kept(photographs), test_share=args.test_share, seed=args.seed)
         write_manifest(folder, photographs)
-        flags = {name: getattr(args, name) for name in ("min_size", "near_duplicate_bits", "test_share")}
+        flags = {
+            name: getattr(args, name) for name in ("min_size", "near_duplicate_bits", "test_share", "jpeg_quality")
+        }
         write_atomically(folder / "clean.json", json.dumps(flags))  # what the card tells, also of a later write
     usable = kept(photographs)
     logger.info("%s: %d of %d are usable", args.culture, len(usable), len(photographs))
@@ -1362,11 +1372,9 @@ def draw_negatives(args: argparse.Namespace, wanted: dict[str, tuple], ledger: L
         generate = NegativeGenerator(args, device=accelerator.device, dtype=precision(accelerator))
     for key, (photograph, prompts) in progress("Drawing negatives", mine, accelerator):
         depth, pictures = generate(open_kept(folder, photograph), prompts)
-        file = io.BytesIO()
-        depth.convert("L").save(file, "PNG")
-        write_atomically(folder / "depth" / f"{photograph.id}.png", file.getvalue())
+        write_atomically(folder / "depth" / f"{photograph.id}.png", png(depth.convert("L")))
         for name, picture in pictures.items():
-            write_atomically(folder / "negatives" / f"{name}.jpg", jpeg(picture))
+            write_atomically(folder / "negatives" / f"{name}.jpg", jpeg(picture, quality=NEGATIVE_QUALITY))
         ledger.add(key, photograph=photograph.id, prompts=prompts, negatives=[n for n in prompts if n in pictures])
 
 

@@ -794,14 +794,14 @@ def test_large_photographs_are_not_cleaned_side_by_side(tmp_path, monkeypatch):
     }
     clean, lock, now, most, first = prepare_ccub.cleaned, threading.Lock(), 0, 0, threading.Event()
 
-    def counted(content, *, min_size):
+    def counted(content, **options):
         nonlocal now, most
         with lock:
             now, most = now + 1, max(most, now + 1)
         if content == contents["0.jpg"]:
             assert first.wait(20)
         time.sleep(0.02)
-        result = clean(content, min_size=min_size)
+        result = clean(content, **options)
         with lock:
             now -= 1
         return result
@@ -1337,6 +1337,7 @@ def test_who_may_not_push_learns_it_before_the_work(copy, flags, alice, monkeypa
         (["--culture", "korea", "--images", "no/such/place"], "--images no/such/place: there is no such place"),
         (["--culture", "korea", "--resolution", "100"], "--resolution is a multiple of 8, got 100"),
         (["--culture", "korea", "--num_negatives", "0"], "--num_negatives is at least 1, got 0"),
+        (["--culture", "korea", "--jpeg_quality", "0"], "--jpeg_quality is a number from 1 to 100, got 0"),
         (["--culture", "korea", "--test_share", "1"], "--test_share is a number from 0 up and below 1, got 1.0"),
         (["--culture", "korea", "--public"], "--public needs --links_only"),
         (["--culture", "korea", "--push_to_hub", "--stages", "fetch"], "--push_to_hub belongs to the stage write"),
