@@ -726,7 +726,8 @@ def clean_photographs(
             content = file.read_bytes()
             with room.of(math.prod(open_photograph(content, min_side=min_size, decode=False).size)):
                 result = cleaned(content, min_size=min_size, jpeg_quality=jpeg_quality)
-            links, hashes = (photograph.url, photograph.final_url), (photograph.source_sha256, result.sha256)
+            links = (photograph.url, photograph.final_url)
+            hashes = (photograph.source_sha256, photograph.sha256, result.sha256)  # came, was published, is now
             if any(map(fetcher.denies, links)) or any(fetcher.denies(sha256=sha256) for sha256 in hashes):
                 raise NotUsable("denied", "the deny-list names its link or content")
         except NotUsable as reason:
@@ -776,7 +777,7 @@ def forget(photograph: Photograph, folder: Path):
     photograph.negatives = {}
 
 
-def cleaned(content: bytes, *, min_size: int, jpeg_quality: int = 95) -> Cleaned:
+def cleaned(content: bytes, *, min_size: int, jpeg_quality: int) -> Cleaned:
     """A photograph made clean: upright, opaque on white, sRGB, and its pixels alone, encoded anew.
 
     Each byte of a clean file is made here of the pixels, so that no EXIF, GPS, XMP, profile or thumbnail, nothing in

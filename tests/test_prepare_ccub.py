@@ -30,7 +30,7 @@ import scoft_data
 import train_scoft_lora
 from loopback import HEAD, drip, png_of
 from pocket import make_dataset, world
-from prepare_ccub import Ledger, NegativeGenerator, Photograph, Row, cleaned, read_links, read_manifest
+from prepare_ccub import Ledger, NegativeGenerator, Photograph, Row, read_links, read_manifest
 from scoft_data import CATEGORIES, DataError, content_key, find_dataset, read_dataset
 from scoft_fetch import Fetcher, NotUsable
 from scoft_losses import load_distance
@@ -38,6 +38,8 @@ from scoft_losses import load_distance
 
 ROOT = Path(prepare_ccub.__file__).parent
 POCKET = ROOT / "pocket" / "models"
+
+cleaned = functools.partial(prepare_ccub.cleaned, jpeg_quality=95)
 
 pytestmark = pytest.mark.usefixtures("threads_given_back")
 
@@ -564,6 +566,22 @@ def test_what_is_denied_later_leaves_the_dataset(site, tmp_path):
         assert len(list((tmp_path / "ccub" / "korea" / "fetched").iterdir())) == 2  # with the ledger
         prepare(flags, **later)
     assert max(site.hits.values()) == 1
+
+
+@pytest.mark.usefixtures("web", "quick")
+def test_what_was_published_is_denied_though_it_is_encoded_otherwise_now(site, tmp_path):
+    """The sha256 of a photograph as it was written before takes it out, also where flags have changed its file."""
+    urls = [site.url(f"/{i}.jpg") for i in range(2)]
+    site.pages |= {f"/{i}.jpg": (200, {}, encoded(picture(i))) for i in range(2)}
+    flags = {"culture": "korea", "links": write_sheet(tmp_path / "sheet.csv", urls), "output": tmp_path / "ccub"}
+    flags |= {"stages": "fetch,clean", "min_size": 16, "allow_host": site.place}
+    prepare(flags)
+    before, _ = read_manifest(tmp_path / "ccub" / "korea")
+    (tmp_path / "deny.txt").write_text(before.sha256)
+    prepare(flags, deny_list=tmp_path / "deny.txt", jpeg_quality=80)
+    assert list(statuses(tmp_path / "ccub" / "korea").values()) == ["denied", "ok"]
+    prepare(flags)
+    assert list(statuses(tmp_path / "ccub" / "korea").values()) == ["denied", "ok"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
