@@ -18,6 +18,7 @@ import os
 import re
 import shlex
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -258,7 +259,8 @@ def read_dataset(
     A folder or Hub dataset without cultures is taken whole. `revision`, a branch, tag or commit, is of a Hub dataset.
 
     With `max_samples` rows are shuffled by `seed` and the first ones kept, the same as in diffusers' scripts.
-    Raises DataError for all that is wrong; with `skip_bad_images` bad images are left out with a warning instead.
+    Raises DataError for all that is wrong; with `skip_bad_images` bad images, and rows without a usable caption, are
+    left out with a warning instead.
     """
     columns = _Columns(
         image_column,
@@ -286,18 +288,24 @@ def read_dataset(
         # datasets' own shuffle(seed), hence diffusers' choice of rows
         rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:max_samples]]
 
+    total = len(rows)
     captions = _checked_texts(
         [(row.name, row.caption) for row in rows],
         problem=f"no usable caption in column {caption_column!r} (--caption_column)",
         fix="A caption is a string, or a list of strings, that is not blank.",
+        skip=skip_bad_images,
     )
-    blip_captions: list[list[str]] = [[] for _ in rows]
+    blip_captions: dict[int, list[str]] = {i: [] for i in range(total)}
     if needs_blip:
         blip_captions = _checked_texts(
             [(row.name, row.blip_caption) for row in rows],
             problem=f"no usable BLIP caption in column {blip_caption_column!r} (--blip_caption_column)",
             fix=columns.blip_fix,
+            skip=skip_bad_images,
         )
+    usable = [i for i in range(total) if i in captions and i in blip_captions]
+    rows, captions, blip_captions = ([each[i] for i in usable] for each in (rows, captions, blip_captions))
+    warn_of_scripts([(row.name, text) for row, texts in zip(rows, captions) for text in texts])
 
     checked = _checked_images(rows, dataset=source.name, skip_bad_images=skip_bad_images)
     kept = list(checked)
@@ -313,7 +321,7 @@ def read_dataset(
         image_hashes=[checked[i].image_hash for i in kept],
         fingerprint=content_key(*row_keys),
         commit=commit,
-        dropped=len(rows) - len(kept),
+        dropped=total - len(kept),
         names=[rows[i].name for i in kept],
         image_files=[rows[i].image_file for i in kept],
         negative_files=[checked[i].negative_files for i in kept],
@@ -690,17 +698,40 @@ def _load_table(
 # Checks --------------------------------------------------------------------------------------------------------------
 
 
-def _checked_texts(cells: Sequence[tuple[str, object]], *, problem: str, fix: str) -> list[list[str]]:
-    """Each cell as a list of strings; a DataError that names the rows where one is missing, blank or not text."""
-    texts = [[cell] if isinstance(cell, str) else cell for _, cell in cells]
-    bad = [
-        f"{name}: {cell!r}"
-        for (name, cell), text in zip(cells, texts, strict=True)
-        if not (isinstance(text, list) and text and all(isinstance(each, str) and each.strip() for each in text))
-    ]
-    if bad:
-        raise DataError(f"{len(bad)} of {len(cells)} rows have {problem}: {_listing(bad)}. {fix}")
-    return texts
+def _checked_texts(cells: Sequence[tuple[str, object]], *, problem: str, fix: str, skip: bool) -> dict[int, list[str]]:
+    """Place of a cell -> its strings. A DataError names the rows where one is missing, blank or not text; with `skip`
+    a warning does, unless none is left.
+    """
+    texts = {i: [cell] if isinstance(cell, str) else cell for i, (_, cell) in enumerate(cells)}
+    good = {
+        i: text
+        for i, text in texts.items()
+        if isinstance(text, list) and text and all(isinstance(each, str) and each.strip() for each in text)
+    }
+    if bad := [f"{name}: {cell!r}" for i, (name, cell) in enumerate(cells) if i not in good]:
+        message = f"{len(bad)} of {len(cells)} rows have {problem}"
+        if not (skip and good):
+            skipping = " --skip_bad_images leaves such rows out." if good else ""
+            raise DataError(f"{message}: {_listing(bad)}. {fix}{skipping}")
+        logger.warning("--skip_bad_images: %s and are left out: %s", message, "; ".join(bad))
+    return good
+
+
+def warn_of_scripts(captions: Sequence[tuple[str, str]]) -> None:
+    """Log which captions, (row's name, text), are mostly in other letters than Latin ones."""
+
+    def is_foreign(text: str) -> bool:
+        letters = [character for character in text if character.isalpha()]
+        return 2 * sum("LATIN" in unicodedata.name(letter, "") for letter in letters) < len(letters)
+
+    if foreign := [f"{name}: {text!r}" for name, text in captions if is_foreign(text)]:
+        logger.warning(
+            "%d of %d captions are in letters that CLIP does not read, since it learned from English: %s. Write them "
+            "in English, unless the base model's text encoder reads their language.",
+            len(foreign),
+            len(captions),
+            _listing(foreign),
+        )
 
 
 @dataclass(frozen=True)

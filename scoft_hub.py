@@ -39,18 +39,8 @@ BASE_LICENSES = {"stable-diffusion-v1": "creativeml-openrail-m", "stable-diffusi
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def base_commit(
-    name_or_path: str,
-    *,
-    revision: str | None,
-    cache_dir: str | None,
-    file: str = "model_index.json",
-    flag: str = "--pretrained_model_name_or_path",
-) -> str | None:
-    """The commit of a model on the Hub, from which all of its parts are then loaded; None for a folder.
-
-    `file` is one that such a model has. Raises DataError, which names `flag`.
-    """
+def base_commit(name_or_path: str, *, revision: str | None, cache_dir: str | None) -> str | None:
+    """The commit of the base model on the Hub, from which all of its parts are then loaded; None for a folder."""
     if Path(name_or_path).is_dir():
         if revision is not None:
             raise DataError(f"--revision {revision} is of a Hub model, but {name_or_path} is a folder; leave it out")
@@ -58,10 +48,11 @@ def base_commit(
     from huggingface_hub.errors import HFValidationError, HTTPError
 
     try:
-        return hub_commit(name_or_path, revision=revision, file=file, cache_dir=cache_dir)
+        return hub_commit(name_or_path, revision=revision, file="model_index.json", cache_dir=cache_dir)
     except (OSError, HTTPError, HFValidationError) as error:
         raise DataError(
-            f"{flag} {name_or_path} is no folder, and the Hub has no such model that can be read: {error}"
+            f"--pretrained_model_name_or_path {name_or_path} is no folder, and the Hub has no such pipeline that can "
+            f"be read: {error}"
         ) from error
 
 
