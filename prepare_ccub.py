@@ -44,7 +44,7 @@ from scoft.base_model import load_pipeline, loading
 from scoft.errors import DataError
 from scoft.files import Ledger, content_key, model_key, private_folder, sole_writer, write_atomically
 from scoft.images import MAX_PIXELS, as_rgb, open_image, upright
-from scoft_data import CATEGORIES, culture_words, stable_generator
+from scoft_data import CATEGORIES, SHEET_TABS, culture_words, stable_generator
 from scoft_fetch import Fetched, Fetcher, NotUsable, open_photograph
 from scoft_losses import load_whole
 
@@ -52,9 +52,7 @@ from scoft_losses import load_whole
 logger = logging.getLogger("scoft")
 
 STAGES = ("fetch", "clean", "caption", "negatives", "filter", "write")
-# CCUB is a sheet of links; these of its tabs are publicly known (github.com/cmubig/CCUB).
 SHEET = "https://docs.google.com/spreadsheets/d/1dbSXgwCZuu9zpDZyUQ-pKDZGRYhzeaXCR5geRYNUwEA/export?format=csv&gid={}"
-SHEET_TABS = {"korea": 1345336179, "china": 567535443}
 LINK_COLUMNS = ("country_code", "category_code", "url", "caption", "created_at")
 COUNTRY_CODES = {
     "KOR": "korea",
