@@ -1127,8 +1127,9 @@ def test_who_may_not_push_learns_it_before_the_work(copy, flags, alice, monkeypa
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(DataError, match="--hub_dataset_id ccub: nobody is logged in"):
         prepare(flags, output=copy, push_to_hub=True)
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
     with pytest.raises(DataError, match="--hub_dataset_id bob/ccub cannot be written to") as raised:
-        prepare(flags, output=copy, push_to_hub=True, hub_dataset_id="bob/ccub", hub_token="hf_alice")
+        prepare(flags, output=copy, push_to_hub=True, hub_dataset_id="bob/ccub")
     assert "hf_alice" not in str(raised.value)
 
 

@@ -1,5 +1,7 @@
 """Pages and pushes: the trainer's true command line and a loopback Hub (tests/hub.py), asked by the real libraries."""
 
+import contextlib
+import importlib
 import itertools
 import json
 import os
@@ -8,11 +10,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import huggingface_hub
 import markdown_it
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors import safe_open
@@ -265,11 +269,11 @@ def test_the_licence_follows_the_base_model(tmp_path, base_model, readme, expect
 def test_from_the_hub_and_back(alice, tmp_path, monkeypatch, capfd, caplog, tiny_pipeline, tiny_ccub, tiny_clip_conv):
     """Base model and private dataset from the Hub, trained, pushed and loaded back: the picture is the local one's.
 
-    The token of --hub_token, the only one there is, comes to no file, log or page, and to no other server.
+    The token comes to no file, log, page or pushed byte.
     """
     from diffusers import StableDiffusionPipeline
 
-    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setitem(alice.users, TOKEN, "carol")
     base = alice.add("model", "carol/tiny-sd", files_of(tiny_pipeline) | {"README.md": b"---\nlicense: mit\n---\n"})
     prepare_dataset(tmp_path / "ccub", alice, "carol/ccub", tiny_ccub)
@@ -280,7 +284,7 @@ def test_from_the_hub_and_back(alice, tmp_path, monkeypatch, capfd, caplog, tiny
         f"--pretrained_model_name_or_path carol/tiny-sd --dataset ccub-of-carol --culture veridia --rank 4 "
         f"--perceptual_model_name_or_path {tiny_clip_conv} --resolution 16 --learning_rate 0.05 --max_train_steps 2 "
         f"--perceptual_every 2 --num_denoising_steps 2 --num_validation_images 1 --validation_inference_steps 2 "
-        f"--push_to_hub --hub_private_repo --hub_collection SCoFT --hub_token {TOKEN} --dataset_revision {first}"
+        f"--push_to_hub --hub_private_repo --hub_collection SCoFT --dataset_revision {first}"
     ).replace("ccub-of-carol", "carol/ccub")
     train_scoft_lora.main(words.split())
 
@@ -293,9 +297,10 @@ def test_from_the_hub_and_back(alice, tmp_path, monkeypatch, capfd, caplog, tiny
     card = huggingface_hub.ModelCard(repo.files["README.md"].decode())
     assert (card.data.base_model, card.data.license, card.data.datasets) == ("carol/tiny-sd", "mit", ["carol/ccub"])
 
-    everything = [data for data in files_of(tmp_path).values()] + [caplog.text.encode(), *repo.files.values()]
-    everything += [text.encode() for text in capfd.readouterr()]
-    assert not any(TOKEN.encode() in data for data in everything)
+    told = [caplog.text, *capfd.readouterr(), json.dumps(alice.collections)]
+    pushed = [data for each in alice.repos.values() for commit in each.commits for data in commit.files.values()]
+    kept = [*files_of(tmp_path).values(), *files_of(Path(huggingface_hub.constants.HF_HOME)).values()]
+    assert not any(TOKEN.encode() in data for data in [*map(str.encode, told), *pushed, *kept])
     assert str(tmp_path).encode() not in b"".join(repo.files.values())
 
     pictures = []
@@ -392,7 +397,7 @@ def test_a_failed_push_leaves_all_here_and_its_command_works(run, alice, fault, 
     else:
         alice.fail("POST", "/commit/", status=fault, times=9)
     with pytest.raises(DataError, match="the push failed") as raised:
-        run("--push_to_hub", "--hub_token", "hf_alice")
+        run("--push_to_hub")
     assert "hf_alice" not in str(raised.value) and "hf_alice" not in caplog.text
     assert len(alice.repos["model", "alice/scoft-veridia"].commits) == 1
     after = files_of(run.folder)
@@ -444,18 +449,19 @@ def test_a_repository_that_cannot_be_pushed_to_stops_the_run_first(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--hub_model_id", "a/b"], "--hub_model_id has no effect without --push_to_hub"),
-        (["--hub_token", TOKEN, "--report_to", "wandb"], "such trackers keep the command line"),
-    ],
-)
-def test_flags_that_do_not_go_together_are_named(capsys, flags, message):
+def test_flags_that_do_not_go_together_are_named(capsys):
     with pytest.raises(SystemExit):
-        train_scoft_lora.parse_args(["--dataset", "pocket", "--culture", "veridia", *flags])
+        train_scoft_lora.parse_args(["--dataset", "pocket", "--culture", "veridia", "--hub_model_id", "a/b"])
+    assert "--hub_model_id has no effect without --push_to_hub" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("door", ["train_scoft_lora", "prepare_ccub", "evaluate_scoft"])
+def test_no_door_takes_a_token_on_its_command_line(door, capsys):
+    """Every command refuses the flag, names the ways that `ps` does not show, and does not repeat the token."""
+    with pytest.raises(SystemExit):
+        importlib.import_module(door).parse_args(["--hub_token", TOKEN])
     error = capsys.readouterr().err
-    assert message in error and TOKEN not in error
+    assert "HF_TOKEN_PATH, the name of a file" in error and TOKEN not in error
 
 
 def test_a_token_in_a_file_of_flags_is_refused(tmp_path, capsys):
@@ -463,7 +469,31 @@ def test_a_token_in_a_file_of_flags_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         train_scoft_lora.parse_args(["--config", str(tmp_path / "flags.yaml"), "--dataset", "pocket"])
     error = capsys.readouterr().err
-    assert "a token does not belong in a file" in error and TOKEN not in error
+    assert "flags.yaml" in error and "logs show what stands in" in error and TOKEN not in error
+
+
+def test_a_run_that_fails_under_the_launcher_shows_no_token(alice, tiny_pipeline, tiny_ccub, tmp_path):
+    """accelerate's error shows the whole command, and so does `ps`: the token is in neither."""
+    alice.readers[TOKEN] = "dave"
+    words = f"--method finetune --dataset {tiny_ccub} --culture veridia --output_dir {tmp_path / 'out'} --push_to_hub"
+    run = subprocess.Popen(
+        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "train_scoft_lora.py", *words.split()],
+        cwd=Path(train_scoft_lora.__file__).parent,
+        env=os.environ | {"HF_TOKEN": TOKEN},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    shown = set()
+    while run.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]:
+                shown.add(shlex.join(process.cmdline()))
+        time.sleep(0.1)
+    printed = run.stdout.read()
+    assert run.returncode != 0 and "--hub_model_id scoft-veridia cannot be written to" in printed, printed
+    assert "CalledProcessError" in printed and sum("train_scoft_lora.py" in line for line in shown) >= 2, shown
+    assert not any(TOKEN in text for text in [printed, *shown])
 
 
 def test_a_base_model_read_once_is_read_offline(alice, tiny_pipeline):
