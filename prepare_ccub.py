@@ -38,7 +38,7 @@ import scoft_losses
 from scoft.errors import DataError
 from scoft.files import Ledger, content_key, model_key, write_atomically
 from scoft.images import as_rgb, open_image, upright
-from scoft.launch import Parser
+from scoft.launch import CREDENTIALS, Parser
 from scoft_data import CATEGORIES, culture_words, stable_generator
 from scoft_fetch import Fetched, Fetcher, NotUsable, open_photograph
 
@@ -410,10 +410,13 @@ def read_pictures(folder: Path) -> list[Photograph]:
         if split not in ("", "train", "test"):
             raise DataError(f"{name}: split is train or test, got {split!r}.")
         category = category_of(row.get("category"), name=name)
+        url = str(row.get("source_url") or "")
+        if CREDENTIALS.search(url):
+            raise DataError(f"{name}: source_url holds a user name or password, which the dataset would tell to all.")
         found.append(
             Photograph(
                 id=content_key(file_name)[:16],
-                url=str(row.get("source_url") or ""),
+                url=url,
                 picture=file_name,
                 caption=row["text"].strip(),
                 category=category,

@@ -1217,6 +1217,8 @@ def test_a_sheet_is_read_as_spreadsheets_write_it(caplog):
         ("metadata.jsonl", '{"file_name": "link.jpg", "text": "x"}', "line 1: there is no file 'link.jpg'"),
         ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "split": "dev"}', "split is train or test, got 'dev'"),
         ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "category": "pets"}', "category 'pets' is none of"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "source_url": "http://me:pass@a/"}',
+         "line 1: source_url holds a user name or password"),
         ("metadata.jsonl", "\n", "--images .*: the metadata has no rows"),
         ("metadata.jsonl", b"\xff\xfe", "metadata.jsonl is not UTF-8"),
         ("metadata.csv", "name,text\na.jpg,x", "metadata.csv: no column file_name; it has name, text"),

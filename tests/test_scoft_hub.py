@@ -1,7 +1,6 @@
 """Pages and pushes: the trainer's true command line and a loopback Hub (tests/hub.py), asked by the real libraries."""
 
 import contextlib
-import importlib
 import itertools
 import json
 import os
@@ -453,15 +452,6 @@ def test_flags_that_do_not_go_together_are_named(capsys):
     with pytest.raises(SystemExit):
         train_scoft_lora.parse_args(["--dataset", "pocket", "--culture", "veridia", "--hub_model_id", "a/b"])
     assert "--hub_model_id has no effect without --push_to_hub" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("door", ["train_scoft_lora", "prepare_ccub", "evaluate_scoft"])
-def test_no_door_takes_a_token_on_its_command_line(door, capsys):
-    """Every command refuses the flag, names the ways that `ps` does not show, and does not repeat the token."""
-    with pytest.raises(SystemExit):
-        importlib.import_module(door).parse_args(["--hub_token", TOKEN])
-    error = capsys.readouterr().err
-    assert "HF_TOKEN_PATH, the name of a file" in error and TOKEN not in error
 
 
 def test_a_token_in_a_file_of_flags_is_refused(tmp_path, capsys):
