@@ -1119,7 +1119,7 @@ def write_card(output: Path, summaries: Sequence[dict], *, links_only: bool, rep
     write_atomically(output / "README.md", str(card))
 
 
-def push(output: Path, *, repo_id: str, retry: str):
+def push(output: Path, *, repo_id: str, private: bool, retry: str):
     """Commit card and parquet files, and nothing else, to a dataset of the Hub. Raises DataError."""
     files = {path.relative_to(output).as_posix(): path for path in (output / "README.md", *output.glob("*/*.parquet"))}
     rows_there = [path for path in scoft_hub.files_on_hub(repo_id, repo_type="dataset") if path.endswith(".parquet")]
@@ -1134,6 +1134,7 @@ def push(output: Path, *, repo_id: str, retry: str):
         repo_type="dataset",
         files=files,
         stale=[path for path in rows_there if path not in files],
+        private=private,
         message="Dataset of " + ", ".join(sorted(cultures - {""})),
         retry=retry,
     )
@@ -1322,7 +1323,7 @@ def main(argv: list[str] | None = None):
     accelerator = start_accelerator(args.mixed_precision)
     repo_id = None
     if args.push_to_hub and accelerator.is_main_process:  # before the work of hours: may it be pushed there?
-        repo_id = scoft_hub.ready_repo(
+        repo_id, _ = scoft_hub.ready_repo(
             args.hub_dataset_id or written_folder(args).name,
             repo_type="dataset",
             private=not args.public,
@@ -1415,7 +1416,7 @@ def main(argv: list[str] | None = None):
         write(args, rows, folder, repo_id=repo_id)
         if repo_id:
             retry = scoft_hub.command_again("prepare_ccub.py", sys.argv[1:] if argv is None else argv)
-            push(written_folder(args), repo_id=repo_id, retry=retry)
+            push(written_folder(args), repo_id=repo_id, private=not args.public, retry=retry)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

@@ -11,12 +11,15 @@ import math
 import os
 import re
 import shlex
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scoft.errors import DataError
 from scoft.files import write_atomically
+from scoft.hub import ask, endpoint, text_of
+from scoft.launch import CREDENTIALS
 from scoft_data import culture_words, hub_commit
 
 
@@ -31,6 +34,9 @@ PICTURES = ("images/before_after.png", "images/lora-*.png", "images/evaluation.p
 LORA_FILES = (LORA_FILE, "scoft-*-kohya.safetensors", CARD_FILE, *PICTURES)
 EVALUATION_FILE = "evaluation.json"  # the numbers that evaluate_scoft.py puts on the page
 WAITS = (2, 10, 30)  # seconds before a commit that failed is tried again
+BUSY = (408, 412, 429, 500, 502, 503, 504)  # statuses of a Hub that may take the same commit later
+PUSH_TIME, PUSH_SPEED = 900, 2**14  # a push may last so many seconds, and one more for each so many bytes
+MAX_SAID = 600  # characters of what the Hub said that an error repeats
 # Licences of the base models that most use, where their own pages cannot be read: a part of the id -> licence.
 BASE_LICENSES = {"stable-diffusion-v1": "creativeml-openrail-m", "stable-diffusion-2": "openrail++"}
 
@@ -52,8 +58,8 @@ def base_commit(name_or_path: str, *, revision: str | None, cache_dir: str | Non
         return hub_commit(name_or_path, revision=revision, file="model_index.json", cache_dir=cache_dir)
     except (OSError, HTTPError, HFValidationError) as error:
         raise DataError(
-            f"--pretrained_model_name_or_path {name_or_path} is no folder, and the Hub has no such pipeline that can "
-            f"be read: {error}"
+            f"--pretrained_model_name_or_path {name_or_path} is no folder, and the Hub, {endpoint()}, has no such "
+            f"pipeline that can be read: {error}"
         ) from error
 
 
@@ -254,35 +260,45 @@ def hub_errors(what: str, *, remedy: str):
 
     try:
         yield
+    except DataError:
+        raise
     except (HTTPError, OSError, ValueError) as error:  # ValueError: a name or a page that the Hub does not take
-        raise DataError(f"{what}: {error}\n{remedy}") from error
+        said = textwrap.shorten(CREDENTIALS.sub("", str(error)), MAX_SAID)
+        raise DataError(f"{what}: {said}\n{remedy}") from error
 
 
-def ready_repo(repo_id: str, *, repo_type: str, private: bool, flag: str) -> str:
-    """The full id of a repository that can be written to, created if there is none; `name` becomes `<you>/name`.
+def ready_repo(repo_id: str, *, repo_type: str, private: bool, flag: str) -> tuple[str, bool]:
+    """The full id of a repository that can be written to, created if there is none, and whether it is private.
 
-    A repository that exists keeps its visibility: one that all can see is refused where a private one is asked for.
-    Raises DataError, which names `flag`.
+    `name` becomes `<you>/name`. A repository that exists keeps its visibility: one that all can see is refused where
+    a private one is asked for. Raises DataError, which names `flag`.
     """
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import get_token
 
     if get_token() is None:
         raise DataError(f"{flag} {repo_id}: nobody is logged in. `hf auth login`, or set HF_TOKEN.")
-    api = HfApi()
+
+    def create(api) -> tuple[str, bool]:
+        full_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
+        return full_id, is_private(api, full_id, repo_type=repo_type)[0]
+
     with hub_errors(f"{flag} {repo_id} cannot be written to", remedy="Name another, or log in as one who may."):
-        repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
-        is_private = api.repo_info(repo_id, repo_type=repo_type).private
-    if private and not is_private:
-        raise DataError(f"{flag} {repo_id} is public already; make it private on the Hub or name another.")
-    return repo_id
+        full_id, found_private = ask(create)
+    if private and not found_private:
+        raise DataError(f"{flag} {full_id} is public already on {endpoint()}; make it private there or name another.")
+    return full_id, found_private
+
+
+def is_private(api, repo_id: str, *, repo_type: str) -> tuple[bool, str | None]:
+    """Whether a repository is private, for sure, and its newest commit; what the Hub leaves open is public."""
+    info = api.repo_info(repo_id, repo_type=repo_type)
+    return info.private is True, info.sha
 
 
 def files_on_hub(repo_id: str, *, repo_type: str) -> list[str]:
     """The files of a repository's main branch. Raises DataError."""
-    from huggingface_hub import HfApi
-
     with hub_errors(f"{repo_id} cannot be read", remedy="Is the Hub reachable, and may you see it?"):
-        return HfApi().list_repo_files(repo_id, repo_type=repo_type)
+        return ask(lambda api: [text_of(path, ".+") for path in api.list_repo_files(repo_id, repo_type=repo_type)])
 
 
 def push(
@@ -291,26 +307,41 @@ def push(
     repo_type: str,
     files: dict[str, Path | bytes],
     stale: Sequence[str],
+    private: bool,
     message: str,
     retry: str,
 ) -> str:
     """Commit `files` (path in the repository -> file or content), without `stale` ones; returns the address.
 
-    All of it arrives, or nothing, and then DataError names `retry`, the command that tries again.
+    All of it arrives, or nothing, and then DataError names `retry`, the command that tries again. What is `private`
+    is sent to no repository that is public by now, however long ago it was readied: it is asked before the files are
+    uploaded, and again before the commit that shows them, which belongs to the very repository that was asked.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    api = HfApi()
-    address = "/".join([api.endpoint, *(["datasets"] if repo_type == "dataset" else []), repo_id])
+    address = "/".join([endpoint(), *(["datasets"] if repo_type == "dataset" else []), repo_id])
+    size = sum(len(content) if isinstance(content, bytes) else content.stat().st_size for content in files.values())
 
-    def commit():
+    def head(api) -> str | None:
+        found_private, commit = is_private(api, repo_id, repo_type=repo_type)
+        if private and not found_private:
+            raise DataError(
+                f"{address} has become public, and what was to be pushed is not for all: nothing was committed. Make "
+                f"it private on the Hub, then: {retry}"
+            )
+        return commit
+
+    def commit(api):
+        head(api)
         added = [CommitOperationAdd(path, content) for path, content in files.items()]
         there = api.list_repo_files(repo_id, repo_type=repo_type) if stale else ()
         deleted = [CommitOperationDelete(path) for path in stale if path in there]  # the last try may have arrived
-        api.create_commit(repo_id, added + deleted, commit_message=message, repo_type=repo_type)
+        api.preupload_lfs_files(repo_id, added, repo_type=repo_type, free_memory=False)
+        where = {"repo_id": repo_id, "repo_type": repo_type, "parent_commit": head(api)}
+        api.create_commit(operations=added + deleted, commit_message=message, **where)
 
     with hub_errors(f"{address}: the push failed", remedy=f"All is kept here. To push it again: {retry}"):
-        persistently(commit)
+        ask(lambda api: persistently(lambda: commit(api)), seconds=PUSH_TIME + size / PUSH_SPEED)
     logger.info("Pushed to %s", address)
     return address
 
@@ -319,7 +350,7 @@ def persistently(commit: Callable[[], None]):
     """Call `commit`, again after each of WAITS as long as the Hub is busy, broken or gone; then let its error pass.
 
     huggingface_hub repeats all other requests itself. A commit that arrived though its answer did not is no harm: the
-    next one finds nothing changed.
+    next one finds nothing changed. 412: somebody else committed in between.
     """
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
@@ -327,14 +358,14 @@ def persistently(commit: Callable[[], None]):
         try:
             return commit()
         except HTTPError as error:
-            if isinstance(error, HfHubHTTPError) and error.response.status_code not in (429, 500, 502, 503, 504):
+            if isinstance(error, HfHubHTTPError) and error.response.status_code not in BUSY:
                 raise
             logger.warning("The push failed (%s); once more in %d seconds", str(error).split("\n")[0], wait)
             time.sleep(wait)
     return commit()
 
 
-def push_lora(folder: Path, *, repo_id: str, retry: str):
+def push_lora(folder: Path, *, repo_id: str, private: bool, retry: str):
     """Push of a LoRA folder what loading it and its page need: LORA_FILES, and the arguments without local places.
 
     What an earlier push left behind, such as the picture of a prompt that is no more, goes in the same commit.
@@ -349,6 +380,7 @@ def push_lora(folder: Path, *, repo_id: str, retry: str):
         repo_type="model",
         files=files,
         stale=[path for path in stale if path not in files],
+        private=private,
         message=f"LoRA after {record['resolved']['updates']} updates",
         retry=retry,
     )
@@ -367,11 +399,12 @@ def without_places(value):
 
 def add_to_collection(title: str, *, repo_id: str, private: bool, retry: str):
     """Put a model into the collection of this title of the model's owner, which is created if there is none."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
     owner = repo_id.partition("/")[0]
-    with hub_errors(f"{repo_id} did not get into the collection {title!r}", remedy=f"To try again: {retry}"):
+
+    def join(api) -> str:
         slug = api.create_collection(title, namespace=owner, private=private, exists_ok=True).slug
-        api.add_collection_item(slug, repo_id, "model", exists_ok=True)
-    logger.info("In the collection %s/collections/%s", api.endpoint, slug)
+        return api.add_collection_item(slug, repo_id, "model", exists_ok=True).slug
+
+    with hub_errors(f"{repo_id} did not get into the collection {title!r}", remedy=f"To try again: {retry}"):
+        slug = ask(join)
+    logger.info("In the collection %s/collections/%s", endpoint(), slug)

@@ -1233,7 +1233,7 @@ def write_and_push_card(folder: Path, *, repo_id: str | None, private: bool, col
     """Write the page of a finished run's folder and, given a repository of the Hub, push what belongs there."""
     scoft_hub.write_model_card(folder, repo_id=repo_id)
     if repo_id:
-        scoft_hub.push_lora(folder, repo_id=repo_id, retry=retry)
+        scoft_hub.push_lora(folder, repo_id=repo_id, private=private, retry=retry)
         if collection:
             scoft_hub.add_to_collection(collection, repo_id=repo_id, private=private, retry=retry)
 
@@ -1342,9 +1342,9 @@ def main(argv: list[str] | None = None):
     if args.num_train_epochs and not args.max_train_steps:
         total_steps = math.ceil(args.num_train_epochs * len(dataset) / images_per_update)
     checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
-    repo_id = None
+    repo_id, private = None, True
     if args.push_to_hub and is_main:
-        repo_id = scoft_hub.ready_repo(
+        repo_id, private = scoft_hub.ready_repo(
             args.hub_model_id or f"scoft-{name}",
             repo_type="model",
             private=args.hub_private_repo,
@@ -1354,7 +1354,7 @@ def main(argv: list[str] | None = None):
         write_and_push_card,
         output_dir,
         repo_id=repo_id,
-        private=args.hub_private_repo,
+        private=private,
         collection=args.hub_collection,
         retry=scoft_hub.command_again(
             "train_scoft_lora.py",

@@ -1113,6 +1113,16 @@ def test_photographs_are_not_pushed_to_what_is_public(copy, flags, alice):
     assert not alice.asked("/commit/")
 
 
+def test_photographs_are_not_pushed_to_what_became_public(copy, flags, alice):
+    """Not even if it was private when the work of hours began."""
+    alice.add("dataset", "alice/ccub", {}, private=True)
+    repo = alice.repos["dataset", "alice/ccub"]
+    alice.before("GET", "/tree/main", lambda: setattr(repo, "private", False))
+    with pytest.raises(DataError, match="datasets/alice/ccub has become public"):
+        prepare(flags, output=copy, stages="write", push_to_hub=True)
+    assert not alice.asked("/commit/|/preupload/")
+
+
 def test_a_push_does_not_unlist_a_culture_that_is_not_here(copy, flags, alice):
     """The card lists the configs; one that this folder does not know would be lost, so nothing is pushed."""
     alice.add("dataset", "alice/ccub", {"peru/train-00000-of-00001.parquet": b"rows"}, private=True)

@@ -21,8 +21,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import scoft_data
 import scoft_hub
 import train_scoft_lora
+from hub import Commit, Repo
 from scoft.errors import DataError
 
 
@@ -422,6 +424,137 @@ def test_a_push_outlasts_a_hub_that_is_busy_or_gone(run, alice, fault):
     assert set(alice.repos["model", "alice/scoft-veridia"].files) == PUSHED
 
 
+def pushed(**flags) -> str:
+    """scoft_hub.push of a small file to alice/x."""
+    flags = {"repo_type": "model", "files": {"a.txt": b"a"}, "stale": [], "private": True} | flags
+    return scoft_hub.push("alice/x", **flags, message="m", retry="python again.py")
+
+
+@pytest.mark.parametrize("change", ["public", "public again", "public while uploading", "deleted", "others write"])
+@pytest.mark.parametrize("upload_mode", ["regular", "lfs"])
+def test_what_is_private_is_committed_to_no_repository_that_became_public(alice, upload_mode, change):
+    """Not if it was made public, or deleted and made anew, since it was readied, and be it in the middle of a push."""
+    alice.upload_mode = upload_mode
+    alice.add("model", "alice/x", {}, private=True)
+    kept, new = alice.repos["model", "alice/x"], Repo(private=change != "public again")
+    if change == "public":
+        kept.private = False
+    elif change == "deleted":
+        del alice.repos["model", "alice/x"]
+    elif change == "public while uploading":
+        alice.before("POST", "/preupload/", lambda: setattr(kept, "private", False))
+    elif change == "public again":
+        alice.before("POST", "/preupload/", lambda: alice.repos.update({("model", "alice/x"): new}))
+    else:
+        alice.before("POST", "/commit/", lambda: kept.commits.append(Commit("theirs", kept.files | {"b.txt": b""})))
+    if change == "others write":
+        pushed(files={"a.bin": b"a\0"})
+        assert kept.files.keys() == {".gitattributes", "a.bin", "b.txt"} and alice.asked("/commit/") == 2
+        return
+    message = "Repository Not Found" if change == "deleted" else "alice/x has become public.*python again.py"
+    with pytest.raises(DataError, match=f"(?s){message}"):
+        pushed(files={"a.bin": b"a\0"})
+    assert not alice.asked("/commit/") and len(kept.commits) == 2 and len(new.commits) == 1
+    if change == "public":
+        assert not alice.asked("upload|PUT|info/lfs")
+        pushed(files={"a.bin": b"a\0"}, private=False)
+        assert "a.bin" in kept.files
+
+
+def test_a_run_that_began_private_stays_private(run, alice):
+    """A repository that was private when the run began gets nothing once it is public, without any flag."""
+    alice.add("model", "alice/scoft-veridia", {}, private=True)
+    repo = alice.repos["model", "alice/scoft-veridia"]
+    alice.before("GET", "/tree/main", lambda: setattr(repo, "private", False))
+    with pytest.raises(DataError, match="alice/scoft-veridia has become public"):
+        run("--push_to_hub")
+    assert len(repo.commits) == 2
+
+
+@pytest.mark.parametrize("drip", [False, True])
+@pytest.mark.parametrize(
+    "where", ["POST /api/models/alice/x/commit/", "GET /api/models/alice/x", "POST .*lfs/objects/batch", "PUT /lfs/"]
+)
+def test_a_hub_that_stalls_is_given_up(alice, monkeypatch, where, drip):
+    """Silence, or an answer without an end, ends in an error with the command that tries again."""
+    monkeypatch.setattr("scoft.hub.SILENCE", 0.1)
+    monkeypatch.setattr(scoft_hub, "PUSH_TIME", 1)
+    alice.add("model", "alice/x", {})
+    alice.upload_mode = "lfs"
+    method, path = where.split()
+    alice.stall(method, path, drip=drip, times=99)
+    start = time.monotonic()
+    with pytest.raises(DataError, match="(?s)alice/x: the push failed: .*To push it again: python again.py"):
+        pushed(files={"a.bin": b"a\0"}, private=False)
+    assert time.monotonic() - start < 3
+    assert len(alice.repos["model", "alice/x"].commits) == 2
+
+
+def test_a_push_may_last_as_its_size_demands(alice, monkeypatch, tmp_path):
+    """The time for a push grows with what is pushed, so that a slow line is not taken for a Hub that stalls."""
+    given = []
+    monkeypatch.setattr(scoft_hub, "ask", lambda question, *, seconds: given.append(seconds))
+    (tmp_path / "a").write_bytes(b"a" * 2**15)
+    pushed(files={"a": b"a"})
+    pushed(files={"a": tmp_path / "a", "b": b"b"})
+    assert given[1] - given[0] == 2**15 / scoft_hub.PUSH_SPEED
+
+
+GARBAGE = {
+    "html": b"<html>Welcome to the hotel. Accept our terms</html>" * 99,
+    "cut": b'{"id": "alice/x", "sha": "',
+    "list": b"[1]",
+    "null": b"null",
+    "types": b'{"id": 1, "url": 2, "sha": 3, "private": "no", "name": [], "files": {}, "objects": 4, "slug": 5}',
+    "nested": b"[" * 100_000,
+    "latin": b'{"id": "\xff\xfe"}',
+    "empty": b"",
+}
+
+
+def read_hub_dataset(name: str):
+    source = scoft_data.find_dataset(name, culture=None)
+    scoft_data.read_dataset(source, culture=None, needs_blip=False, needs_negatives=False)
+
+
+QUESTIONS = {
+    "POST /api/repos/create": lambda: scoft_hub.ready_repo("alice/x", repo_type="model", private=True, flag="--x"),
+    "GET /api/models/alice/x$": lambda: scoft_hub.ready_repo("alice/x", repo_type="model", private=True, flag="--x"),
+    "GET /tree/": lambda: scoft_hub.files_on_hub("alice/x", repo_type="model"),
+    "GET /api/models/alice/x($)": pushed,
+    "POST /preupload/": pushed,
+    "POST /commit/": pushed,
+    "POST lfs/objects/batch": lambda: pushed(files={"a.bin": b"a\0"}),
+    "POST /api/collections": lambda: scoft_hub.add_to_collection("t", repo_id="alice/x", private=True, retry="again"),
+    "GET /api/models/alice/x(?:$)": lambda: scoft_hub.base_commit("alice/x", revision=None, cache_dir=None),
+    "GET /resolve/": lambda: scoft_hub.base_commit("alice/x", revision=None, cache_dir=None),
+    "GET /api/datasets/alice/ccub": lambda: read_hub_dataset("alice/ccub"),
+    "GET /api/whoami": lambda: read_hub_dataset("ccub"),
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_an_answer_that_is_no_hubs_is_an_error_in_one_line(alice, question, garbage):
+    """200 with anything: the login page of a hotel, JSON that is cut or holds what it should not. It names the Hub."""
+    alice.upload_mode = "lfs"
+    alice.add("model", "alice/x", {"model_index.json": b"{}"}, private=True)
+    method, path = question.split()
+    alice.answer(method, path, GARBAGE[garbage], times=99)
+    with pytest.raises(DataError) as raised:
+        QUESTIONS[question]()
+    lines = str(raised.value).splitlines()
+    assert sum(alice.url in line for line in lines) == 1 and all(len(line) < 1000 for line in lines)
+
+
+def test_an_answer_too_long_to_be_one_is_not_read(alice):
+    """Gigabytes in the place of an answer are refused at the headers."""
+    alice.add("model", "alice/x", {}, private=True)
+    alice.answer("GET", "/api/models/alice/x$", b"", headers={"Content-Length": str(10**12)})
+    with pytest.raises(DataError, match="answers with more than 67108864 bytes"):
+        pushed()
+
+
 @pytest.mark.parametrize(
     ("token", "flags", "message"),
     [
@@ -500,13 +633,22 @@ def test_a_base_model_read_once_is_read_offline(alice, tiny_pipeline):
     assert found.stdout.split() == [commit, commit]
 
 
+def test_a_base_model_read_once_is_had_from_a_hub_that_stalls(alice, monkeypatch):
+    """A Hub that is silent is one that cannot be reached: the cached copy serves."""
+    commit = alice.add("model", "alice/x", {"model_index.json": b"{}"})
+    assert scoft_hub.base_commit("alice/x", revision=None, cache_dir=None) == commit
+    monkeypatch.setattr("scoft.hub.ANSWER_TIME", 0.1)
+    alice.stall("GET", "/api/models/alice/x$")
+    assert scoft_hub.base_commit("alice/x", revision=None, cache_dir=None) == commit
+
+
 def test_a_base_model_that_cannot_be_had_is_named(hub, tiny_ccub, tmp_path, monkeypatch):
     """A private or absent base model, and an unknown revision, are answered with the flag and what the Hub said."""
     hub.add("model", "bob/private-sd", {"model_index.json": b"{}"}, private=True)
     argv = f"--method finetune --dataset {tiny_ccub} --culture veridia --output_dir {tmp_path / 'out'}"
     for base in ("bob/private-sd", "bob/nothing"):
         with pytest.raises(
-            DataError, match=f"--pretrained_model_name_or_path {base} is no folder, and the Hub has no"
+            DataError, match=f"--pretrained_model_name_or_path {base} is no folder, and the Hub, {hub.url}, has"
         ):
             train_scoft_lora.main([*argv.split(), "--pretrained_model_name_or_path", base])
     with pytest.raises(DataError, match="--revision v9 is of a Hub model"):
