@@ -23,13 +23,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from scoft.errors import DataError
-from scoft.files import content_key
+from scoft.files import content_key, read_front_matter
 from scoft.hub import ask, text_of
 from scoft.images import open_image
 
@@ -409,17 +409,24 @@ def _folder_rows(root: Path, culture: str | None, *, split: str, columns: _Colum
     raise DataError(f"{root} has no split {split!r}: no {' or '.join(_METADATA_NAMES)} in it or in {root / split}.")
 
 
+@dataclass(frozen=True)
+class _Config:
+    config_name: str = "default"
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What is read of the YAML in a dataset's README; `configs:` without a value is ''."""
+
+    configs: list[_Config] | Literal[""] = ""
+
+
 def _declares_configs(root: Path) -> bool:
     """Whether the README's YAML lists configs; a lone 'default' says nothing about cultures."""
-    import yaml
-    from huggingface_hub import metadata_load
-
     readme = root / "README.md"
-    try:
-        card = (metadata_load(readme) or {}) if readme.is_file() else {}
-    except (yaml.YAMLError, ValueError) as error:
-        raise DataError(f"{readme} begins with metadata that is not valid YAML ({error}).") from error
-    return any(config.get("config_name", "default") != "default" for config in card.get("configs") or [])
+    remedy = "`datasets` needs it too: mend or remove it."
+    page = read_front_matter(readme, _Page, remedy=remedy) if readme.is_file() else _Page()
+    return any(config.config_name != "default" for config in page.configs)
 
 
 def _parquet_files(root: Path, split: str) -> Iterable[Path]:
@@ -583,14 +590,18 @@ def _hub_rows(
 ) -> tuple[list[_Row], str]:
     """The rows and the commit that they are of."""
     from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
 
-    location = source.location
+    location, page = source.location, {"filename": "README.md", "repo_type": "dataset"}
     try:
         try:
-            commit = hub_commit(location, revision=revision, file="README.md", repo_type="dataset")
+            commit = hub_commit(location, revision=revision, file=page["filename"], repo_type=page["repo_type"])
         except LocalEntryNotFoundError:
             commit = revision  # perhaps `datasets` has a copy all the same
+        with contextlib.suppress(EntryNotFoundError):  # `datasets` would read anything that is written there
+            readme = hf_hub_download(location, **page, revision=commit, local_files_only=True)
+            read_front_matter(Path(readme), _Page, remedy=f"The owner of {location} is to mend it.")
         table = _load_table(location, culture, split=split, cache_dir=cache_dir, revision=commit)
     except (DatasetNotFoundError, ConnectionError, HTTPError, OSError) as error:
         raise _not_found(source.name, culture, f"the Hub, {location}: {error}") from error

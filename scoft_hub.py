@@ -14,10 +14,11 @@ import shlex
 import textwrap
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from scoft.errors import DataError
-from scoft.files import write_atomically
+from scoft.files import read_front_matter, write_atomically
 from scoft.hub import ask, endpoint, text_of
 from scoft.launch import CREDENTIALS
 from scoft_data import culture_words, hub_commit
@@ -36,7 +37,7 @@ EVALUATION_FILE = "evaluation.json"  # the numbers that evaluate_scoft.py puts o
 WAITS = (2, 10, 30)  # seconds before a commit that failed is tried again
 BUSY = (408, 412, 429, 500, 502, 503, 504)  # statuses of a Hub that may take the same commit later
 PUSH_TIME, PUSH_SPEED = 900, 2**14  # a push may last so many seconds, and one more for each so many bytes
-MAX_SAID = 600  # characters of what the Hub said that an error repeats
+MAX_SAID = 600  # characters of what others say that we repeat
 # Licences of the base models that most use, where their own pages cannot be read: a part of the id -> licence.
 BASE_LICENSES = {"stable-diffusion-v1": "creativeml-openrail-m", "stable-diffusion-2": "openrail++"}
 
@@ -63,21 +64,36 @@ def base_commit(name_or_path: str, *, revision: str | None, cache_dir: str | Non
         ) from error
 
 
+@dataclass(frozen=True)
+class Licence:
+    """What the YAML in a model's README says of its licence, in the words of the Hub's metadata."""
+
+    license: str = ""
+    license_name: str = ""
+    license_link: str = ""
+
+
 def license_of(base_model: str, *, revision: str | None, cache_dir: str | os.PathLike | None) -> dict[str, str]:
     """`license`, and `license_name` and `license_link` where there are such, of a base model; empty where unknown.
 
     From the README of its folder, or of its Hub repository or cached copy, else by its name.
     """
-    from huggingface_hub import hf_hub_download, metadata_load
+    from huggingface_hub import hf_hub_download
 
-    readme = Path(base_model, CARD_FILE)
+    readme, said = Path(base_model, CARD_FILE), Licence()
+    by_name = "Its licence is told by its name."
     if revision is not None:
         try:
             readme = Path(hf_hub_download(base_model, CARD_FILE, revision=revision, cache_dir=cache_dir))
         except OSError:
-            logger.info("%s has no README that can be read now; its licence is told by its name.", base_model)
-    said = (metadata_load(readme) or {}) if readme.is_file() else {}
-    found = {key: str(said[key]) for key in ("license", "license_name", "license_link") if said.get(key)}
+            logger.info("%s has no README that can be read now. %s", base_model, by_name)
+    if readme.is_file():
+        try:
+            said = read_front_matter(readme, Licence, remedy=by_name)
+        except DataError as error:
+            logger.warning("%s", error)
+    told = {key: value for key, value in asdict(said).items() if value not in ("", "null", "~")}
+    found = {key: value for key, value in told.items() if len(value) <= MAX_SAID}
     named = [license for part, license in BASE_LICENSES.items() if part in base_model]
     return found or ({"license": named[0]} if named else {})
 

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import stat
@@ -29,6 +30,7 @@ LOCK = ".lock"  # of a folder: held by the process that writes into it
 PATIENCE = 10  # seconds in which what a killed run has left running notices that it is alone
 MAX_NAME = 64  # characters of a name that becomes a file's or a folder's: in UTF-8 they stay below 255 bytes
 MAX_RECORD = 2**26  # bytes of a JSON file; ours stay far below
+MAX_FRONT_MATTER, MAX_NODES = 2**20, 100_000  # characters and values of the YAML at the start of a README
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -226,16 +228,66 @@ def read_record(path: Path, kind: type[T], *, remedy: str) -> T:
 
     Raises DataError, which names the file, what in it is wrong and the `remedy`.
     """
+    with _naming(path, remedy=remedy):
+        return _checker(kind).validate_json(read_regular(path, at_most=MAX_RECORD))
+
+
+def read_front_matter(path: Path, kind: type[T], *, remedy: str) -> T:
+    """The YAML at the start of the README `path` as `kind`, a dataclass all of whose fields have defaults.
+
+    All values are text, as they stand there; what `kind` does not name is left out. Raises DataError, as read_record
+    does, also for YAML of more than MAX_NODES values, counted as if its aliases were written out: they stop nobody
+    from writing 9 ** 30 of them in a few lines.
+    """
+    import yaml
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    with _naming(path, remedy=remedy):
+        found = REGEX_YAML_BLOCK.search(read_regular(path, at_most=MAX_RECORD).decode("utf-8-sig"))
+        if not found:
+            return kind()
+        if len(found[2]) > MAX_FRONT_MATTER:
+            raise DataError(f"begins with {len(found[2])} characters of YAML; {MAX_FRONT_MATTER} are allowed")
+        try:
+            loader = yaml.BaseLoader(found[2])
+            node = loader.get_single_node()
+            if node is None:
+                return kind()
+            if _values_in(node, {}) > MAX_NODES:
+                raise DataError(f"begins with more than {MAX_NODES} values, with its aliases written out")
+            values = loader.construct_document(node)
+        except yaml.YAMLError as error:
+            raise DataError(f"begins with what is no valid YAML ({' '.join(str(error).split())[:300]})") from error
+        except RecursionError as error:
+            raise DataError("begins with YAML that is nested too deeply") from error
+        return _checker(kind).validate_python(values)
+
+
+def _values_in(node, known: dict[int, float]) -> float:
+    """How many values a node of YAML is, itself and those in it, an alias counted as what it stands for."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # of an alias within what it stands for
+        parts = () if isinstance(node.value, str) else node.value
+        pairs = (part if isinstance(part, tuple) else (part,) for part in parts)
+        known[id(node)] = 1 + sum(_values_in(part, known) for pair in pairs for part in pair)
+    return known[id(node)]
+
+
+@contextlib.contextmanager
+def _naming(path: Path, *, remedy: str) -> Iterator[None]:
+    """Let errors name the file, what in it is wrong and the remedy."""
     from pydantic import ValidationError
 
     try:
-        return _checker(kind).validate_json(read_regular(path, at_most=MAX_RECORD))
-    except (OSError, DataError) as error:
+        yield
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error}). {remedy}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = "".join(f"{step}: " for step in first["loc"])
         raise DataError(f"{path} is not as it was written: {where}{first['msg']}. {remedy}") from error
+    except DataError as error:
+        raise DataError(f"{path} {error}. {remedy}") from error
 
 
 @functools.cache

@@ -416,7 +416,9 @@ def test_no_row_has_a_negative(tmp_path):
         ("metadata.csv", "file_name,text\na.png,a house, in Korea\n", "line 2 has more cells than the header"),
         ("metadata.json1", "{}", '1 images but no metadata.jsonl.*Found metadata.json1: rename.*"file_name"'),
         ("metadata.jsonl", b"\xff\xfe", "not UTF-8"),
-        ("README.md", "---\nconfigs: [\n---\n", "README.md begins with metadata that is not valid YAML"),
+        ("README.md", "---\nconfigs: [\n---\n", "README.md begins with what is no valid YAML.*mend or remove it"),
+        ("README.md", "---\nconfigs: [{config_name: [korea]}]\n---\n", "README.md .*configs: .*config_name: .*string"),
+        ("README.md", "---\na: &a [*a]\nconfigs: *a\n---\n", "README.md begins with more than 100000 values"),
     ],
 )
 def test_bad_metadata_file(tmp_path, name, text, message):
@@ -771,6 +773,23 @@ def test_name_order(hub, tmp_path, monkeypatch):
     assert find_dataset("bob/ccub", culture=None) == DatasetSource("hub", "bob/ccub", "bob/ccub")
     (tmp_path / "bob" / "ccub").mkdir(parents=True)
     assert find_dataset("bob/ccub", culture=None).kind == "folder"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+            f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcd", "bcde")) + "license: *e",
+         "more than 100000 values"),
+        ("configs: [korea]", "configs: "),
+    ],
+)  # fmt: skip
+def test_a_hub_page_that_would_fill_the_memory_is_refused(hub, text, message):
+    """The README of a Hub dataset is looked at before `datasets` reads it."""
+    hub.add("dataset", "bob/ccub", {"README.md": f"---\n{text}\n---\n".encode()})
+    source = find_dataset("bob/ccub", culture=None)
+    with pytest.raises(DataError, match=f"README.md .*({message}).*The owner of bob/ccub is to mend it"):
+        read_dataset(source, culture=None, needs_blip=False, needs_negatives=False)
 
 
 @pytest.fixture

@@ -251,6 +251,10 @@ def test_nothing_told_on_a_datasets_page_can_break_it(tmp_path):
         ("stable-diffusion-v1-5", None, {"license": "creativeml-openrail-m"}),
         ("stable-diffusion-2-1", "no front matter", {"license": "openrail++"}),
         ("model", None, {}),
+        ("model", "---\nlicense: null\n---\n", {}),
+        ("stable-diffusion-v1-4", "---\na: &a [*a]\nlicense: *a\n---\n", {"license": "creativeml-openrail-m"}),
+        ("model", "---\nlicense: [mit\n---\n", {}),
+        ("model", f"---\nlicense: {'x' * 1000}\n---\n", {}),
     ],
 )  # fmt: skip
 def test_the_licence_follows_the_base_model(tmp_path, base_model, readme, expected):
