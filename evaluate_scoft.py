@@ -23,13 +23,14 @@ import logging
 import pickle
 import re
 import shutil
-import sys
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+
+from scoft.launch import Parser, progress, run_main, set_up_logging
 
 import numpy as np
 import torch
@@ -42,9 +43,8 @@ import scoft_metrics
 from scoft.errors import DataError
 from scoft.files import Ledger, cached_tensors, content_key, model_key, write_atomically
 from scoft.images import as_rgb, open_image
-from scoft.launch import Parser
+from scoft.lora_folder import LORA_FILE, RECORD_FILE, load_into_pipeline
 from scoft_data import culture_words
-from scoft_hub import LORA_FILE, RECORD_FILE
 from scoft_metrics import Estimate
 
 
@@ -138,7 +138,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="NAME=PLACE",
-        help="methods beside the base model: folder or Hub id of each one's LoRA",
+        help="methods beside the base model: folder, file or Hub id of each one's LoRA",
     )
     generate.add_argument(
         "--checkpoints", action="store_true", help="also each checkpoint of a --lora folder, as NAME@updates"
@@ -355,13 +355,13 @@ def lora_places(words: Sequence[str], *, checkpoints: bool) -> dict[str, str]:
 
 
 def lora_file(place: str, *, cache_dir: str | None) -> Path:
-    """The weights of a LoRA folder, or of a Hub repository. Raises DataError."""
+    """The weights of a LoRA folder, or of a Hub repository; `place` may also be the file itself. Raises DataError."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HTTPError
 
     try:
-        if Path(place).is_dir():
-            file = Path(place, LORA_FILE)
+        if Path(place).exists():
+            file = Path(place, LORA_FILE) if Path(place).is_dir() else Path(place)
             if not file.is_file():
                 raise FileNotFoundError(f"there is no file {file}")
             return file
@@ -376,7 +376,6 @@ def generate(args: argparse.Namespace):
     """Draw what is not drawn yet, shared out over the processes; every method has the same prompts and seeds."""
     from accelerate import Accelerator, InitProcessGroupKwargs
     from diffusers import DDIMScheduler, StableDiffusionPipeline
-    from tqdm.auto import tqdm
 
     waiting = InitProcessGroupKwargs(timeout=timedelta(days=7))  # for a process that has more to draw
     accelerator = Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=[waiting])
@@ -428,17 +427,19 @@ def generate(args: argparse.Namespace):
         ).to(accelerator.device)
         pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
         pipeline.set_progress_bar_config(disable=True)
+        for place in dict.fromkeys(picture.lora for picture in missing if picture.lora):  # before hours of drawing
+            load_into_pipeline(pipeline, files[place])
+            pipeline.unload_lora_weights()
         mine = missing[accelerator.process_index :: accelerator.num_processes]
         by_method = [list(same) for _, same in itertools.groupby(mine, key=lambda picture: picture.method)]
         batches = [each for same in by_method for each in blocks(same, args.batch_size)]
         loaded = BASE
-        for batch in tqdm(batches, "Drawing", disable=not accelerator.is_local_main_process):
+        for batch in progress(batches, "Drawing", disable=not accelerator.is_local_main_process):
             if batch[0].method != loaded:
                 loaded = batch[0].method
                 pipeline.unload_lora_weights()
                 if batch[0].lora:
-                    file = files[batch[0].lora]
-                    pipeline.load_lora_weights(str(file.parent), weight_name=file.name, local_files_only=True)
+                    load_into_pipeline(pipeline, files[batch[0].lora])
             draw(pipeline, batch, folder=args.folder, ledger=ledger)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -671,10 +672,8 @@ class Features:
 
     def of(self, name: str, sources: Sequence[Source]) -> np.ndarray:
         """(n, D) float64 of the pictures."""
-        from tqdm.auto import tqdm
-
         encoder, found = self.encoder(name), []
-        for block in tqdm(list(blocks(sources, BLOCK)), f"Features: {name}", leave=False):
+        for block in progress(list(blocks(sources, BLOCK)), f"Features: {name}", leave=False):
             key = content_key(encoder.sha256, [source.sha256 for source in block])
             file = self.folder / name / f"{key[:16]}.safetensors"
             compute = functools.partial(self.compute, encoder, block)
@@ -1325,12 +1324,9 @@ def fill_card(args: argparse.Namespace, results: Sequence[Results]):
 
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    set_up_logging()
     {"generate": generate, "score": score, "report": report}[args.stage](args)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DataError as error:
-        sys.exit(f"error: {error}")
+    run_main(main, memory_advice="A smaller --batch_size needs less, and in drawing --mixed_precision bf16.")

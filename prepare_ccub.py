@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from scoft.launch import Parser, progress, run_main, set_up_logging
+
 import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
@@ -37,8 +39,8 @@ import scoft_hub
 import scoft_losses
 from scoft.errors import DataError
 from scoft.files import Ledger, content_key, model_key, write_atomically
+from scoft.hub import CREDENTIALS
 from scoft.images import as_rgb, open_image, upright
-from scoft.launch import CREDENTIALS, Parser
 from scoft_data import CATEGORIES, culture_words, stable_generator
 from scoft_fetch import Fetched, Fetcher, NotUsable, open_photograph
 
@@ -496,7 +498,10 @@ def fetch_links(
             hosts["".join(photograph.url.split("/", 3)[2:3])].append(photograph)
 
     stop = threading.Event()
-    with progress("Fetching", total=sum(map(len, hosts.values()))) as bar, ThreadPoolExecutor(FETCH_THREADS) as pool:
+    with (
+        progress(desc="Fetching", total=sum(map(len, hosts.values()))) as bar,
+        ThreadPoolExecutor(FETCH_THREADS) as pool,
+    ):
 
         def fetch_in_turn(links: list[Photograph]):
             for photograph in links:
@@ -603,7 +608,7 @@ def clean_photographs(
 
     first: dict[str, Photograph] = {}
     hashes: list[tuple[int, Photograph]] = []
-    with progress("Cleaning", total=len(came)) as bar, ThreadPoolExecutor(CLEAN_THREADS) as pool:
+    with progress(desc="Cleaning", total=len(came)) as bar, ThreadPoolExecutor(CLEAN_THREADS) as pool:
         for photograph, result in zip(came, pool.map(clean, came)):
             bar.update()
             if isinstance(result, Cleaned):
@@ -1196,7 +1201,7 @@ def caption(args: argparse.Namespace, wanted: dict[str, Photograph], ledger: Led
     if mine:
         common = {"device": accelerator.device, "dtype": precision(accelerator), "cache_dir": args.cache_dir}
         captioner = Captioner(args.captioner, **common)
-    for key, photograph in progress("Captioning", mine, accelerator):
+    for key, photograph in progress(mine, "Captioning", disable=not accelerator.is_main_process):
         picture = open_kept(folder, photograph)
         ledger.add(key, captions=captioner(picture, number=args.num_captions, key=key))
 
@@ -1208,7 +1213,7 @@ def draw_negatives(args: argparse.Namespace, wanted: dict[str, tuple], ledger: L
     mine = share(wanted, ledger, accelerator)
     if mine:
         generate = NegativeGenerator(args, device=accelerator.device, dtype=precision(accelerator))
-    for key, (photograph, prompts) in progress("Drawing negatives", mine, accelerator):
+    for key, (photograph, prompts) in progress(mine, "Drawing negatives", disable=not accelerator.is_main_process):
         depth, pictures = generate(open_kept(folder, photograph), prompts)
         file = io.BytesIO()
         depth.convert("L").save(file, "PNG")
@@ -1230,7 +1235,7 @@ def measure(args: argparse.Namespace, wanted: dict[str, tuple], ledger: Ledger, 
                 dreamsim_type=args.dreamsim_type,
                 cache_dir=args.cache_dir,
             )
-    for key, (photograph, files) in progress("Measuring distances", mine, accelerator):
+    for key, (photograph, files) in progress(mine, "Measuring distances", disable=not accelerator.is_main_process):
         negatives = [open_image(file) for file in files]
         ledger.add(key, distances=distances_to(open_kept(folder, photograph), negatives, distance=distance))
 
@@ -1294,12 +1299,6 @@ def open_kept(folder: Path, photograph: Photograph) -> Image.Image:
     return open_image(folder / photograph.file)
 
 
-def progress(what: str, items: Iterable = (), accelerator=None, *, total: int | None = None):
-    from tqdm.auto import tqdm
-
-    return tqdm(items, desc=what, total=total, disable=accelerator is not None and not accelerator.is_main_process)
-
-
 def start_accelerator(mixed_precision: str | None):
     from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -1315,8 +1314,7 @@ def start_accelerator(mixed_precision: str | None):
 
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logger.setLevel(logging.INFO)
+    set_up_logging()
     stages = args.stages.split(",")
     folder = args.output / args.culture
     folder.mkdir(parents=True, exist_ok=True)
@@ -1422,7 +1420,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DataError as error:
-        sys.exit(f"error: {error}")
+    run_main(main, memory_advice="--mixed_precision bf16 and fewer processes need less.")

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pocket import world
 from pocket.train_models import WEB_PICTURES
+from scoft.lora_folder import LORA_FILE, load_into_pipeline
 from scoft_data import culture_words
 
 
@@ -99,7 +100,7 @@ def main(argv: list[str] | None = None):
     pipeline = StableDiffusionPipeline.from_pretrained(args.models / "stable-diffusion", safety_checker=None)
     cells = {culture: [truth(culture), web(culture), generated(pipeline, culture)] for culture in world.CULTURES}
     for culture, columns in cells.items():
-        pipeline.load_lora_weights(args.loras.format(culture))
+        load_into_pipeline(pipeline, Path(args.loras.format(culture), LORA_FILE))
         columns.append(generated(pipeline, culture))
         pipeline.unload_lora_weights()
     draw(cells).save(args.output)

@@ -9,14 +9,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
-from scoft.launch import CREDENTIALS
-
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 T = TypeVar("T")
 
+CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]*@")  # the user name and password of an address
 SILENCE = 60  # seconds without a byte, after which a request has failed
 ANSWER_TIME = 120  # seconds for a question, with all that huggingface_hub asks again
 MAX_ANSWER = 2**26  # bytes of an answer of the Hub's API; those to our questions stay far below

@@ -16,6 +16,7 @@ import scoft_data
 import scoft_metrics
 import train_scoft_lora
 from scoft.errors import DataError
+from scoft.lora_folder import LORA_FILE, load_into_pipeline
 
 
 ROOT = Path(evaluate_scoft.__file__).parent
@@ -128,7 +129,7 @@ def test_a_picture_is_what_the_pipeline_draws(done, lora, tiny_pipeline):
     drawn = {}
     for method in ("base", "m"):
         if method == "m":
-            pipe.load_lora_weights(lora)
+            load_into_pipeline(pipe, lora / LORA_FILE)
         row = next(r for r in rows_of(done) if r["method"] == method and r["set"] == "general" and r["number"] == 3)
         generator = torch.Generator().manual_seed(row["seed"])
         image = pipe(
@@ -253,14 +254,14 @@ def test_a_lora_of_another_base_model_is_refused(words, lora, tmp_path):
         run("generate", tmp_path / "out", flags)
     at = flags.index("--pretrained_model_name_or_path")
     args = evaluate_scoft.parse_args(["generate", "out", *flags[:at], *flags[at + 2 :]])
-    files = {place: Path(place, train_scoft_lora.LORA_FILE) for place in (str(lora), str(tmp_path))}
+    files = {place: Path(place, LORA_FILE) for place in (str(lora), str(tmp_path))}
     assert evaluate_scoft.base_of(args, files) == words["generate"][at + 1]
     assert evaluate_scoft.base_of(args, {}) == evaluate_scoft.DEFAULT_BASE
 
 
 def test_a_lora_of_the_hub_is_drawn_with_its_own_base(words, lora, hub, tmp_path, monkeypatch):
     """--lora takes a Hub id; pictures are those of the folder that was pushed."""
-    names = (train_scoft_lora.LORA_FILE, "training_args.json")
+    names = (LORA_FILE, "training_args.json")
     hub.add("model", "alice/scoft-veridia", {name: (lora / name).read_bytes() for name in names})
     flags = " ".join(words["generate"]).replace(f"m={lora} --checkpoints", "m=alice/scoft-veridia").split()
     flags += ["--sets", "general", "--num_images", "2"]

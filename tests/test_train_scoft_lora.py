@@ -25,6 +25,9 @@ import train_scoft_lora
 from pocket import world
 from scoft.errors import DataError
 from scoft.images import ImageTransform
+from scoft.lora_folder import check_whole
+from scoft.train import checkpoints
+from scoft.train.checkpoints import check_seal
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
@@ -119,8 +122,7 @@ def plain_finetune(
     pipe.unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
     own = get_peft_model_state_dict(pipe.unet)
     for name, weight in load_file(start).items():
-        name = name.removeprefix("unet.").replace("lora.down", "lora_A").replace("lora.up", "lora_B")
-        own[name].copy_(weight)
+        own[name.removeprefix("unet.")].copy_(weight)
     trainable = [p for p in pipe.unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=lr, eps=epsilon, weight_decay=1e-2)
     abar = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
@@ -144,10 +146,6 @@ def plain_finetune(
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
         own = get_peft_model_state_dict(pipe.unet)
-        own = {
-            "unet." + name.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): weight
-            for name, weight in own.items()
-        }
         yield torch.cat([own[name].detach().double().flatten() for name in sorted(own)])
 
 
@@ -327,6 +325,7 @@ def test_precomputed_files_serve_a_second_run_and_are_thrown_away_when_stale(tra
 KILLED_RUN = """
 import os, pathlib, shutil, signal, sys
 import torch, train_scoft_lora
+from scoft.train import checkpoints
 
 moment, count, *argv = sys.argv[1:]
 calls = 0
@@ -346,8 +345,8 @@ if moment == "update":
     kill_at(torch.optim.AdamW, "step")
 elif moment == "lora written":
     kill_at(torch, "save")
-elif moment == "half a state":
-    kill_at(torch, "save", lambda state, path: pathlib.Path(path).write_bytes(b"half"))
+elif moment == "half a file":
+    kill_at(checkpoints, "write_atomically", lambda path, content: path.write_text("half"))
 elif moment == "before the rename":
     kill_at(pathlib.Path, "rename")
 elif moment == "pruning":
@@ -360,11 +359,13 @@ def one_thread() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def test_killed_at_five_moments_ends_bit_for_bit_as_undisturbed(flags, tmp_path):
-    """Killed by SIGKILL in an update, four times inside checkpoint writing, and resumed, a run loses nothing."""
+def test_killed_at_any_moment_ends_bit_for_bit_as_undisturbed(flags, tmp_path):
+    """Killed by SIGKILL in an update, five times inside checkpoint writing, and resumed, a run loses nothing."""
     common = {"max_train_steps": 12, "checkpointing_steps": 3, "checkpoints_total_limit": 2, "logging_steps": 4}
-    # The second number counts from the resumption; rmtree first removes what the kill before the rename left.
-    moments = [("update", 2), ("lora written", 1), ("half a state", 2), ("before the rename", 1), ("pruning", 2)]
+    # The second number counts from the resumption; rmtree first removes what the kill before the rename left. Of the
+    # files of a checkpoint the second is its state, and the fourth the seal of the next one.
+    moments = [("update", 2), ("lora written", 1), ("half a file", 1), ("half a file", 4), ("before the rename", 1)]
+    moments += [("pruning", 2)]
 
     def run(name: str, moment: str = "never", count: int = 0, **more) -> int:
         argv = words(flags | common | more | {"output_dir": tmp_path / name})
@@ -374,8 +375,8 @@ def test_killed_at_five_moments_ends_bit_for_bit_as_undisturbed(flags, tmp_path)
     assert run("straight") == 0
     for moment, count in moments:
         assert run("killed", moment, count, resume_from_checkpoint="latest") == -signal.SIGKILL, moment
-        for folder in train_scoft_lora.checkpoints(tmp_path / "killed"):
-            assert {file.name for file in folder.iterdir()} == {LORA, train_scoft_lora.STATE_FILE}, moment
+        for folder in checkpoints.checkpoints(tmp_path / "killed"):
+            assert check_seal(folder) == int(folder.name.removeprefix("checkpoint-")), moment
     assert run("killed", resume_from_checkpoint="latest") == 0
     assert torch.equal(lora(tmp_path / "straight"), lora(tmp_path / "killed"))
     straight, killed = metrics(tmp_path / "straight"), metrics(tmp_path / "killed")
@@ -399,7 +400,7 @@ def test_ctrl_c_saves_a_checkpoint_and_the_resumed_run_is_the_straight_one(train
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", interrupted_step)
         stopped = train("stopped", max_train_steps=6)
-    assert [folder.name for folder in train_scoft_lora.checkpoints(stopped)] == ["checkpoint-3"]
+    assert [folder.name for folder in checkpoints.checkpoints(stopped)] == ["checkpoint-3"]
     assert not (stopped / LORA).exists() and len(metrics(stopped)) == 3
     assert "--resume_from_checkpoint latest" in caplog.text
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -433,7 +434,7 @@ def test_going_back_to_an_older_checkpoint_abandons_what_followed(train):
         patch.setattr(train_scoft_lora, "save_lora", killed)
         with pytest.raises(KeyboardInterrupt):
             train("run", resume_from_checkpoint="checkpoint-2", max_train_steps=3, learning_rate=1e-2)
-    assert [folder.name for folder in train_scoft_lora.checkpoints(run)] == [f"checkpoint-{n}" for n in (1, 2, 3)]
+    assert [folder.name for folder in checkpoints.checkpoints(run)] == [f"checkpoint-{n}" for n in (1, 2, 3)]
     before = lora(run)
     train("run", resume_from_checkpoint="latest", max_train_steps=3, learning_rate=1e-2)
     assert torch.equal(lora(run), lora(run / "checkpoint-3")) and not torch.equal(lora(run), before)
@@ -629,88 +630,8 @@ def test_saved_lora_draws_what_the_trained_unet_draws(train, monkeypatch, tiny_p
     for folder, name in ((run, None), (run / "checkpoint-4", LORA), (run, "scoft-veridia-kohya.safetensors")):
         pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
         pipe.load_lora_weights(folder, weight_name=name)
+        check_whole(pipe.unet, folder / (name or LORA), adapter="default_0")
         assert np.abs(draw(pipe) - expected).max() <= 1e-5, name
-
-
-def test_kohya_file_has_the_names_and_alpha_that_comfyui_and_a1111_read(train, tiny_pipeline):
-    """Each adapted layer is lora_unet_<path with underscores> with lora_down, lora_up and its alpha, and no more."""
-    from diffusers import UNet2DConditionModel
-
-    run = train(lora_alpha=11)
-    kohya = load_file(run / "scoft-veridia-kohya.safetensors")
-    unet = UNet2DConditionModel.from_pretrained(tiny_pipeline, subfolder="unet")
-    layers = {
-        "lora_unet_" + path.replace(".", "_"): module
-        for path, module in unet.named_modules()
-        if path.endswith(("to_q", "to_k", "to_v", "to_out.0"))
-    }
-    assert kohya.keys() == {f"{n}.{part}" for n in layers for part in ("lora_down.weight", "lora_up.weight", "alpha")}
-    for name, layer in layers.items():
-        assert kohya[f"{name}.alpha"] == 11
-        assert kohya[f"{name}.lora_down.weight"].shape == (4, layer.in_features)
-        assert kohya[f"{name}.lora_up.weight"].shape == (layer.out_features, 4)
-
-
-def sd1_layers() -> dict[str, tuple[int, ...]]:
-    """Name in a Stable Diffusion 1.x checkpoint (LDM's) -> shape, of each layer of its transformer blocks.
-
-    By the architecture: width 320 times 1, 2, 4, 4; two residual blocks a level, three on the way up; transformer
-    blocks on the first three levels and in the middle; texts of width 768; projections that are 1 x 1 convolutions.
-    """
-    blocks = {f"input_blocks.{1 + 3 * level + i}": 320 * 2**level for level in range(3) for i in range(2)}
-    blocks |= {"middle_block": 1280}
-    blocks |= {f"output_blocks.{3 * (3 - level) + i}": 320 * 2**level for level in range(3) for i in range(3)}
-    layers = {}
-    for block, width in blocks.items():
-        layers |= {f"{block}.1.proj_in": (width, width, 1, 1), f"{block}.1.proj_out": (width, width, 1, 1)}
-        for attention, context in (("attn1", width), ("attn2", 768)):
-            inputs = {"to_q": width, "to_k": context, "to_v": context, "to_out.0": width}
-            for layer, size in inputs.items():
-                layers[f"{block}.1.transformer_blocks.0.{attention}.{layer}"] = (width, size)
-        layers[f"{block}.1.transformer_blocks.0.ff.net.0.proj"] = (8 * width, width)  # GEGLU: values and gates
-        layers[f"{block}.1.transformer_blocks.0.ff.net.2"] = (width, 4 * width)
-    return layers
-
-
-def ldm_name(kohya_name: str) -> str:
-    """The layer of an LDM checkpoint that A1111 and ComfyUI adapt by a kohya file's entry."""
-    place = {
-        r"lora_unet_down_blocks_(\d)_attentions_(\d)_": lambda m: f"input_blocks.{1 + 3 * int(m[1]) + int(m[2])}.1.",
-        r"lora_unet_mid_block_attentions_0_": lambda m: "middle_block.1.",
-        r"lora_unet_up_blocks_(\d)_attentions_(\d)_": lambda m: f"output_blocks.{3 * int(m[1]) + int(m[2])}.1.",
-    }
-    for pattern, start in place.items():
-        if found := re.match(pattern, kohya_name):
-            layer = kohya_name[found.end() :].replace("_", ".")
-            return start(found) + re.sub(r"\b(transformer|to|proj)\.(?=[a-z])", r"\1_", layer)
-    raise AssertionError(f"{kohya_name} names no layer of Stable Diffusion 1.x")
-
-
-@pytest.mark.parametrize(
-    "layers",
-    ["to_q,to_k,to_v,to_out.0", "to_q,to_k,to_v,to_out.0,ff.net.0.proj,ff.net.2,proj_in,proj_out"],
-    ids=["attention", "blocks"],
-)
-def test_kohya_file_fits_a_full_size_checkpoint(tmp_path, layers):
-    """Every entry adapts a layer of Stable Diffusion 1.x, by its name there and in its shape, and none is left out."""
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(cross_attention_dim=768)  # the rest of the defaults are Stable Diffusion 1.x's
-        train_scoft_lora.add_lora(unet, rank=4, alpha=2.0, target_modules=layers.split(","))
-    for name, module in unet.named_modules():
-        if name.endswith(("lora_A", "lora_B")):
-            module.to_empty(device="cpu")
-    train_scoft_lora.save_lora(tmp_path, unet, kohya_name="kohya.safetensors")
-    kohya = load_file(tmp_path / "kohya.safetensors")
-    found = {}
-    for name in {name.partition(".")[0] for name in kohya}:
-        up, down = (kohya[f"{name}.lora_{way}.weight"] for way in ("up", "down"))
-        assert kohya[f"{name}.alpha"] == 2 and up.shape[1] == down.shape[0] == 4
-        found[ldm_name(name)] = (up.shape[0], *down.shape[1:])
-    wanted = tuple(layers.split(","))
-    assert found == {name: shape for name, shape in sd1_layers().items() if name.endswith(wanted)}
-    assert len(kohya) == 3 * len(found)
 
 
 def test_output_folder_keeps_its_contract(train, tmp_path):
@@ -729,7 +650,7 @@ def test_output_folder_keeps_its_contract(train, tmp_path):
     )
     assert {file.name for file in run.iterdir()} == {
         LORA, "scoft-veridia-kohya.safetensors", "README.md", "training_args.json", "metrics.jsonl", "images", "logs",
-        "checkpoint-8",
+        "checkpoint-8", "checksums.json", ".lock",
     }  # fmt: skip
     assert {file.name for file in (run / "images").iterdir()} == {
         "before_after.png", "step-000006.png", "lora-0.png", "lora-1.png", "judge.json"
@@ -1022,7 +943,7 @@ def test_a_full_output_folder_is_not_written_over(train, tmp_path):
     """Without --resume_from_checkpoint a non-empty folder stops the run, and stays as it is."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("precious")
-    with pytest.raises(SystemExit, match="is not empty.*--resume_from_checkpoint latest"):
+    with pytest.raises(DataError, match="is not empty.*--resume_from_checkpoint latest"):
         train()
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["thesis.txt"]
 
@@ -1095,7 +1016,7 @@ def test_a_base_model_of_another_kind_is_named(train, tiny_pipeline, tmp_path, f
 def test_processes_that_do_not_know_of_each_other_are_refused(train, monkeypatch):
     """Two processes launched where accelerate sees one would write over each other, and are told how to launch."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SystemExit, match="2 processes were launched, but accelerate sees 1.*ACCELERATE_USE_CPU"):
+    with pytest.raises(DataError, match="2 processes were launched, but accelerate sees 1.*ACCELERATE_USE_CPU"):
         train()
 
 
@@ -1103,7 +1024,7 @@ def test_fp16_on_a_cpu_is_refused(train):
     """Half precision that the CPU cannot train in is named, with what works."""
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(SystemExit, match="--mixed_precision fp16 needs a GPU; bf16"):
+    with pytest.raises(DataError, match="--mixed_precision fp16 needs a GPU; bf16"):
         train(mixed_precision="fp16")
 
 
@@ -1162,20 +1083,109 @@ def test_a_resumed_run_says_what_it_does_differently(train, caplog):
     )
     assert len(records) == 3 and all(change in record.message for change, record in zip(changes, records))
     assert [line["lr"] for line in metrics(run)] == pytest.approx([1e-4] * 4 + [1e-3] * 2)
-    state = torch.load(run / "checkpoint-6" / train_scoft_lora.STATE_FILE, weights_only=True)
+    state = torch.load(run / "checkpoint-6" / checkpoints.STATE_FILE, weights_only=True)
     assert state["optimizer"]["param_groups"][0]["weight_decay"] == 0.1
 
 
 def test_an_absent_checkpoint_is_named(train, tmp_path):
     """A path that holds no checkpoint is refused, and those that exist are listed."""
     run = train()
-    with pytest.raises(DataError, match="(?s)checkpoint-9 is no checkpoint.*checkpoint-4"):
+    with pytest.raises(DataError, match="(?s)checkpoint-9 is no checkpoint.*run has checkpoint-4"):
         train(resume_from_checkpoint=run / "checkpoint-9")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(train):
+def test_a_loss_that_is_not_finite_stops_the_run(train, tmp_path):
     """A diverging run stops with the update and the terms, and writes no checkpoint after it."""
     with pytest.raises(FloatingPointError, match=r"update \d+: .*loss.* not finite"):
-        train("run", learning_rate=1e30, max_train_steps=20, checkpointing_steps=1)
-    for folder in train_scoft_lora.checkpoints(Path(train.__closure__[1].cell_contents) / "run"):
-        assert torch.isfinite(lora(folder)).all()
+        train("run", learning_rate=1e30, max_train_steps=20)
+    assert not checkpoints.checkpoints(tmp_path / "run")
+
+
+def test_weights_that_the_last_update_spoilt_are_not_saved(train, tmp_path):
+    """No later loss tells of the last update's weights, so what they predict is looked at before they are kept."""
+    with pytest.raises(
+        FloatingPointError, match="update 1 left weights with which the UNet's prediction is not finite"
+    ):
+        train("run", learning_rate=1e30, max_train_steps=1, num_validation_images=1)
+    assert not checkpoints.checkpoints(tmp_path / "run")
+    assert not (tmp_path / "run" / LORA).exists() and not (tmp_path / "run" / "README.md").exists()
+
+
+def test_pictures_of_one_colour_are_no_result(train, tmp_path, monkeypatch):
+    """Where the LoRA draws blank pictures and the base model does not, the run fails, and no card is written."""
+    base, blank = Image.effect_noise((16, 16), 50).convert("RGB"), Image.new("RGB", (16, 16), "olive")
+    drawn = iter([[base] * 2, [blank] * 2])
+    monkeypatch.setattr(train_scoft_lora.Validation, "draw", lambda self: next(drawn))
+    with pytest.raises(FloatingPointError, match="update 4: each picture that the LoRA draws is of one colour"):
+        train("run", num_validation_images=1)
+    assert not (tmp_path / "run" / "README.md").exists()
+    drawn = iter([[blank] * 2, [blank] * 2])
+    assert (train("blank", num_validation_images=1) / "README.md").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Damage, locks and launchers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def flip_a_bit(file: Path):
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGES = {
+    "a bit of the LoRA": lambda folder: flip_a_bit(folder / LORA),
+    "a bit of the state": lambda folder: flip_a_bit(folder / checkpoints.STATE_FILE),
+    "a truncated state": lambda folder: os.truncate(folder / checkpoints.STATE_FILE, 100),
+    "no LoRA": lambda folder: (folder / LORA).unlink(),
+    "no seal": lambda folder: (folder / checkpoints.SEAL_FILE).unlink(),
+    "no JSON": lambda folder: os.truncate(folder / checkpoints.SEAL_FILE, 9),
+    "another step": lambda folder: (folder / checkpoints.SEAL_FILE).write_text(
+        (folder / checkpoints.SEAL_FILE).read_text().replace('"step": 4', '"step": 2')
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_pipeline, tiny_ccub) -> Path:
+    """A finished run of 4 updates with a checkpoint after 2 and after 4, to be copied."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train_scoft_lora.main(
+        f"""--method finetune --dataset {tiny_ccub} --culture veridia --pretrained_model_name_or_path {tiny_pipeline}
+        --resolution 16 --rank 4 --max_train_steps 4 --checkpointing_steps 2 --num_validation_images 0
+        --report_to none --output_dir {folder}""".split()
+    )
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_not_gone_on_from(whole, tmp_path, caplog, damage):
+    """`latest` goes back to the newest whole one and says so; named, or where none is whole, it is an error."""
+    run = shutil.copytree(whole, tmp_path / "run")
+    DAMAGES[damage](run / "checkpoint-4")
+    with pytest.raises(DataError, match="(?s)checkpoint-4 is no checkpoint, or a damaged one: .*checkpoint-2"):
+        checkpoints.find_checkpoint(run, "checkpoint-4")
+    assert checkpoints.find_checkpoint(run, "latest") == (run / "checkpoint-2", 2)
+    assert "checkpoint-4 is damaged, and is not resumed from: " in caplog.text
+    shutil.rmtree(run / "checkpoint-2")
+    with pytest.raises(DataError, match="all checkpoints of .* are damaged"):
+        checkpoints.find_checkpoint(run, "latest")
+
+
+def test_a_run_that_lost_its_last_checkpoint_ends_as_it_did(whole, tmp_path, train):
+    """With checkpoint-4 damaged, `latest` trains the two updates again, to the same LoRA."""
+    run = shutil.copytree(whole, tmp_path / "run")
+    flip_a_bit(run / "checkpoint-4" / LORA)
+    train("run", method="finetune", perceptual_model_name_or_path=None, resume_from_checkpoint="latest")
+    assert torch.equal(lora(run), lora(whole)) and check_seal(run / "checkpoint-4") == 4
+
+
+@pytest.mark.parametrize("name", [LORA, "scoft-veridia-kohya.safetensors", checkpoints.SEAL_FILE])
+def test_a_finished_run_with_a_torn_lora_is_made_whole(whole, tmp_path, train, caplog, name):
+    """Resuming it writes the results anew from its last checkpoint, without training."""
+    run = shutil.copytree(whole, tmp_path / "run")
+    os.truncate(run / name, 50)
+    train("run", method="finetune", perceptual_model_name_or_path=None, resume_from_checkpoint="latest")
+    assert "its results are damaged and made anew" in caplog.text and "nothing to train" not in caplog.text
+    assert (run / name).read_bytes() == (whole / name).read_bytes() and check_seal(run) == 4
