@@ -74,6 +74,7 @@ DEFAULT_WEIGHTS = {"ldm": 0.7, "memorization": 0.3, "perceptual": 0.01, "contras
 IMAGE_TERMS = {"perceptual", "contrastive"}
 
 DEFAULT_TRAIN_STEPS = 3000
+MAX_RANK = 1280  # a matrix has no rank above its smaller side, which is at most this in Stable Diffusion 1.x and 2.x
 DEFAULT_PROMPTS = ("Photo of a traditional building, in {}", "Two people wearing traditional clothing, in {}")
 DATASET_FLAGS = ("--dataset", "--dataset_name", "--train_data_dir")
 PROMPT_FLAGS = ("--validation_prompts", "--validation_prompt")
@@ -124,7 +125,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     model.add_argument(
         "--lora_layers", default="to_k,to_q,to_v,to_out.0", help="comma-separated UNet modules that get a LoRA"
     )
-    model.add_argument("--enable_xformers_memory_efficient_attention", default=False, **switch)
+    model.add_argument(
+        "--enable_xformers_memory_efficient_attention",
+        default=False,
+        **switch,
+        help="in place of torch's own; needs the package xformers",
+    )
     model.add_argument("--gradient_checkpointing", default=False, **switch, help="less memory, more time")
     model.add_argument("--compile", default=False, **switch, help="torch.compile the UNet; the first updates are slow")
 
@@ -138,7 +144,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--culture", "--dataset_config_name", help="the dataset's config; names the LoRA and the default prompts"
     )
     data.add_argument("--dataset_revision", help="branch, tag or commit of a Hub dataset")
-    data.add_argument("--image_column", default="image")
+    data.add_argument("--image_column", default="image", help="the photograph x+")
     data.add_argument("--caption_column", default="text", help="the cultural caption c_ccub")
     data.add_argument("--blip_caption_column", default="blip_text", help="naive captions c_blip")
     data.add_argument("--negatives_column", default="negatives", help="negatives x-")
@@ -151,10 +157,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--image_interpolation_mode",
         default="lanczos",
         choices=INTERPOLATIONS,
+        help="how images are scaled to --resolution",
     )
     data.add_argument("--cache_latents", default=True, **switch, help="encode each photograph once")
     data.add_argument("--precompute_dir", type=Path, help="keep latents, embeddings and features in this folder")
-    data.add_argument("--dataloader_num_workers", type=int, default=0)
+    data.add_argument("--dataloader_num_workers", type=int, default=0, help="processes that load; 0: the main one")
 
     scoft = parser.add_argument_group("SCoFT")
     scoft.add_argument("--method", default="mpc", choices=METHODS, help="the paper's ablations, and plain finetune")
@@ -166,7 +173,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     scoft.add_argument("--negative_weight", type=float, default=1.0, help="lambda, on the distance to a negative")
     scoft.add_argument("--margin", type=float, help="m of the hinge; default: the distance's own, see scoft_losses.py")
     scoft.add_argument("--perceptual_every", type=int, default=10, help="L_P and L_C fall on every n-th update")
-    scoft.add_argument("--perceptual_distance", default="clip_conv", choices=scoft_losses.DISTANCES)
+    scoft.add_argument(
+        "--perceptual_distance", default="clip_conv", choices=scoft_losses.DISTANCES, help="S of L_P and L_C"
+    )
     scoft.add_argument("--perceptual_model_name_or_path", help="Hub id or folder; default: the distance's own")
     scoft.add_argument(
         "--dreamsim_type",
@@ -174,10 +183,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         choices=scoft_losses.DREAMSIM_TYPES,
         help="model of the dreamsim package",
     )
-    scoft.add_argument("--recorded_step", default="first", choices=scoft_losses.RECORDED_STEPS)
-    scoft.add_argument("--recorded_step_scaling", default="paper", choices=scoft_losses.RECORDED_STEP_SCALINGS)
-    scoft.add_argument("--num_denoising_steps", type=int, default=20)
-    scoft.add_argument("--denoising_guidance_scale", type=float, default=4.5, help="1 + w")
+    scoft.add_argument(
+        "--recorded_step",
+        default="first",
+        choices=scoft_losses.RECORDED_STEPS,
+        help="the denoising step whose prediction L_P and L_C train",
+    )
+    scoft.add_argument(
+        "--recorded_step_scaling",
+        default="paper",
+        choices=scoft_losses.RECORDED_STEP_SCALINGS,
+        help="weight of that prediction's gradient: as derived, or alike at all timesteps",
+    )
+    scoft.add_argument("--num_denoising_steps", type=int, default=20, help="of DDIM, from z_t to x_hat")
+    scoft.add_argument("--denoising_guidance_scale", type=float, default=4.5, help="1 + w, in drawing x_hat")
     scoft.add_argument(
         "--blip_captions_per_step", default="1", help="naive captions drawn per photograph, or `all` (equation 2)"
     )
@@ -187,29 +206,30 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     training = parser.add_argument_group("training")
     training.add_argument("--output_dir", type=Path, help="default: scoft-<culture>")
-    training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--seed", type=int, default=0, help="of all that is random, pictures included")
     training.add_argument("--train_batch_size", type=int, default=1, help="per process")
-    training.add_argument("--gradient_accumulation_steps", type=int, default=1)
+    training.add_argument("--gradient_accumulation_steps", type=int, default=1, help="batches of an update")
     training.add_argument("--max_train_steps", type=int, help=f"updates; default {DEFAULT_TRAIN_STEPS}")
     training.add_argument("--num_train_epochs", type=int, help="where --max_train_steps is not given")
-    training.add_argument("--learning_rate", type=float, default=1e-4)
+    training.add_argument("--learning_rate", type=float, default=1e-4, help="at its height")
     training.add_argument("--scale_lr", default=False, **switch, help="multiply the rate by the images of an update")
     training.add_argument(
         "--lr_scheduler",
         default="constant",
         choices=["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"],
+        help="how the rate goes on; all but the constant ones end at 0 with the last update",
     )
     training.add_argument("--lr_warmup_steps", type=int, default=0, help="in updates")
     training.add_argument("--snr_gamma", type=float, help="min-SNR weighting w_t of L_LDM; 5 is usual")
-    training.add_argument("--noise_offset", type=float, default=0.0)
-    training.add_argument("--use_8bit_adam", default=False, **switch)
-    training.add_argument("--adam_beta1", type=float, default=0.9)
-    training.add_argument("--adam_beta2", type=float, default=0.999)
-    training.add_argument("--adam_weight_decay", type=float, default=1e-2)
-    training.add_argument("--adam_epsilon", type=float, default=1e-8)
-    training.add_argument("--max_grad_norm", type=float, default=1.0)
+    training.add_argument("--noise_offset", type=float, default=0.0, help="noise that is one number for each channel")
+    training.add_argument("--use_8bit_adam", default=False, **switch, help="moments in 8 bits; needs bitsandbytes")
+    training.add_argument("--adam_beta1", type=float, default=0.9, help="decay of the first moment")
+    training.add_argument("--adam_beta2", type=float, default=0.999, help="decay of the second moment")
+    training.add_argument("--adam_weight_decay", type=float, default=1e-2, help="of AdamW, decoupled")
+    training.add_argument("--adam_epsilon", type=float, default=1e-8, help="added to the root of the second moment")
+    training.add_argument("--max_grad_norm", type=float, default=1.0, help="a longer gradient is cut to this")
     training.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: accelerate's")
-    training.add_argument("--allow_tf32", default=False, **switch)
+    training.add_argument("--allow_tf32", default=False, **switch, help="faster float32 on Ampere GPUs, less exact")
     training.add_argument(
         "--cpu_threads", type=int, help="of each process on a CPU, where accelerate's launcher says 1 unless told"
     )
@@ -227,8 +247,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     validation.add_argument("--num_validation_images", type=int, default=4, help="per prompt; 0: no pictures")
     validation.add_argument("--validation_epochs", type=int, help="draw after every n-th epoch, besides at the end")
     validation.add_argument("--validation_steps", type=int, help="draw after every n-th update, besides at the end")
-    validation.add_argument("--validation_inference_steps", type=int, default=30)
-    validation.add_argument("--validation_guidance_scale", type=float, default=4.5)
+    validation.add_argument("--validation_inference_steps", type=int, default=30, help="of DDIM")
+    validation.add_argument("--validation_guidance_scale", type=float, default=4.5, help="of the pictures")
     validation.add_argument(
         "--validation_judge", help="FILE.py:function, called with (images, prompts), returns a dict of numbers"
     )
@@ -296,6 +316,8 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
     ).split():
         if values[flag] is not None and values[flag] < 1:
             parser.error(f"--{flag} is at least 1, got {values[flag]}")
+    if args.rank > MAX_RANK:
+        parser.error(f"--rank is at most {MAX_RANK}, the width of Stable Diffusion's widest layers, got {args.rank}")
     for flag in ("learning_rate lora_alpha snr_gamma max_grad_norm adam_epsilon").split():
         if values[flag] is not None and not 0 < values[flag] < math.inf:
             parser.error(f"--{flag} is a positive number, got {values[flag]}")

@@ -246,7 +246,7 @@ def told(error: Exception, *, memory_advice: str) -> str | None:
 def end(line: str, *, status: int):
     """Exit with `line` as the last on stderr, after the traceback that a launcher which sees us fail shows, too."""
     print(line, file=sys.stderr, flush=True)
-    if LAUNCHER and hasattr(os, "pidfd_open"):
+    if LAUNCHER and not is_orphan() and hasattr(os, "pidfd_open"):
         ended = os.pidfd_open(LAUNCHER)  # can be read once it has
         words = f"import select, sys; select.select([{ended}], [], [], 60)[0] and print(sys.argv[1], file=sys.stderr)"
         subprocess.Popen([sys.executable, "-ISc", words, line], pass_fds=[ended], start_new_session=True)

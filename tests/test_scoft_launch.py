@@ -94,6 +94,16 @@ def test_help_shows_every_default():
     assert parser.format_help() == parser.format_help()
 
 
+def test_every_flag_of_the_trainer_has_words_of_its_own(monkeypatch):
+    """None is shown with its name and default alone."""
+    parsers, parse = [], Parser.parse_args
+    monkeypatch.setattr(Parser, "parse_args", lambda self, *args: parsers.append(self) or parse(self, *args))
+    train_scoft_lora.parse_args(["--dataset", "d", "--culture", "c"])
+    flags = {flag: action.help for action in parsers[0].all_actions() for flag in action.option_strings}
+    assert "--adam_beta1" in flags and "--push_to_hub" in flags
+    assert [flag for flag, words in flags.items() if not words] == []
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Telling
 # ---------------------------------------------------------------------------------------------------------------------
@@ -221,21 +231,11 @@ def test_a_reader_that_has_gone_is_no_error():
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux")
-@pytest.mark.parametrize(
-    ("launch_flags", "argv", "last"),
-    [
-        ([], ["--dataset", "./nope", "--culture", "x"],
-         "Build it with: python prepare_ccub.py --culture x --output ./nope"),
-        (["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
-         ["--dataset", "d", "--lr", "3"],
-         "train_scoft_lora.py: error: unrecognized arguments: --lr 3 --lr: did you mean --learning_rate?"),
-    ],
-    ids=["one process", "two processes"],
-)  # fmt: skip
-def test_our_line_is_the_last_under_accelerates_launcher(launch_flags, argv, last):
+def test_our_line_is_the_last_under_accelerates_launcher():
     """The launcher shows a traceback of its own for a command that fails; our line comes once more behind it."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launch_flags, "train_scoft_lora.py", *argv]
+    argv = ["train_scoft_lora.py", "--dataset", "./nope", "--culture", "x"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *argv]
     env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, timeout=120)
     assert done.returncode == 1 and "Traceback" in done.stderr
-    assert done.stderr.rstrip().endswith(last)
+    assert done.stderr.rstrip().endswith("Build it with: python prepare_ccub.py --culture x --output ./nope")
