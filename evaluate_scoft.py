@@ -43,7 +43,14 @@ import scoft_metrics
 from scoft.errors import DataError
 from scoft.files import Ledger, cached_tensors, content_key, model_key, write_atomically
 from scoft.images import as_rgb, open_image
-from scoft.lora_folder import LORA_FILE, RECORD_FILE, load_into_pipeline
+from scoft.lora_folder import (
+    EVALUATION_FILE,
+    LORA_FILE,
+    RECORD_FILE,
+    load_into_pipeline,
+    lora_sha256,
+    read_training_record,
+)
 from scoft_data import culture_words
 from scoft_metrics import Estimate
 
@@ -462,7 +469,7 @@ def base_of(args: argparse.Namespace, files: dict[str, Path]) -> str:
             (f for f in (file.with_name(RECORD_FILE), file.parent.with_name(RECORD_FILE)) if f.is_file()), None
         )
         if record:
-            bases[place] = json.loads(record.read_text(encoding="utf-8"))["resolved"]["base_model"]
+            bases[place] = read_training_record(record).resolved.base_model
     asked = args.pretrained_model_name_or_path or next(iter(bases.values()), DEFAULT_BASE)
     for place, base in bases.items():
         if base != asked and Path(base).name != Path(asked).name:
@@ -1294,7 +1301,7 @@ def fill_card(args: argparse.Namespace, results: Sequence[Results]):
         raise DataError(
             f"--card {args.card} is no LoRA folder of train_scoft_lora.py: no {file.name}, or no {RECORD_FILE}."
         )
-    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    sha256 = lora_sha256(args.card)
     its_own = next((each for each in results if each.record["loras"].get(args.method) == sha256), None)
     if its_own is None:
         methods = ", ".join(
@@ -1311,8 +1318,8 @@ def fill_card(args: argparse.Namespace, results: Sequence[Results]):
         if method in (BASE, args.method)
     ]  # fmt: skip
     facts = {name: its_own.record[name] for name in ("question", "confidence", "encoders")}
-    record = {"method": args.method, **facts, "rows": rows}
-    write_atomically(args.card / scoft_hub.EVALUATION_FILE, json.dumps(record, indent=1) + "\n")
+    record = {"method": args.method, **facts, "rows": rows, "lora_sha256": sha256}
+    write_atomically(args.card / EVALUATION_FILE, json.dumps(record, indent=1) + "\n")
     pictures = [each for each in read_manifest(its_own.folder) if each.set == "prompts"]
     pictures = [each for each in pictures if each.method in (BASE, args.method)]
     if pictures:

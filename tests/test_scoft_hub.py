@@ -1,6 +1,9 @@
 """Pages and pushes: the trainer's true command line and a loopback Hub (tests/hub.py), asked by the real libraries."""
 
 import contextlib
+import copy
+import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -26,7 +29,8 @@ import scoft_hub
 import train_scoft_lora
 from hub import Commit, Repo
 from scoft.errors import DataError
-from scoft.lora_folder import LORA_FILE, check_whole
+from scoft.files import is_empty
+from scoft.lora_folder import LORA_FILE, check_whole, lora_sha256, read_training_record
 
 
 PUSHED = {
@@ -183,12 +187,79 @@ def test_the_code_on_the_page_runs(run, tiny_pipeline):
 
 def test_a_judges_numbers_stand_on_the_page(run):
     """images/judge.json becomes a table, base beside LoRA, with the intervals."""
+    sha256 = hashlib.sha256((run.folder / "pytorch_lora_weights.safetensors").read_bytes()).hexdigest()
     judged = {"base": {"right": 0.1, "right_low": 0.05, "right_high": 0.2}, "lora": {"right": 0.5, "a|b": 2}}
-    (run.folder / "images/judge.json").write_text(json.dumps(judged))
+    (run.folder / "images/judge.json").write_text(json.dumps(judged | {"lora_sha256": sha256}))
     scoft_hub.write_model_card(run.folder)
     card = (run.folder / "README.md").read_text()
     assert "|  | base | LoRA |\n|---|---|---|\n| right | 0.10 \\[0.05, 0.20\\] | 0.50 |\n| a\\|b |  | 2 |\n" in card
+    assert f"Measured on `pytorch_lora_weights.safetensors` with sha256 {sha256}." in card
     assert "No numbers" not in card
+
+
+NUMBERS = {
+    "images/judge.json": {"base": {"right": 0.1}, "lora": {"right": 0.5}},
+    "evaluation.json": {
+        "method": "scoft",
+        "question": "the prompts",
+        "confidence": 0.95,
+        "encoders": {"clip": {"place": "openai/clip", "sha256": "c" * 64}},
+        "rows": [{"metric": "kid", "name": "KID", "method": "scoft", "shown": "1.5", "value": 1.5}],
+    },
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_of_another_lora_are_left_off_the_page(run, name, caplog):
+    """What the page shows was measured on the LoRA beside it: numbers name the file's sha256."""
+    (run.folder / name).write_text(json.dumps(NUMBERS[name] | {"lora_sha256": "0" * 64}))
+    scoft_hub.write_model_card(run.folder)
+    card = huggingface_hub.ModelCard.load(run.folder / "README.md")
+    assert "No numbers" in card.text and "Measured on" not in card.text and not card.data.eval_results
+    assert f"{name} is of another LoRA than its folder's" in caplog.text
+    (run.folder / name).write_text(json.dumps(NUMBERS[name] | {"lora_sha256": lora_sha256(run.folder)}))
+    scoft_hub.write_model_card(run.folder)
+    card = huggingface_hub.ModelCard.load(run.folder / "README.md")
+    assert "No numbers" not in card.text and f"with sha256 {lora_sha256(run.folder)}." in card.text
+
+
+def test_a_runs_record_is_what_its_readers_take_it_for(run):
+    """All flags and facts that pages read are in the file under their names, and nothing has to be converted."""
+    written = json.loads((run.folder / "training_args.json").read_text())
+    record = read_training_record(run.folder / "training_args.json")
+    assert dataclasses.asdict(record.resolved) == written["resolved"] and record.versions == written["versions"]
+    assert dataclasses.asdict(record.arguments).items() <= written["arguments"].items()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("training_args.json", lambda record: [record], "Input should be"),
+        ("training_args.json", lambda record: record["resolved"].pop("rows"), "resolved: rows: Field required"),
+        ("training_args.json", lambda record: record["arguments"].pop("rank"), "arguments: rank: Field required"),
+        ("training_args.json", lambda record: record["arguments"].update(validation_guidance_scale="1).x; ("),
+         "validation_guidance_scale: Input should be a valid number"),
+        ("training_args.json", lambda record: record["resolved"].update(name="../../x"), "name is 1 to 64 letters"),
+        ("training_args.json", lambda record: record["resolved"].update(prompts="one"), "prompts: Input should be"),
+        ("training_args.json", lambda record: record["resolved"].update(license={"model_name": "x"}), "license: "),
+        ("training_args.json", lambda record: record["resolved"].update(weights={"ldm": [1]}), "weights: ldm: "),
+        ("images/judge.json", lambda record: record["lora"].update(right="much"), "lora: right: "),
+        ("images/judge.json", lambda record: record.pop("lora_sha256"), "lora_sha256: Field required"),
+        ("evaluation.json", lambda record: record["rows"][0].update(value=None), "rows: 0: value: "),
+        ("evaluation.json", lambda record: record["encoders"].update(clip="x"), "encoders: clip: "),
+    ],
+)  # fmt: skip
+def test_a_record_that_somebody_changed_is_named(run, name, change, message):
+    """What is read back of a LoRA folder is of the kind that was written: the message names file, place and remedy."""
+    file = run.folder / name
+    record = (
+        json.loads(file.read_text()) if file.exists() else NUMBERS[name] | {"lora_sha256": lora_sha256(run.folder)}
+    )
+    record = copy.deepcopy(record)
+    changed = change(record)
+    file.write_text(json.dumps(changed if isinstance(changed, list) else record))
+    with pytest.raises(DataError, match=f"{file.name} is not as it was written: .*{message}"):
+        scoft_hub.write_model_card(run.folder)
 
 
 @pytest.mark.parametrize("text", [HOSTILE, "\u2028---\x00\x85# y", "---", "- a", "1. x", "|||", "`" * 5, "{% raw %}"])
@@ -375,7 +446,8 @@ def test_several_loras_of_the_hub_share_a_pipeline(run, alice, tiny_pipeline):
     other = {name: -2 * weight if "lora_B" in name else weight for name, weight in load_file(path).items()}
     with safe_open(path, "pt") as file:
         save_file(other, path, metadata=file.metadata())
-    run("--push_to_hub", "--hub_model_id", "scoft-other")
+    scoft_hub.ready_repo("scoft-other", repo_type="model", private=True, flag="--hub_model_id")
+    scoft_hub.push_lora(run.folder, repo_id="alice/scoft-other", private=True, retry="again")
     pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
 
     def draw() -> np.ndarray:
@@ -584,7 +656,7 @@ def test_a_repository_that_cannot_be_pushed_to_stops_the_run_first(
     monkeypatch.setattr(train_scoft_lora, "load_models", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(DataError, match=message):
         train_scoft_lora.main([*argv.split(), "--pretrained_model_name_or_path", str(tiny_pipeline), *flags])
-    assert not (tmp_path / "out").exists()
+    assert is_empty(tmp_path / "out")
 
 
 def test_flags_that_do_not_go_together_are_named(capsys):
