@@ -172,17 +172,35 @@ def test_a_page_of_hub_ids_points_at_them(run):
     assert "| dataset | alice/ccub, commit bbbbbbbbbbbb |" in card.text
 
 
-def test_the_code_on_the_page_runs(run, tiny_pipeline):
-    """The first block of code on the page, as it stands but for where the base model and the LoRA lie, draws."""
-    card = (run.folder / "README.md").read_text()
-    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
-    names = {tiny_pipeline.resolve().name: str(tiny_pipeline), "scoft-veridia": str(run.folder)}
-    for name, place in names.items():
-        assert f'"{name}"' in code
-        code = code.replace(f'"{name}"', json.dumps(place))
+def code_drawn(folder: Path):
+    """The picture that the first block of code on a folder's page draws, as it stands but for fewer steps."""
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    assert "guidance_scale=4.5" in code
     found = {}
+    torch.manual_seed(0)
     exec(code.replace("guidance_scale", "num_inference_steps=1, guidance_scale"), found)
-    assert found["image"].size == (16, 16)
+    return found["image"]
+
+
+def test_the_code_on_the_page_runs_from_folders(run, hub, tiny_pipeline, monkeypatch):
+    """Beside the folders of the base model and the LoRA it draws, and asks nobody."""
+    monkeypatch.chdir(run.folder.parent)
+    (run.folder.parent / tiny_pipeline.resolve().name).symlink_to(tiny_pipeline)
+    assert code_drawn(run.folder).size == (16, 16) and not hub.requests
+
+
+def test_the_code_on_the_page_runs_from_the_hub_and_then_offline(run, alice, tiny_pipeline, tmp_path, monkeypatch):
+    """From the Hub, by ids and commit, and again without it: the same picture, and nothing is asked."""
+    commit = alice.add("model", "alice/tiny-sd", files_of(tiny_pipeline))
+    changed_record(run.folder, base_model="alice/tiny-sd", base_revision=commit)
+    run("--push_to_hub")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    online = code_drawn(run.folder)
+    assert alice.asked("GET /alice/scoft-veridia/resolve/.*/pytorch_lora_weights.safetensors")
+    alice.requests.clear()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert code_drawn(run.folder).tobytes() == online.tobytes() and not alice.requests
 
 
 def test_a_judges_numbers_stand_on_the_page(run):
