@@ -11,6 +11,7 @@ line for every link or picture and says what became of it. On several GPUs: `acc
 """
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -18,9 +19,9 @@ import html
 import io
 import json
 import logging
+import math
 import re
 import sys
-import textwrap
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,16 +34,20 @@ from scoft.launch import Parser, progress, run_main, set_up_logging
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
+import scoft_data
 import scoft_hub
 import scoft_losses
+from scoft import sheets
+from scoft.base_model import load_pipeline, loading
 from scoft.errors import DataError
-from scoft.files import Ledger, content_key, model_key, write_atomically
+from scoft.files import Ledger, content_key, model_key, private_folder, sole_writer, write_atomically
 from scoft.hub import CREDENTIALS
-from scoft.images import as_rgb, open_image, upright
+from scoft.images import MAX_PIXELS, as_rgb, open_image, upright
 from scoft_data import CATEGORIES, culture_words, stable_generator
 from scoft_fetch import Fetched, Fetcher, NotUsable, open_photograph
+from scoft_losses import load_whole
 
 
 logger = logging.getLogger("scoft")
@@ -87,20 +92,22 @@ CULTURE_WORDS = {
 }
 ARCHIVE = "https://web.archive.org/web/2023id_/{}"
 MIDAS, MIDAS_FILE = "lllyasviel/Annotators", "dpt_hybrid-midas-501f0c75.pt"  # MiDaS's weights for controlnet_aux
-FETCH_THREADS, CLEAN_THREADS = 8, 4  # a large photograph takes a gigabyte while it is cleaned
+FETCH_THREADS, CLEAN_THREADS = 8, 4
+MAX_FILE_BYTES = 300_000_000  # of a picture in --images
 ATTEMPTS = 5  # at a caption or a negative that comes out unusable
 NUCLEUS, CAPTION_TOKENS = 0.9, 30  # top_p of a naive caption, and its greatest length
 # Nearer than this a negative is too much like its photograph to be one. The paper's value is not public; this one is
 # ours, not tuned: DreamSim was trained on variations of one picture, which are to stay below it. See histogram.png.
 FALSE_NEGATIVE_THRESHOLDS = {"dreamsim": 0.3}
-SHEET_ROWS = 50  # photographs of a page of the contact sheet
-# The flags that the card tells of.
+FILTER_SETTINGS = ("filter_model", "false_negative_threshold")  # belong to one --filter_distance
+SHEET_ROWS = 25  # photographs of a page of the contact sheet
 # What the Hub asks of whoever wants a dataset whose owner has switched access requests on.
 GATED_PROMPT = (
     "The photographs belong to those who took them, and show people whom you have not asked. By asking for access you "
     "agree not to pass them on, not to recognise faces or guess where people come from with them, not to teach models "
     "stereotypes with them, and to delete your copy of whatever is withdrawn from here."
 )
+# The flags that the card tells of.
 SETTINGS = (
     "captioner",
     "num_captions",
@@ -131,6 +138,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--links", help="CSV file or URL with columns url and caption; default: CCUB's own sheet")
     source.add_argument("--images", type=Path, help="folder of pictures with a metadata.jsonl or metadata.csv")
+    parser.add_argument(
+        "--defaults",
+        choices=scoft_data.EMBEDDED,
+        help="take an embedded world's models and settings where no flag says otherwise: nothing is downloaded",
+    )
     parser.add_argument("--output", type=Path, default=Path("ccub"), help="the dataset; a subfolder for each culture")
     parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of splits, captions and negatives")
@@ -173,7 +185,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     models.add_argument("--num_negatives", type=int, default=5, help="of a photograph, before the filter")
     models.add_argument(
-        "--prompt_suffix", help="what ends a negative's prompt; default: in <culture>, e.g. 'in Korea'"
+        "--prompt_suffix",
+        default="in {}",
+        help="ends a negative's prompt, {} is the culture; '' for what is no place",
     )
     models.add_argument("--resolution", type=int, default=512, help="short side of a negative in pixels")
     models.add_argument("--num_inference_steps", type=int, default=20)
@@ -208,9 +222,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     write.add_argument("--hub_dataset_id", help="default: the name of the written folder")
     write.add_argument("--public", action="store_true", help="let all see what is pushed; with --links_only alone")
 
-    args = parser.parse_args(argv)
+    args = parser.parse_args(with_defaults(parser, sys.argv[1:] if argv is None else argv))
     check_args(parser, args)
     return args
+
+
+def with_defaults(parser: Parser, argv: list[str]) -> list[str]:
+    """The command line behind the flags of its --defaults, which it overrules.
+
+    Beside a --filter_distance of its own, the model and the threshold of theirs do not hold.
+    """
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--defaults", "--filter_distance"):
+        peek.add_argument(flag, nargs="?")  # that a value is missing is for the true parser to say
+    given, _ = peek.parse_known_args(argv)
+    folder = scoft_data.embedded_folder(given.defaults or "")
+    if folder is None:
+        return argv
+    table = folder / scoft_data.DEFAULTS_FILE
+    source = f"{table}, for --defaults {given.defaults}"
+    flags = parser.table(table, source=source, section="prepare")
+    if isinstance(flags, dict) and given.filter_distance not in (None, flags.get("filter_distance")):
+        flags = {name: value for name, value in flags.items() if name not in FILTER_SETTINGS}
+    return parser.words_of(flags, here=folder, source=source, required=["--culture", "any"]) + argv
 
 
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
@@ -236,12 +270,8 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
         parser.error(f"--near_duplicate_bits is a number from -1 to 127, got {args.near_duplicate_bits}")
     if args.public and not args.links_only:
         parser.error("--public needs --links_only: the photographs belong to others")
-    if args.false_negative_threshold is None:
-        if args.filter_distance not in FALSE_NEGATIVE_THRESHOLDS and {"filter", "write"} & set(stages):
-            parser.error(f"--filter_distance {args.filter_distance} needs a --false_negative_threshold")
-        args.false_negative_threshold = FALSE_NEGATIVE_THRESHOLDS.get(args.filter_distance, 0.0)
-    if args.prompt_suffix is None:
-        args.prompt_suffix = f"in {culture_words(args.culture)}"
+    if threshold(args) is None and {"filter", "write"} & set(stages):
+        parser.error(f"--filter_distance {args.filter_distance} needs a --false_negative_threshold")
     if args.push_to_hub and "write" not in stages:
         parser.error("--push_to_hub belongs to the stage write, which --stages leaves out")
     if not 0 <= args.test_share < 1:
@@ -249,6 +279,38 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
     for flag in ("images", "deny_list", "about"):
         if (path := getattr(args, flag)) is not None and not path.exists():
             parser.error(f"--{flag} {path}: there is no such place")
+
+
+def threshold(args: argparse.Namespace) -> float | None:
+    """The distance below which a negative is left out; None where it is not given and the distance has no default."""
+    given = args.false_negative_threshold
+    return FALSE_NEGATIVE_THRESHOLDS.get(args.filter_distance) if given is None else given
+
+
+def prompt_suffix(args: argparse.Namespace) -> str:
+    return args.prompt_suffix.replace("{}", culture_words(args.culture))
+
+
+def check_models(args: argparse.Namespace, stages: Sequence[str]):
+    """Find before the work of hours whether the models that the stages need can be had: as a folder with its files, on
+    the Hub or in its cache. Raises DataError, which names the flag.
+    """
+    depth = [MIDAS_FILE] if is_midas(args.depth_model) else ["config.json", "*.safetensors"]
+    files = {
+        "caption": {"captioner": ["config.json", "*.safetensors"]},
+        "negatives": {
+            "pretrained_model_name_or_path": ["model_index.json", "unet/*.safetensors", "vae/*.safetensors"],
+            "controlnet": ["config.json", "*.safetensors"],
+            "depth_model": depth,
+        },
+    }
+    for flag, patterns in (item for stage in files if stage in stages for item in files[stage].items()):
+        model = getattr(args, flag)
+        if Path(model).is_dir():
+            if missing := [pattern for pattern in patterns if not any(Path(model).glob(pattern))]:
+                raise DataError(f"--{flag} {model}: this folder has no {missing[0]}, as such a model has.")
+        else:
+            scoft_hub.base_commit(model, revision=None, cache_dir=args.cache_dir, file=patterns[0], flag=f"--{flag}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -423,13 +485,18 @@ def read_pictures(folder: Path) -> list[Photograph]:
                 caption=row["text"].strip(),
                 category=category,
                 license=str(row.get("license") or ""),
-                source_sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+                source_sha256=sha256_of(file),
                 split=split,
             )
         )
     if not found:
         raise DataError(f"--images {folder}: the metadata has no rows; write one a picture: {EXAMPLE_LINE}")
     return marked_duplicates(found)
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def metadata_rows(folder: Path) -> Iterator[tuple[str, dict]]:
@@ -560,19 +627,35 @@ def known_again(found: Sequence[Photograph], manifest: Sequence[Photograph]) -> 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class Room:
+    """Keeps the pixels that threads have in hand together within MAX_PIXELS: who would exceed them waits."""
+
+    def __init__(self):
+        self._free, self._changed = MAX_PIXELS, threading.Condition()
+
+    @contextlib.contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cleaned:
     """A photograph ready to be kept: its file's bytes and format, its size, what finds its like."""
 
     content: bytes
+    sha256: str  # of it
     suffix: str
     size: tuple[int, int]
     pixels: str  # equal for equal pictures
     hash: int  # of 128 bits, few of which differ between versions of one picture
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
 
 
 def clean_photographs(
@@ -592,19 +675,26 @@ def clean_photographs(
     """
     folder.mkdir(exist_ok=True)
     came = [photograph for photograph in photographs if photograph.source_sha256]
+    room = Room()
 
     def clean(photograph: Photograph) -> Cleaned | NotUsable:
         try:
             file = source / (photograph.picture or photograph.id)
             if not file.exists():
                 raise NotUsable("corrupt", "the bytes that came are gone; the stage fetch asks for them again")
-            result = cleaned(file.read_bytes(), min_size=min_size)
+            if (size := file.stat().st_size) > MAX_FILE_BYTES:
+                raise NotUsable("too_large", f"{size} bytes; {MAX_FILE_BYTES} are allowed")
+            content = file.read_bytes()
+            with room.of(math.prod(open_photograph(content, min_side=min_size, decode=False).size)):
+                result = cleaned(content, min_size=min_size)
             links, hashes = (photograph.url, photograph.final_url), (photograph.source_sha256, result.sha256)
             if any(map(fetcher.denies, links)) or any(fetcher.denies(sha256=sha256) for sha256 in hashes):
                 raise NotUsable("denied", "the deny-list names its link or content")
-            return result
         except NotUsable as reason:
             return reason
+        # Here and not below, where it would have to be held in memory until all before it are done.
+        write_atomically(folder / f"{photograph.id}.{result.suffix}", result.content)
+        return dataclasses.replace(result, content=b"")
 
     first: dict[str, Photograph] = {}
     hashes: list[tuple[int, Photograph]] = []
@@ -618,15 +708,14 @@ def clean_photographs(
             if isinstance(result, NotUsable):
                 photograph.status, photograph.detail = result.status, result.detail
                 photograph.file = photograph.sha256 = ""
+                photograph.width = photograph.height = 0
                 if result.status == "denied":
                     forget(photograph, folder.parent)
                 continue
             first[result.pixels] = photograph
             hashes.append((result.hash, photograph))
-            file = folder / f"{photograph.id}.{result.suffix}"
-            write_atomically(file, result.content)
             photograph.status, photograph.detail = "ok", ""
-            photograph.file = f"{folder.name}/{file.name}"
+            photograph.file = f"{folder.name}/{photograph.id}.{result.suffix}"
             photograph.sha256 = result.sha256
             photograph.width, photograph.height = result.size
     wanted = {photograph.file for photograph in photographs}
@@ -649,40 +738,28 @@ def forget(photograph: Photograph, folder: Path):
 
 
 def cleaned(content: bytes, *, min_size: int) -> Cleaned:
-    """A photograph's bytes made clean: upright, opaque on white, sRGB, and without EXIF, GPS, XMP and profile.
+    """A photograph made clean: upright, opaque on white, sRGB, and its pixels alone, encoded anew.
 
-    A JPEG that is so already keeps its bytes. Else a PNG stays one and all others become JPEG. Raises NotUsable.
+    Each byte of a clean file is made here of the pixels, so that no EXIF, GPS, XMP, profile or thumbnail, nothing in
+    tables that no one reads and nothing between or behind the parts of a file can come through. A PNG stays one; all
+    others become JPEG, at a quality at which a JPEG of the web changes by about 48 dB. Raises NotUsable.
     """
     picture = open_photograph(content, min_side=min_size)
-    if not is_clean_jpeg(content, picture):
-        file = io.BytesIO()
-        suffix = "png" if picture.format == "PNG" else "jpg"
-        picture = as_srgb(picture)
-        picture.info.clear()
-        if suffix == "png":
-            picture.save(file, "PNG", optimize=True)
-        else:
-            picture.save(file, "JPEG", quality=95, subsampling=0)
-        content = file.getvalue()
-        picture = open_photograph(content)
+    suffix = "png" if picture.format == "PNG" else "jpg"
+    picture = as_srgb(picture)
+    picture.info.clear()
+    file = io.BytesIO()
+    if suffix == "png":
+        picture.save(file, "PNG", optimize=True)
+    else:
+        picture.save(file, "JPEG", quality=95, subsampling=0)
     return Cleaned(
-        content=content,
-        suffix="png" if picture.format == "PNG" else "jpg",
+        content=file.getvalue(),
+        sha256=hashlib.sha256(file.getbuffer()).hexdigest(),
+        suffix=suffix,
         size=picture.size,
         pixels=content_key(picture.size, picture.tobytes()),
         hash=difference_hash(picture),
-    )
-
-
-def is_clean_jpeg(content: bytes, picture: Image.Image) -> bool:
-    """Whether these are the bytes of an RGB JPEG with nothing in it but the picture, and nothing behind it."""
-    return (
-        picture.format == "JPEG"
-        and picture.mode == "RGB"
-        # JFIF's and Adobe's notes on the coding; where they are longer there is a thumbnail in them
-        and all(name in ("APP0", "APP14") and len(note) <= 14 for name, note in picture.applist)
-        and content.count(b"\xff\xd9") == 1
-        and content.endswith(b"\xff\xd9")
     )
 
 
@@ -734,10 +811,9 @@ class Captioner:
     def __init__(self, name_or_path: str, *, device, dtype, cache_dir: str | None):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        self.processor = AutoProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
-        model = AutoModelForImageTextToText.from_pretrained(
-            name_or_path, dtype=dtype, cache_dir=cache_dir, use_safetensors=True
-        )
+        with loading(name_or_path, flag="--captioner", kind="a BLIP in safetensors with its processor"):
+            self.processor = AutoProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
+            model = load_whole(AutoModelForImageTextToText, name_or_path, dtype=dtype, cache_dir=cache_dir)
         self.model = model.to(device).eval().requires_grad_(False)
 
     def __call__(self, picture: Image.Image, *, number: int, key: str) -> list[str]:
@@ -801,23 +877,28 @@ class Drawing:
     seed: int
 
 
+def is_midas(name_or_path: str) -> bool:
+    return name_or_path == MIDAS or Path(name_or_path, MIDAS_FILE).is_file()
+
+
 class DepthEstimator:
     """The depth of a photograph as a ControlNet takes it: RGB, black far to white near, over the full range."""
 
+    unused = ("neck.fusion_stage.layers.0.residual_layer1.",)  # which a DPT never asks, and Intel/dpt-large lacks
+
     def __init__(self, name_or_path: str, *, device, cache_dir: str | None):
         self.processor = None
-        if name_or_path == MIDAS or (Path(name_or_path) / MIDAS_FILE).is_file():
-            from controlnet_aux import MidasDetector
+        with loading(name_or_path, flag="--depth_model", kind="MiDaS or a depth estimator of transformers"):
+            if is_midas(name_or_path):
+                from controlnet_aux import MidasDetector
 
-            self.model = MidasDetector.from_pretrained(name_or_path, cache_dir=cache_dir).to(device)
-        else:
-            from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+                self.model = MidasDetector.from_pretrained(name_or_path, cache_dir=cache_dir).to(device)
+            else:
+                from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-            self.processor = AutoImageProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
-            model = AutoModelForDepthEstimation.from_pretrained(
-                name_or_path, cache_dir=cache_dir, use_safetensors=True
-            )
-            self.model = model.float().to(device).eval().requires_grad_(False)
+                self.processor = AutoImageProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
+                model = load_whole(AutoModelForDepthEstimation, name_or_path, unused=self.unused, cache_dir=cache_dir)
+                self.model = model.float().to(device).eval().requires_grad_(False)
 
     def __call__(self, picture: Image.Image) -> Image.Image:
         if self.processor is None:
@@ -852,12 +933,15 @@ class NegativeGenerator:
 
         self.args = args
         self.depth = DepthEstimator(args.depth_model, device=device, cache_dir=args.cache_dir)
-        common = {"dtype": dtype, "cache_dir": args.cache_dir, "use_safetensors": True}
-        controlnet = ControlNetModel.from_pretrained(args.controlnet, **common)
+        with loading(args.controlnet, flag="--controlnet", kind="a ControlNet of Stable Diffusion in safetensors"):
+            controlnet = load_whole(ControlNetModel, args.controlnet, cache_dir=args.cache_dir)
         controlnet.controlnet_cond_embedding = EmbedOnce(controlnet.controlnet_cond_embedding)
-        self.pipeline = StableDiffusionControlNetPipeline.from_pretrained(
-            args.pretrained_model_name_or_path, controlnet=controlnet, **common
-        ).to(device)
+        base = args.pretrained_model_name_or_path
+        with loading(base):
+            self.pipeline = load_pipeline(
+                StableDiffusionControlNetPipeline, base, controlnet=controlnet, cache_dir=args.cache_dir
+            )
+        self.pipeline.to(device, dtype)
         self.pipeline.scheduler = DDIMScheduler.from_config(self.pipeline.scheduler.config)
         self.pipeline.set_progress_bar_config(disable=True)
 
@@ -933,6 +1017,7 @@ class Row:
     photograph: Photograph
     captions: list[str]
     negatives: list[tuple[Path, float]]  # file and distance to the photograph
+    prompts: dict[str, str]  # of each negative, by the name of its file
     threshold: float
 
     @property
@@ -983,51 +1068,35 @@ def write_split(path: Path, rows: Sequence[Row], *, folder: Path, links_only: bo
     partial.replace(path)
 
 
-def contact_sheet(rows: Sequence[Row], folder: Path) -> Image.Image:
-    """A line for each photograph: its caption, itself, its depth, its negatives; false ones are struck through."""
-    side, gap, letters = 128, 8, 20
-    columns = 2 + max((len(row.negatives) for row in rows), default=0)
-    sheet = Image.new("RGB", (gap + columns * (side + gap), gap + len(rows) * (side + letters + gap)), "white")
-    pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=12)
-    for r, row in enumerate(rows):
-        top = gap + r * (side + letters + gap)
-        pen.text((gap, top), textwrap.shorten(row.photograph.caption, columns * 20, placeholder=" ..."), "black", font)
-        cells = [(folder / row.photograph.file, False), (folder / "depth" / f"{row.photograph.id}.png", False)]
-        cells += [(file, distance < row.threshold) for file, distance in row.negatives]
-        for c, (file, struck) in enumerate(cells):
-            if not file.exists():  # no depth where no negative was drawn
-                continue
-            with Image.open(file) as picture:
-                small = ImageOps.contain(picture.convert("RGB"), (side, side))
-            left, low = gap + c * (side + gap), top + letters
-            sheet.paste(small, (left, low))
-            if struck:
-                right, bottom = left + small.width, low + small.height
-                pen.line([(left, low), (right, bottom)], "red", 3)
-                pen.line([(left, bottom), (right, low)], "red", 3)
-    return sheet
+def contact_sheet(rows: Sequence[Row], folder: Path, *, title: str) -> Image.Image:
+    """A block for each photograph: its file's name and its caption; itself above a naive caption, its depth, and its
+    negatives above their distances and prompts, false ones struck through. Words say what is missing.
+    """
 
+    def cells(row: Row) -> Iterator[sheets.Cell]:
+        naive = row.captions[0] if row.captions else "not captioned"
+        yield sheets.Cell(picture=folder / row.photograph.file, words=naive)
+        depth = folder / "depth" / f"{row.photograph.id}.png"
+        yield sheets.Cell(picture=depth) if depth.exists() else sheets.Cell(words="no depth")
+        for file, distance in row.negatives:
+            false = distance < row.threshold
+            words = f"{distance:.3f}{', too near' if false else ''}\n{row.prompts[file.stem]}"
+            yield sheets.Cell(picture=file, words=words, struck=false)
+        if not row.negatives:
+            yield sheets.Cell(words="no negative" + ", a test row" * (row.photograph.split == "test"))
 
-def histogram(distances: Sequence[float], *, threshold: float, label: str) -> Image.Image:
-    """Negatives by their distance to the photograph, with the threshold as a line."""
-    width, height, margin, bins = 640, 320, 40, 40
-    top = max([*distances, 1.2 * threshold, 1e-6])
-    counts, _ = np.histogram(distances, bins=bins, range=(0, top))
-    plot = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(plot)
-    font = ImageFont.load_default(size=12)
-    base, reach = height - margin, width - 2 * margin
-    for b, count in enumerate(counts):
-        left, bar = margin + b * reach / bins, (base - 2 * margin) * count / max(counts.max(), 1)
-        pen.rectangle([left, base - bar, left + reach / bins - 2, base], fill="steelblue")
-    line = margin + reach * threshold / top
-    pen.line([(line, margin), (line, base)], fill="red", width=2)
-    pen.text((line + 4, margin), f"threshold {threshold:g}", "red", font)
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        pen.text((margin + reach * share, base + 6), f"{top * share:.2f}", "black", font, anchor="ma")
-    pen.text((margin, 8), f"{len(distances)} negatives by their {label} distance to the photograph", "black", font)
-    return plot
+    def block(row: Row) -> sheets.Row:
+        photograph = row.photograph
+        name = photograph.picture or Path(photograph.file).name
+        facts = ", ".join([name, photograph.category or NO_CATEGORY, photograph.split])
+        return sheets.Row(above=f"{facts}\n{photograph.caption}", cells=list(cells(row)))
+
+    columns = {
+        "photograph, a naive caption": 1,
+        "depth": 1,
+        "negatives: distance, prompt": max(1, *(len(row.negatives) for row in rows)),
+    }
+    return sheets.grid([block(row) for row in rows], columns=columns, title=title)
 
 
 def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argparse.Namespace, folder: Path) -> dict:
@@ -1055,6 +1124,7 @@ def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argpar
         "fingerprint": content_key(*(photograph.sha256 for photograph in usable)),
         "settings": json.loads((folder / "clean.json").read_text())
         | {name: getattr(args, name) for name in SETTINGS}
+        | {"prompt_suffix": prompt_suffix(args), "false_negative_threshold": threshold(args)}
         | {name: public_name(getattr(args, name)) for name in MODELS},
     }
 
@@ -1119,6 +1189,7 @@ def write_card(output: Path, summaries: Sequence[dict], *, links_only: bool, rep
         name=scoft_hub.markdown_text(output.name),
         license=license,
         fetched=any(culture["fetched"] for culture in summaries),
+        named=any(culture["settings"]["prompt_suffix"] for culture in summaries),
         links_only=links_only,
     )
     write_atomically(output / "README.md", str(card))
@@ -1223,18 +1294,26 @@ def draw_negatives(args: argparse.Namespace, wanted: dict[str, tuple], ledger: L
         ledger.add(key, photograph=photograph.id, prompts=prompts, negatives=[n for n in prompts if n in pictures])
 
 
+def load_filter(args: argparse.Namespace, *, device) -> scoft_losses.PerceptualDistance:
+    try:
+        return scoft_losses.load_distance(
+            args.filter_distance,
+            model_name_or_path=args.filter_model,
+            device=device,
+            dreamsim_type=args.dreamsim_type,
+            cache_dir=args.cache_dir,
+            flags=("--filter_distance", "--filter_model"),
+        )
+    except (OSError, ImportError) as error:
+        raise DataError(str(error)) from error
+
+
 def measure(args: argparse.Namespace, wanted: dict[str, tuple], ledger: Ledger, folder: Path, accelerator):
     """Write the distances of each photograph's negatives in `wanted`, by key, into the ledger."""
     mine = share(wanted, ledger, accelerator)
     with accelerator.main_process_first():  # dreamsim's own download bears no company
         if mine:
-            distance = scoft_losses.load_distance(
-                args.filter_distance,
-                model_name_or_path=args.filter_model,
-                device=accelerator.device,
-                dreamsim_type=args.dreamsim_type,
-                cache_dir=args.cache_dir,
-            )
+            distance = load_filter(args, device=accelerator.device)
     for key, (photograph, files) in progress(mine, "Measuring distances", disable=not accelerator.is_main_process):
         negatives = [open_image(file) for file in files]
         ledger.add(key, distances=distances_to(open_kept(folder, photograph), negatives, distance=distance))
@@ -1263,20 +1342,20 @@ def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path, *, repo_i
     write_manifest(folder, photographs)
     facts = json.dumps(summary(photographs, rows, args, folder), indent=2, ensure_ascii=False)
     write_atomically(output / args.culture / "summary.json", f"{facts}\n")
-    write_card(
-        output,
-        [json.loads(file.read_text(encoding="utf-8")) for file in sorted(output.glob("*/summary.json"))],
-        links_only=args.links_only,
-        repo_id=repo_id,
-    )
+    with sole_writer(output, flag="--output"):  # the card is of all cultures, each of which may have its own run
+        summaries = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(output.glob("*/summary.json"))]
+        write_card(output, summaries, links_only=args.links_only, repo_id=repo_id)
 
     for old in folder.glob("contact_sheet-*.png"):
         old.unlink()
     for page, first in enumerate(range(0, len(rows), SHEET_ROWS), start=1):
-        contact_sheet(rows[first : first + SHEET_ROWS], folder).save(folder / f"contact_sheet-{page}.png")
+        title = f"{culture_words(args.culture)}, page {page} of {-(-len(rows) // SHEET_ROWS)}"
+        sheet = contact_sheet(rows[first : first + SHEET_ROWS], folder, title=title)
+        sheet.save(folder / f"contact_sheet-{page}.png")
     distances = [distance for row in rows for _, distance in row.negatives]
     if distances:
-        plot = histogram(distances, threshold=args.false_negative_threshold, label=args.filter_distance)
+        unit = f"{args.filter_distance} distance to the photograph"
+        plot = sheets.histogram(distances, threshold=threshold(args), of="negatives", unit=unit)
         plot.save(folder / "histogram.png")
         false = sum(len(row.negatives) - len(row.kept_negatives) for row in rows)
         logger.info("%d of %d negatives are too near their photographs and left out", false, len(distances))
@@ -1315,10 +1394,16 @@ def start_accelerator(mixed_precision: str | None):
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
     set_up_logging()
-    stages = args.stages.split(",")
-    folder = args.output / args.culture
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = private_folder(private_folder(args.output) / args.culture)
     accelerator = start_accelerator(args.mixed_precision)
+    retry = scoft_hub.command_again("prepare_ccub.py", sys.argv[1:] if argv is None else argv)
+    with sole_writer(folder, flag="--output") if accelerator.is_main_process else contextlib.nullcontext():
+        run_stages(args, folder, accelerator, retry=retry)
+
+
+def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: str):
+    """Do what --stages names for one culture, in its `folder`; `retry`: the command that goes on with a push."""
+    stages = args.stages.split(",")
     repo_id = None
     if args.push_to_hub and accelerator.is_main_process:  # before the work of hours: may it be pushed there?
         repo_id, _ = scoft_hub.ready_repo(
@@ -1327,13 +1412,20 @@ def main(argv: list[str] | None = None):
             private=not args.public,
             flag="--hub_dataset_id",
         )
+    # A key is made of all that decides a result, so what a ledger holds is never made again.
+    ledgers = {name: Ledger(folder / f"{name}.jsonl") for name in ("captions", "negatives", "distances")}
+    measured_how = (args.filter_distance, model_key(args.filter_model), args.dreamsim_type)
     if accelerator.is_main_process:
+        check_models(args, stages)
+        measured = ledgers["distances"].read()
+        if "filter" in stages and not any(
+            content_key(key, *measured_how) in measured for key in ledgers["negatives"].read()
+        ):
+            load_filter(args, device="cpu")  # it has not done so here yet
         gather(args, stages, folder)
     accelerator.wait_for_everyone()
     photographs = kept(read_manifest(folder))
 
-    # A key is made of all that decides a result, so what a ledger holds is never made again.
-    ledgers = {name: Ledger(folder / f"{name}.jsonl") for name in ("captions", "negatives", "distances")}
     how = (
         model_key(args.captioner),
         args.num_captions,
@@ -1366,7 +1458,7 @@ def main(argv: list[str] | None = None):
                 photograph,
                 captions[photograph.id],
                 number=args.num_negatives,
-                suffix=args.prompt_suffix,
+                suffix=prompt_suffix(args),
                 drawing=drawing,
             )
             wanted[content_key(*prompts)] = (photograph, prompts)
@@ -1377,7 +1469,6 @@ def main(argv: list[str] | None = None):
         accelerator.wait_for_everyone()
 
     drawn = ledgers["negatives"].read()
-    measured_how = (args.filter_distance, model_key(args.filter_model), args.dreamsim_type)
     pairs = {}
     for key, (photograph, _) in wanted.items():
         if key in drawn and drawn[key]["negatives"]:
@@ -1402,18 +1493,19 @@ def main(argv: list[str] | None = None):
         negatives = {
             photograph.id: list(zip(files, distances[key]["distances"])) for key, (photograph, files) in pairs.items()
         }
+        prompts = {photograph.id: its_prompts for photograph, its_prompts in wanted.values()}
         rows = [
             Row(
                 photograph=photograph,
                 captions=captions.get(photograph.id, []),
                 negatives=negatives.get(photograph.id, []),
-                threshold=args.false_negative_threshold,
+                prompts=prompts.get(photograph.id, {}),
+                threshold=threshold(args),
             )
             for photograph in photographs
         ]
         write(args, rows, folder, repo_id=repo_id)
         if repo_id:
-            retry = scoft_hub.command_again("prepare_ccub.py", sys.argv[1:] if argv is None else argv)
             push(written_folder(args), repo_id=repo_id, private=not args.public, retry=retry)
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -41,7 +41,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 HERE = Path(__file__).resolve().parent
-# All of a LoRA folder that loading it and reading its page need; checkpoints, logs and metrics stay at home.
+# All of a LoRA folder that loading it and reading its page need; checkpoints, logs and metrics stay at home, and so do
+# the sheets in images/photographs, which show the dataset's.
 PICTURES = ("images/before_after.png", "images/lora-*.png", "images/evaluation.png")
 LORA_FILES = (LORA_FILE, KOHYA_FILE.format("*"), CARD_FILE, *PICTURES)
 WAITS = (2, 10, 30)  # seconds before a commit that failed is tried again
@@ -57,8 +58,18 @@ BASE_LICENSES = {"stable-diffusion-v1": "creativeml-openrail-m", "stable-diffusi
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def base_commit(name_or_path: str, *, revision: str | None, cache_dir: str | None) -> str | None:
-    """The commit of the base model on the Hub, from which all of its parts are then loaded; None for a folder."""
+def base_commit(
+    name_or_path: str,
+    *,
+    revision: str | None,
+    cache_dir: str | None,
+    file: str = "model_index.json",
+    flag: str = "--pretrained_model_name_or_path",
+) -> str | None:
+    """The commit of a model on the Hub, from which all of its parts are then loaded; None for a folder.
+
+    `file` is one that such a model has. Raises DataError, which names `flag`.
+    """
     if Path(name_or_path).is_dir():
         if revision is not None:
             raise DataError(f"--revision {revision} is of a Hub model, but {name_or_path} is a folder; leave it out")
@@ -66,11 +77,10 @@ def base_commit(name_or_path: str, *, revision: str | None, cache_dir: str | Non
     from huggingface_hub.errors import HFValidationError, HTTPError
 
     try:
-        return hub_commit(name_or_path, revision=revision, file="model_index.json", cache_dir=cache_dir)
+        return hub_commit(name_or_path, revision=revision, file=file, cache_dir=cache_dir)
     except (OSError, HTTPError, HFValidationError) as error:
         raise DataError(
-            f"--pretrained_model_name_or_path {name_or_path} is no folder, and the Hub, {endpoint()}, has no such "
-            f"pipeline that can be read: {error}"
+            f"{flag} {name_or_path} is no folder, and {endpoint()} has no such model that can be read: {error}"
         ) from error
 
 

@@ -21,10 +21,9 @@ import os
 import re
 import signal
 import sys
-import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,8 +35,19 @@ import torch
 import scoft_data
 import scoft_hub
 import scoft_losses
+from scoft import sheets
+from scoft.base_model import loading
 from scoft.errors import DataError
-from scoft.files import cached_tensors, checked_name, content_key, is_empty, read_record, sole_writer, write_atomically
+from scoft.files import (
+    cached_tensors,
+    checked_name,
+    content_key,
+    is_empty,
+    private_folder,
+    read_record,
+    sole_writer,
+    write_atomically,
+)
 from scoft.images import INTERPOLATIONS, ImageTransform
 from scoft.lora_folder import (
     CARD_FILE,
@@ -62,7 +72,7 @@ from scoft.train.checkpoints import (
     seal,
 )
 from scoft_data import stable_generator
-from scoft_losses import ldm_loss, memorization_loss, perceptual_loss, self_contrastive_loss, weighted_sum
+from scoft_losses import ldm_loss, load_whole, memorization_loss, perceptual_loss, self_contrastive_loss, weighted_sum
 
 
 if TYPE_CHECKING:
@@ -429,20 +439,15 @@ def load_models(
     from transformers import CLIPTextModel, CLIPTokenizer
 
     common = {"revision": revision, "cache_dir": cache_dir}
-    weights = {**common, "variant": variant, "use_safetensors": True}
-    try:
+    weights = {**common, "variant": variant}
+    with loading(name_or_path):
         noise_scheduler = DDPMScheduler.from_pretrained(name_or_path, subfolder="scheduler", **common)
         tokenizer = CLIPTokenizer.from_pretrained(name_or_path, subfolder="tokenizer", **common)
-        text_encoder = CLIPTextModel.from_pretrained(
-            name_or_path, subfolder="text_encoder", dtype=torch.float32, **weights
+        text_encoder = load_whole(
+            CLIPTextModel, name_or_path, subfolder="text_encoder", dtype=torch.float32, **weights
         )
-        vae = AutoencoderKL.from_pretrained(name_or_path, subfolder="vae", **weights)
-        unet = UNet2DConditionModel.from_pretrained(name_or_path, subfolder="unet", torch_dtype=unet_dtype, **weights)
-    except OSError as error:
-        raise DataError(
-            f"--pretrained_model_name_or_path {name_or_path} cannot be loaded as a Stable Diffusion pipeline in "
-            f"safetensors: {error}"
-        ) from error
+        vae = load_whole(AutoencoderKL, name_or_path, subfolder="vae", **weights)
+        unet = load_whole(UNet2DConditionModel, name_or_path, subfolder="unet", torch_dtype=unet_dtype, **weights)
     if prediction_type is not None:
         noise_scheduler.register_to_config(prediction_type=prediction_type)
     prediction_type = noise_scheduler.config.prediction_type
@@ -958,6 +963,8 @@ class Validation:
     guidance_scale: float
     judge: Callable[[list, list[str]], dict[str, float]] | None
     folder: Path
+    subject: str  # whom or what the pictures are to show
+    dataset: scoft_data.CulturalDataset
     compiled: bool
     base_images: list | None = None
 
@@ -1008,7 +1015,11 @@ class Validation:
         return [image for _, image in sorted(gather_object(drawn), key=lambda pair: pair[0])]
 
     def __call__(self, step: int, *, final: bool):
-        """Draw, judge, save the grid, log to the trackers; at the end also save pictures and the judge's numbers."""
+        """Draw, judge, save the grid, log to the trackers; at the end also save pictures and the judge's numbers.
+
+        The photographs belong to others: the sheet that shows some of them lies in a folder that only this user sees,
+        and goes neither to a tracker nor to the Hub.
+        """
         if self.base_images is None:
             with without_lora(self.unet):
                 self.base_images = self.draw()
@@ -1020,9 +1031,16 @@ class Validation:
             )
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            grid = comparison_grid(self.prompts, self.base_images, images)
+            drawn = (self.prompts, self.base_images, images)
+            title = f"{self.subject}: the base model, and the LoRA after {step} updates"
+            grid = comparison_grid(*drawn, title=title)
             grid.save(self.folder / ("before_after.png" if final else f"step-{step:06d}.png"))
             if final:
+                shown = min(max(self.images_per_prompt, 4), len(self.dataset))
+                rows = (row * len(self.dataset) // shown for row in range(shown))
+                photographs = [sheets.fitted(self.dataset.image(row), sheet_side(images)) for row in rows]
+                beside_them = comparison_grid(*drawn, title=title, photographs=photographs)
+                beside_them.save(private_folder(self.folder / "photographs") / "before_after.png")
                 for i, image in enumerate(images[:: self.images_per_prompt]):
                     image.save(self.folder / f"lora-{i}.png")
             if self.judge:
@@ -1062,29 +1080,23 @@ def judge_table(base: dict[str, float], lora: dict[str, float]) -> list[str]:
     return ["   ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 
 
-def comparison_grid(prompts: list[str], base: list, lora: list):
-    """A block for each prompt: its words, a row of base pictures, and below them the LoRA's at the same seeds."""
-    from PIL import Image, ImageDraw, ImageFont
+def comparison_grid(prompts: list[str], base: list, lora: list, *, title: str, photographs: Sequence = ()):
+    """A block for each prompt: its words, a row of base pictures, and below them the LoRA's at the same seeds.
 
+    Above them all a row of `photographs`, if there are any. An RGB picture.
+    """
     columns = len(base) // len(prompts)
-    side = max(base[0].width, 128)
-    margin, label_width, line = 12, 64, 28
-    font = ImageFont.load_default(size=16)
-    block = line + 2 * (side + margin)
-    width = max(label_width + columns * (side + margin), 480) + margin
-    grid = Image.new("RGB", (width, len(prompts) * (block + margin) + margin), "white")
-    pen = ImageDraw.Draw(grid)
+    rows = [sheets.Row(above="The dataset's photographs", cells=[sheets.Cell(picture=each) for each in photographs])]
     for p, prompt in enumerate(prompts):
-        top = margin + p * (block + margin)
-        fitting = textwrap.shorten(prompt, width=width // 9, placeholder=" ...")  # a letter is some 8 pixels wide
-        pen.text((margin, top), fitting, fill="black", font=font)
-        for r, (label, images) in enumerate((("base", base), ("LoRA", lora))):
-            y = top + line + r * (side + margin)
-            pen.text((margin, y + side // 2 - 8), label, fill="dimgray", font=font)
-            for c, image in enumerate(images[p * columns : (p + 1) * columns]):
-                scaled = image.resize((side, side), Image.Resampling.NEAREST)
-                grid.paste(scaled, (label_width + margin + c * (side + margin), y))
-    return grid
+        for above, heading, images in ((prompt, "base", base), ("", "LoRA", lora)):
+            cells = [sheets.Cell(picture=image) for image in images[p * columns : (p + 1) * columns]]
+            rows.append(sheets.Row(above=above, heading=heading, cells=cells))
+    return sheets.grid(rows if photographs else rows[1:], title=title, side=sheet_side(base))
+
+
+def sheet_side(images: list) -> int:
+    """Pixels of a picture in a sheet: of small ones enough to see them, of large ones enough to compare them."""
+    return min(max(images[0].width, 128), 256)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1542,6 +1554,8 @@ def train(
             guidance_scale=args.validation_guidance_scale,
             judge=judge,
             folder=output_dir / "images",
+            subject=scoft_data.culture_words(args.culture or name),
+            dataset=dataset,
             compiled=args.compile,
         )
 

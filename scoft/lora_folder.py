@@ -169,7 +169,9 @@ def save_lora(folder: Path, unet, *, kohya_name: str | None = None):
         "alpha_pattern": {},
     }
     metadata = json.dumps({f"unet.{name}": value for name, value in metadata.items()}, sort_keys=True)
-    lora = {f"unet.{name}": weight.detach().cpu() for name, weight in get_peft_model_state_dict(unet).items()}
+    lora = {
+        f"unet.{name}": weight.detach().cpu().contiguous() for name, weight in get_peft_model_state_dict(unet).items()
+    }
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / LORA_FILE, lora, metadata={"format": "pt", LORA_ADAPTER_METADATA_KEY: metadata})
     if kohya_name:

@@ -1,5 +1,6 @@
 """prepare_ccub.py: its true command line on loopback servers, hostile bytes and tiny real models."""
 
+import dataclasses
 import functools
 import hashlib
 import html
@@ -13,6 +14,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,13 +26,14 @@ import pytest
 import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
+import evaluate_scoft
 import prepare_ccub
 import train_scoft_lora
 from loopback import HEAD, drip, png_of
 from pocket import make_dataset, world
 from prepare_ccub import NegativeGenerator, Photograph, Row, cleaned, read_links, read_manifest
 from scoft.errors import DataError
-from scoft.files import Ledger, content_key
+from scoft.files import LOCK, Ledger, content_key, sole_writer
 from scoft_data import CATEGORIES, find_dataset, read_dataset
 from scoft_fetch import Fetcher, NotUsable
 from scoft_losses import load_distance
@@ -225,6 +228,21 @@ def test_the_card_says_who_chose_and_under_what_licence(copy, flags, tmp_path):
     assert "keep\nthis dataset private" not in card.text and "robots.txt" not in card.text
 
 
+def test_nobody_else_looks_into_it_and_one_run_writes_into_it(made, flags, tmp_path, monkeypatch):
+    """What holds photographs is private to the user; a second run of the culture is refused, before it does anything.
+    A folder that was there keeps its owner's choice.
+    """
+    assert [folder.stat().st_mode & 0o777 for folder in (made, made / "korea")] == [0o700, 0o700]
+    shared = tmp_path / "ccub"
+    shared.mkdir(mode=0o755)
+    monkeypatch.setattr("scoft.files.PATIENCE", 0.1)
+    monkeypatch.setattr(prepare_ccub, "gather", None)
+    with sole_writer(shared / "korea", flag="--output"):
+        with pytest.raises(DataError, match="--output .*korea: another run is writing into it"):
+            prepare(flags, output=shared)
+    assert shared.stat().st_mode & 0o777 == 0o755
+
+
 def test_each_stage_runs_alone(made, flags, tmp_path):
     """Stage by stage the dataset is the one that all stages make at once."""
     for stage in prepare_ccub.STAGES:
@@ -293,6 +311,44 @@ def test_killed_by_the_system_and_rerun_it_ends_in_the_same_dataset(made, flags,
     assert Ledger(ledger).read().items() >= drawn.items()
 
 
+def test_a_domain_that_is_no_place(flags, tmp_path):
+    """The paper's prosthetics: no prompt and no page from the photographs to the LoRA says "in Prosthetics"."""
+    prompt = "a photo of a person with a prosthetic leg"
+    more = {"culture": "prosthetics", "prompt_suffix": "", "output": tmp_path / "domain"}
+    prepare(flags, **more, num_captions=1, num_negatives=1)
+    ledger = Ledger(tmp_path / "domain" / "prosthetics" / "negatives.jsonl").read()
+    captions = Ledger(tmp_path / "domain" / "prosthetics" / "captions.jsonl").read()
+    prompts = {each for entry in ledger.values() for each in entry["prompts"].values()}
+    assert len(ledger) == 6 and prompts <= {each for entry in captions.values() for each in entry["captions"]}
+    train_scoft_lora.main(
+        words(
+            {
+                "dataset": tmp_path / "domain",
+                "culture": "prosthetics",
+                "method": "finetune",
+                "pretrained_model_name_or_path": flags["pretrained_model_name_or_path"],
+                "resolution": 16,
+                "rank": 2,
+                "max_train_steps": 1,
+                "num_validation_images": 1,
+                "validation_inference_steps": 1,
+                "validation_prompts": prompt,
+                "report_to": "none",
+                "cache_dir": tmp_path / "cache",
+                "output_dir": tmp_path / "lora",
+            }
+        )
+    )
+    page = (tmp_path / "lora" / "README.md").read_text()
+    assert f'pipe("{prompt}"' in page and "depict Prosthetics" in page
+    template = tmp_path / "prompts.txt"
+    template.write_text(f"{prompt}\n")
+    assert evaluate_scoft.read_prompts(template, "prosthetics") == [prompt]
+    card = (tmp_path / "domain" / "README.md").read_text()
+    assert "what the same model family makes of the scene. Made for" in card.replace("\n", " ")
+    assert not re.search("in Prosthetics", page + card, re.I)
+
+
 def test_two_processes_are_as_good_as_one(made, flags, tmp_path):
     """Launched as two processes that share the rows out, it writes the bytes that one writes."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
@@ -310,7 +366,7 @@ def test_the_trainer_learns_from_what_the_pocket_world_gives(tmp_path, monkeypat
     make_dataset.write_pictures("veridia", tmp_path / "pictures", rows={"train": 9, "test": 3})
     prepare_ccub.main(
         words(
-            make_dataset.flags("veridia", models=POCKET)
+            {"defaults": "pocket", "culture": "veridia"}
             | {"images": tmp_path / "pictures", "output": tmp_path / "ccub", "false_negative_threshold": 0.01}
             | {"num_captions": 3, "num_negatives": 2, "num_inference_steps": 4}
         )
@@ -624,6 +680,47 @@ def test_nothing_but_the_picture_is_left(dirty):
     assert clean.size == (40, 32) and clean.suffix == ("png" if dirty.startswith(b"\x89PNG") else "jpg")
 
 
+def segment(marker: int, data: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+
+
+def before_scan(*segments: bytes) -> bytes:
+    at = CLEAN.index(b"\xff\xda")
+    return CLEAN[:at] + b"".join(segments) + CLEAN[at:]
+
+
+TABLE = (SECRET * 4)[:64]  # a quantisation table that no component uses
+
+
+@pytest.mark.parametrize(
+    "dirty",
+    [
+        CLEAN[:-2] + segment(0xDC, struct.pack(">H", 32) + SECRET) + CLEAN[-2:],
+        CLEAN[:-2] + SECRET + CLEAN[-2:],
+        CLEAN[:-2] + b"\xff" * 9 + b"\xd9",
+        CLEAN[:2] + segment(0xE0, b"JFIF\0\1\1\0\0\1\0\1\0\0") * 3 + CLEAN[20:],
+        before_scan(*(segment(0xE0, SECRET[i : i + 9]) for i in range(0, len(SECRET), 9))),
+        before_scan(*(segment(0xEE, SECRET[i : i + 9]) for i in range(0, len(SECRET), 9))),
+        before_scan(segment(0xDB, b"\3" + TABLE)),
+        before_scan(segment(0xDB, b"\0" + TABLE), CLEAN[CLEAN.index(b"\xff\xdb") :][:69]),  # of two the last holds
+        before_scan(segment(0xC4, b"\x13" + bytes([0, 1, 2, 3, 4, 5, 6, 7, *[0] * 8]) + (SECRET * 2)[:28])),
+    ],
+    ids=["DNL", "before the end", "fill bytes", "three APP0", "APP0", "APP14", "spare DQT", "first DQT", "spare DHT"],
+)  # fmt: skip
+def test_no_byte_of_a_jpeg_is_taken_over(dirty):
+    """Whatever else a JPEG holds, its clean copy is, byte for byte, that of the same pixels without it."""
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(dirty))), np.asarray(Image.open(io.BytesIO(CLEAN))))
+    assert cleaned(dirty, min_size=16).content == cleaned(CLEAN, min_size=16).content
+
+
+def test_the_tables_of_a_jpeg_are_not_taken_over():
+    """A quantisation table says what it will where the coefficients are nought; the clean copy has its own."""
+    grey, tables = Image.new("RGB", (40, 32), (128, 128, 128)), [list(TABLE), list(TABLE[::-1])]
+    dirty = encoded(grey, qtables=tables)
+    assert len(set(TABLE) & set(dirty)) == len(set(TABLE))
+    assert cleaned(dirty, min_size=16).content == cleaned(encoded(grey), min_size=16).content
+
+
 def test_texts_of_a_png_are_gone():
     """A PNG's text chunks are dropped, its pixels kept exactly."""
     notes = PngImagePlugin.PngInfo()
@@ -635,12 +732,15 @@ def test_texts_of_a_png_are_gone():
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(clean))), np.asarray(picture(0)))
 
 
-def test_a_clean_jpeg_keeps_its_bytes():
-    """A JPEG with nothing in it but the picture is not compressed again, and cleaning twice is cleaning once."""
-    assert cleaned(CLEAN, min_size=16).content == CLEAN
-    for dirty in (encoded(picture(0), exif=secret_exif(6)), encoded(picture(0), "PNG"), encoded(picture(0), "WEBP")):
-        once = cleaned(dirty, min_size=16)
-        assert cleaned(once.content, min_size=16) == once
+@pytest.mark.parametrize(
+    "content", [CLEAN, encoded(picture(0), "PNG"), encoded(picture(0, (400, 300)), quality=80, progressive=True)]
+)
+def test_a_clean_copy_is_the_picture_and_always_the_same(content):
+    """Clean copies of a file are equal byte for byte; encoded anew, a photograph changes by less than can be seen."""
+    once = cleaned(content, min_size=16)
+    assert cleaned(content, min_size=16) == once
+    found, came = (np.asarray(Image.open(io.BytesIO(each)), float) for each in (once.content, content))
+    assert np.square(found - came).mean() < 255**2 / 10**4.2  # 42 dB
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
@@ -731,6 +831,58 @@ def test_versions_of_one_picture_are_found_across_splits_and_the_first_is_kept(t
     prepare(flags, min_size=64, near_duplicate_bits=-1)
     found = statuses(tmp_path / "ccub" / "korea")
     assert [name for name, status in found.items() if status == "duplicate"] == ["same-pixels.png"]
+
+
+def test_large_photographs_are_not_cleaned_side_by_side(tmp_path, monkeypatch):
+    """The photographs in hand have no more pixels together than the largest that is allowed, and no bytes of those
+    that are done are held until their turn comes; a file beyond all measure is not even read.
+    """
+    contents = {f"{i}.jpg": encoded(picture(i)) for i in range(12)} | {"12.jpg": encoded(picture(12)) + bytes(9000)}
+    flags = {
+        "culture": "korea",
+        "images": write_images(tmp_path / "pictures", dict.fromkeys(contents, {}), contents),
+        "output": tmp_path / "ccub",
+        "stages": "fetch,clean",
+        "min_size": 16,
+    }
+    clean, lock, now, most, first = prepare_ccub.cleaned, threading.Lock(), 0, 0, threading.Event()
+
+    def counted(content, *, min_size):
+        nonlocal now, most
+        with lock:
+            now, most = now + 1, max(most, now + 1)
+        if content == contents["0.jpg"]:
+            assert first.wait(20)
+        time.sleep(0.02)
+        result = clean(content, min_size=min_size)
+        with lock:
+            now -= 1
+        return result
+
+    def written(path, content):
+        write(path, content)
+        if path.parent.name == "photographs" and len(list(path.parent.glob("*.jpg"))) == 11:
+            first.set()
+
+    write = prepare_ccub.write_atomically
+    monkeypatch.setattr(prepare_ccub, "write_atomically", written)
+    monkeypatch.setattr(prepare_ccub, "cleaned", counted)
+    monkeypatch.setattr(prepare_ccub, "MAX_PIXELS", 2 * 40 * 32 + 1)
+    monkeypatch.setattr(prepare_ccub, "MAX_FILE_BYTES", 9000)
+    prepare(flags)
+    assert most == 2
+    *rest, last = read_manifest(tmp_path / "ccub" / "korea")
+    assert {photograph.status for photograph in rest} == {"ok"}
+    assert last.status == "too_large" and "9000 are allowed" in last.detail
+
+
+def test_postscript_never_reaches_ghostscript(tmp_path, monkeypatch):
+    """Whatever its name says, an EPS is no photograph, and Ghostscript is not called for it."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was called"))
+    for content in (encoded(picture(0), "EPS"), b"\xc5\xd0\xd3\xc6" + bytes(28) + encoded(picture(0), "EPS")):
+        with pytest.raises(NotUsable) as found:
+            cleaned(content, min_size=16)
+        assert found.value.status == "not_an_image"
 
 
 # --- splits ---
@@ -949,17 +1101,47 @@ def test_blanked_negatives_are_left_out_and_recorded(copy, flags, made, monkeypa
     assert dataset.num_negatives == [1] * 6
 
 
+@pytest.mark.parametrize(
+    ("flag", "stages"),
+    [
+        ("captioner", "fetch,clean,caption"),
+        ("pretrained_model_name_or_path", "fetch,clean,negatives"),
+        ("controlnet", "fetch,clean,negatives"),
+        ("depth_model", "fetch,clean,negatives"),
+        ("filter_model", "fetch,clean,filter"),
+    ],
+)
+@pytest.mark.parametrize("wrong", ["absent/model", "folder/empty", "folder/no weights"])
+def test_a_model_that_cannot_be_had_is_named_before_the_work(flag, stages, wrong, flags, tmp_path, hub, monkeypatch):
+    """A model that is neither a folder of one nor on the Hub ends the run before its first stage, under its flag."""
+    monkeypatch.setattr(prepare_ccub, "gather", lambda *_: pytest.fail("it went to work"))
+    if wrong.startswith("folder"):
+        wrong = tmp_path / wrong
+        wrong.mkdir(parents=True)
+        if "weights" in wrong.name:
+            for file in Path(flags[flag]).glob("*.json"):
+                shutil.copy(file, wrong)
+    with pytest.raises(DataError, match=f"^--{flag}[ :].*{wrong}"):
+        prepare(flags | {flag: wrong}, output=tmp_path / "ccub", stages=stages)
+
+
+def test_a_model_of_a_stage_that_is_not_run_may_be_anything(copy, flags):
+    """The stages that no model is needed for ask for none."""
+    prepare(flags | dict.fromkeys(prepare_ccub.MODELS, "absent/model"), output=copy, stages="fetch,clean")
+
+
 def test_prompts_are_the_captions_in_turn_with_the_suffix(flags):
     """Each negative has a naive caption with the culture, or with --prompt_suffix, which may be empty."""
     args = prepare_ccub.parse_args(words(flags | {"culture": "united_states"}))
-    assert args.prompt_suffix == "in the United States"
+    assert prepare_ccub.prompt_suffix(args) == "in the United States"
+    assert prepare_ccub.prompt_suffix(prepare_ccub.parse_args(words(flags | {"prompt_suffix": ""}))) == ""
     drawing = prepare_ccub.Drawing(
         base_model="a", controlnet="b", depth_model="c", resolution=16, num_inference_steps=2, guidance_scale=7.5,
         precision="no", seed=0,
     )  # fmt: skip
     common = {"captions": ["a house", "a roof"], "number": 3, "drawing": drawing}
     photograph = Photograph(id="a", caption="", sha256="1")
-    prompts = prepare_ccub.prompts_of_negatives(photograph, suffix=args.prompt_suffix, **common)
+    prompts = prepare_ccub.prompts_of_negatives(photograph, suffix="in the United States", **common)
     assert list(prompts.values()) == [f"a {thing} in the United States" for thing in ("house", "roof", "house")]
     plain = prepare_ccub.prompts_of_negatives(photograph, suffix="", **common)
     assert list(plain.values()) == ["a house", "a roof", "a house"]
@@ -999,50 +1181,73 @@ def test_negatives_nearer_than_the_threshold_are_dropped_and_recorded(copy, flag
         assert len(found) == 2 and len(row["negatives"]) == sum(distance >= threshold for distance in found.values())
         assert all((copy / "korea" / "negatives" / f"{name}.jpg").exists() for name in found)
     assert f"| too near the photograph, left out | {false} |" in (copy / "README.md").read_text()
-    with Image.open(copy / "korea" / "histogram.png") as plot:
-        assert plot.size == (640, 320)
-    assert (copy / "korea" / "contact_sheet-1.png").exists()
+    with Image.open(copy / "korea" / "contact_sheet-1.png") as sheet:
+        assert ((255, 0, 0) == np.asarray(sheet)).all(-1).any()
+    assert (copy / "korea" / "histogram.png").exists()
 
 
-def test_the_contact_sheet_strikes_false_negatives_through(tmp_path):
-    """A red cross lies over what is nearer than the threshold, and nothing else; a missing depth stays white."""
+def test_the_contact_sheet_says_all_of_a_photograph(tmp_path, monkeypatch):
+    """Its file and captions, each negative's distance and prompt, false ones struck through; and what is missing."""
     for name in ("photograph", "near", "far"):
         Image.new("RGB", (128, 128), "blue").save(tmp_path / f"{name}.png")
-    row = Row(
-        photograph=Photograph(id="a", caption="궁 " * 200, file="photograph.png"),
-        captions=[],
+    train = Row(
+        photograph=Photograph(id="a", picture="market.jpg", caption="궁 " * 200, file="photograph.png", split="train"),
+        captions=["a house"],
         negatives=[(tmp_path / "near.png", 0.1), (tmp_path / "far.png", 0.3)],
+        prompts={"near": "a house in Korea", "far": "a roof in Korea"},
         threshold=0.3,
     )
-    sheet = np.asarray(prepare_ccub.contact_sheet([row], tmp_path))
-    reds = (sheet == (255, 0, 0)).all(-1)
-    blues = (sheet == (0, 0, 255)).all(-1)
-    lefts = [8 + c * 136 for c in range(4)]
-    cells = [(slice(28, 28 + 128), slice(left, left + 128)) for left in lefts]
-    assert [bool(reds[cell].any()) for cell in cells] == [False, False, True, False]
-    assert [bool(blues[cell].any()) for cell in cells] == [True, False, True, True]
-    cross = reds[cells[2]]
-    assert all(cross[i, i] and cross[i, 127 - i] for i in range(2, 126))
+    test = dataclasses.replace(
+        train,
+        photograph=dataclasses.replace(train.photograph, split="test", picture="", category="city"),
+        captions=[],
+        negatives=[],
+    )
+    drawn = []
+    monkeypatch.setattr("scoft.sheets.grid", lambda rows, **look: drawn.extend(rows))
+    prepare_ccub.contact_sheet([train, test], tmp_path, title="Korea")
+    first, second = drawn
+    assert first.above == f"market.jpg, no category, train\n{'궁 ' * 200}"
+    assert second.above.startswith("photograph.png, city, test\n")
+    said = [(cell.words, cell.picture is None, cell.struck) for cell in first.cells]
+    assert said == [
+        ("a house", False, False),
+        ("no depth", True, False),
+        ("0.100, too near\na house in Korea", False, True),
+        ("0.300\na roof in Korea", False, False),
+    ]
+    words = [(cell.words, cell.picture is None) for cell in second.cells]
+    assert words == [("not captioned", False), ("no depth", True), ("no negative, a test row", True)]
 
 
-def test_the_histogram_shows_the_threshold():
-    """The threshold's line lies at its place of the axis, and the bars are as high as their counts."""
-    plot = np.asarray(prepare_ccub.histogram([0.1] * 4 + [0.5], threshold=0.25, label="clip_conv"))
-    blue = (plot == (70, 130, 180)).all(-1)
-    heights = blue[:, 40:600].sum(0)
-    assert heights.max() == pytest.approx(4 * heights[-8:].max(), rel=0.05)
-    red = (plot == (255, 0, 0)).all(-1)
-    line = 40 + 560 * 0.25 / 0.5
-    assert red[200, round(line) - 2 : round(line) + 3].any() and not red[200, : round(line) - 2].any()
+def test_defaults_of_a_world_are_weaker_than_flags_and_only_shipped_ones_hold(tmp_path, monkeypatch, capsys):
+    """--defaults pocket fills in what is not said; another distance brings its own model and threshold."""
+    argv = ["--culture", "veridia", "--images", str(tmp_path), "--defaults", "pocket"]
+    args = prepare_ccub.parse_args([*argv, "--resolution", "32"])
+    assert (args.resolution, args.min_size, args.filter_model) == (32, 64, str(POCKET / "clip_conv"))
+    other = prepare_ccub.parse_args([*argv, "--filter_distance", "dreamsim"])
+    assert other.filter_model is None and prepare_ccub.threshold(other) == 0.3
+    (tmp_path / "mine" / "ccub").mkdir(parents=True)
+    (tmp_path / "mine" / "defaults.yaml").write_text("prepare: {captioner: evil}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        prepare_ccub.parse_args([*argv[:-1], "mine"])
+    assert "--defaults: invalid choice: 'mine'" in capsys.readouterr().err
 
 
 def test_a_threshold_without_a_default_is_asked_for(flags, capsys):
     """Only dreamsim has a default threshold; with another distance its flag is asked for by name."""
-    assert prepare_ccub.parse_args(["--culture", "korea"]).false_negative_threshold == 0.3
+    assert prepare_ccub.threshold(prepare_ccub.parse_args(["--culture", "korea"])) == 0.3
     with pytest.raises(SystemExit):
         prepare_ccub.parse_args(words(flags | {"false_negative_threshold": None}))
     assert "--filter_distance clip_conv needs a --false_negative_threshold" in capsys.readouterr().err
     prepare_ccub.parse_args(words(flags | {"false_negative_threshold": None, "stages": "fetch,clean"}))
+
+
+def test_checking_the_arguments_leaves_them_as_they_are(flags):
+    """What a flag says is what was given: defaults that hang on other flags are told where they are used."""
+    args = prepare_ccub.parse_args(["--culture", "korea"])
+    assert args.false_negative_threshold is None and args.prompt_suffix == "in {}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1056,7 +1261,8 @@ def test_links_only_holds_no_picture(copy, flags):
     prepare(flags, output=copy, stages="write", links_only=True)
     assert written(copy) == before
     links = copy.with_name("ccub-links")
-    assert {file.suffix for file in links.rglob("*") if file.is_file()} == {".parquet", ".json", ".md"}
+    files = [file for file in links.rglob("*") if file.is_file() and file.name != LOCK]
+    assert {file.suffix for file in files} == {".parquet", ".json", ".md"}
     rows = rows_of(links / "korea")
     assert set(rows.column_names) == {"text", "blip_text", "category", "source_url", "sha256", "license"}
     content = b"".join(file.read_bytes() for file in links.rglob("*.parquet"))

@@ -169,12 +169,13 @@ def raising(error: Exception):
         (lambda: raising(MemoryError()), "error: there is not enough memory. Take less"),
         (lambda: allocate(2**60), "error: there is not enough memory ([enforce fail"),
         (run_out_of_cuda, "error: there is not enough memory (CUDA out of memory. Tried 20 GiB.). Take less"),
+        (lambda: raising(RuntimeError("CUDA error: out of memory")), "error: there is not enough memory (CUDA error"),
         (lambda: raising(OSError(errno.ENOMEM, "Cannot allocate memory")), "error: there is not enough memory ("),
         (lambda: raising(OSError(errno.ENOSPC, "No space left on device", "a/b")),
          "error: a/b cannot be read or written: No space left on device."),
         (lambda: Path("n" * 300).write_text("x"), f"error: {'n' * 300} cannot be read or written: File name too"),
     ],
-    ids=["data", "not finite", "memory", "allocator", "gpu", "system", "full", "name"],
+    ids=["data", "not finite", "memory", "allocator", "gpu", "driver", "system", "full", "name"],
 )  # fmt: skip
 def test_what_a_user_can_cause_ends_in_one_line(capsys, main, line):
     with pytest.raises(SystemExit) as ended:
@@ -219,6 +220,28 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path):
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30)[1] == "interrupted\n" and process.returncode in (130, -signal.SIGINT)
+
+
+def test_memory_that_runs_out_in_importing_modules_is_one_line(tmp_path):
+    """Libraries of a gigabyte may not fit before anything of ours runs."""
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so: failed to map segment from shared object')\n")
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", "from scoft import launch; import torch"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+    line = "error: there is not enough memory (libtorch.so: failed to map segment from shared object).\n"
+    assert (done.returncode, done.stderr) == (1, line)
+
+
+def test_a_file_for_which_there_is_no_room_is_named(tmp_path):
+    """Writing fails without a name; the line has it, and what was there stays."""
+    code = ENDING.format(
+        body="import resource, pathlib, scoft.files; resource.setrlimit(resource.RLIMIT_FSIZE, (99, 99)); "
+        f"scoft.files.write_atomically(pathlib.Path({str(tmp_path / 'big')!r}), b'x' * 100)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {tmp_path / 'big'} cannot be read or written: File too large.\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_reader_that_has_gone_is_no_error():
