@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from scoft.launch import progress
 
@@ -36,6 +36,7 @@ from PIL import Image
 
 from scoft.errors import DataError
 from scoft.files import checked_name, content_key, open_regular, read_front_matter, read_regular
+from scoft.hub import ask, text_of
 from scoft.images import MAX_BYTES, open_image
 
 
@@ -130,11 +131,10 @@ def find_dataset(name: str, *, culture: str | None) -> DatasetSource:
     if not _is_bare(name):
         raise _not_found(name, culture, "the Hub: not asked, since its ids look like `name` or `org/name`")
 
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 
     try:
-        user = HfApi().whoami()["name"]
+        user = ask(lambda api: text_of(api.whoami()["name"], r"\w[\w.-]*"))
     except LocalTokenNotFoundError as error:
         tried = f"the Hub: <your name>/{name}, but nobody is logged in (`hf auth login`)"
         raise _not_found(name, culture, tried) from error
@@ -499,13 +499,26 @@ def _split_files(place: _Place, culture: str | None, split: str) -> list[Path]:
     return found
 
 
+@dataclass(frozen=True)
+class _Config:
+    config_name: str = "default"
+    data_files: object = None
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What is read of the YAML in a dataset's README; `configs:` without a value is ''."""
+
+    configs: list[_Config] | Literal[""] = ""
+
+
 def _declared_configs(place: _Place) -> dict[str, object]:
     """Name -> data_files of each config with such that the README's YAML lists."""
     readme = place.root / "README.md"
-    configs = (readme.is_file() and read_front_matter(readme, within=place.within).get("configs")) or []
-    if not isinstance(configs, list) or not all(isinstance(config, dict) for config in configs):
-        raise DataError(f"{readme}: configs must be a list of `config_name` and `data_files`.")
-    return {str(each.get("config_name", "default")): each["data_files"] for each in configs if "data_files" in each}
+    if not readme.is_file():
+        return {}
+    page = read_front_matter(readme, _Page, within=place.within, remedy="Mend it, or ask its owner to.")
+    return {config.config_name: config.data_files for config in page.configs if config.data_files}
 
 
 def _declared_patterns(place: _Place, data_files: object, split: str) -> list[str]:
@@ -714,13 +727,15 @@ def hub_commit(
     no such repository or revision or it is not for this user, is believed. Raises OSError or httpx's HTTPError, as
     huggingface_hub does; LocalEntryNotFoundError if the cache cannot tell.
     """
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
     download = functools.partial(hf_hub_download, repo_id, file, repo_type=repo_type, cache_dir=cache_dir)
     try:
-        commit = HfApi().repo_info(repo_id, repo_type=repo_type, revision=revision).sha
-    except (HTTPError, OfflineModeIsEnabled) as error:
+        commit = ask(
+            lambda api: text_of(api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha, "[0-9a-f]{40}")
+        )
+    except (HTTPError, OfflineModeIsEnabled, TimeoutError) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
             raise
     else:
