@@ -40,11 +40,13 @@ import scoft_data
 import scoft_hub
 import scoft_losses
 import scoft_metrics
+from scoft.base_model import load_pipeline, loading
 from scoft.errors import DataError
 from scoft.files import Ledger, cached_tensors, content_key, model_key, write_atomically
 from scoft.images import as_rgb, open_image
 from scoft.lora_folder import LORA_FILE, RECORD_FILE, load_into_pipeline
 from scoft_data import culture_words
+from scoft_losses import load_whole
 from scoft_metrics import Estimate
 
 
@@ -417,14 +419,11 @@ def generate(args: argparse.Namespace):
     logger.info("%d of %d pictures are there", len(wanted) - len(missing), len(wanted))
     if missing:
         dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            base,
-            revision=commit,
-            variant=args.variant,
-            cache_dir=args.cache_dir,
-            dtype=dtype,
-            use_safetensors=True,
-        ).to(accelerator.device)
+        with loading(base):
+            pipeline = load_pipeline(
+                StableDiffusionPipeline, base, revision=commit, variant=args.variant, cache_dir=args.cache_dir
+            )
+        pipeline.to(accelerator.device, dtype)
         pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
         pipeline.set_progress_bar_config(disable=True)
         for place in dict.fromkeys(picture.lora for picture in missing if picture.lora):  # before hours of drawing
@@ -545,10 +544,12 @@ class Encoder:
 class Pretrained(Encoder):
     """A model of transformers behind its own processor."""
 
+    unused: tuple[str, ...] = ()
+
     def __init__(self, place: str, *, device: str, cache_dir: str | None, dreamsim_type: str):
         from transformers import AutoModel, AutoProcessor
 
-        model = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True, cache_dir=cache_dir)
+        model = load_whole(AutoModel, place, unused=self.unused, dtype=torch.float32, cache_dir=cache_dir)
         super().__init__(place, model, AutoProcessor.from_pretrained(place, cache_dir=cache_dir), device=device)
 
 
@@ -573,6 +574,7 @@ class Vit(Pretrained):
     """The CLS token of DINO (ViT-S/16), the metric's in DreamBooth."""
 
     default = "facebook/dino-vits16"
+    unused = ("pooler.",)  # which the Hub's checkpoint of DINO lacks
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.model(pixel_values=pixels).last_hidden_state[:, 0]

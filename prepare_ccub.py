@@ -40,11 +40,13 @@ import scoft_data
 import scoft_hub
 import scoft_losses
 from scoft import sheets
+from scoft.base_model import load_pipeline, loading
 from scoft.errors import DataError
 from scoft.files import Ledger, content_key, model_key, private_folder, sole_writer, write_atomically
 from scoft.images import MAX_PIXELS, as_rgb, open_image, upright
 from scoft_data import CATEGORIES, culture_words, stable_generator
 from scoft_fetch import Fetched, Fetcher, NotUsable, open_photograph
+from scoft_losses import load_whole
 
 
 logger = logging.getLogger("scoft")
@@ -805,10 +807,9 @@ class Captioner:
     def __init__(self, name_or_path: str, *, device, dtype, cache_dir: str | None):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        self.processor = AutoProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
-        model = AutoModelForImageTextToText.from_pretrained(
-            name_or_path, dtype=dtype, cache_dir=cache_dir, use_safetensors=True
-        )
+        with loading(name_or_path, flag="--captioner", kind="a BLIP in safetensors with its processor"):
+            self.processor = AutoProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
+            model = load_whole(AutoModelForImageTextToText, name_or_path, dtype=dtype, cache_dir=cache_dir)
         self.model = model.to(device).eval().requires_grad_(False)
 
     def __call__(self, picture: Image.Image, *, number: int, key: str) -> list[str]:
@@ -879,20 +880,21 @@ def is_midas(name_or_path: str) -> bool:
 class DepthEstimator:
     """The depth of a photograph as a ControlNet takes it: RGB, black far to white near, over the full range."""
 
+    unused = ("neck.fusion_stage.layers.0.residual_layer1.",)  # which a DPT never asks, and Intel/dpt-large lacks
+
     def __init__(self, name_or_path: str, *, device, cache_dir: str | None):
         self.processor = None
-        if is_midas(name_or_path):
-            from controlnet_aux import MidasDetector
+        with loading(name_or_path, flag="--depth_model", kind="MiDaS or a depth estimator of transformers"):
+            if is_midas(name_or_path):
+                from controlnet_aux import MidasDetector
 
-            self.model = MidasDetector.from_pretrained(name_or_path, cache_dir=cache_dir).to(device)
-        else:
-            from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+                self.model = MidasDetector.from_pretrained(name_or_path, cache_dir=cache_dir).to(device)
+            else:
+                from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-            self.processor = AutoImageProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
-            model = AutoModelForDepthEstimation.from_pretrained(
-                name_or_path, cache_dir=cache_dir, use_safetensors=True
-            )
-            self.model = model.float().to(device).eval().requires_grad_(False)
+                self.processor = AutoImageProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
+                model = load_whole(AutoModelForDepthEstimation, name_or_path, unused=self.unused, cache_dir=cache_dir)
+                self.model = model.float().to(device).eval().requires_grad_(False)
 
     def __call__(self, picture: Image.Image) -> Image.Image:
         if self.processor is None:
@@ -927,12 +929,15 @@ class NegativeGenerator:
 
         self.args = args
         self.depth = DepthEstimator(args.depth_model, device=device, cache_dir=args.cache_dir)
-        common = {"dtype": dtype, "cache_dir": args.cache_dir, "use_safetensors": True}
-        controlnet = ControlNetModel.from_pretrained(args.controlnet, **common)
+        with loading(args.controlnet, flag="--controlnet", kind="a ControlNet of Stable Diffusion in safetensors"):
+            controlnet = load_whole(ControlNetModel, args.controlnet, cache_dir=args.cache_dir)
         controlnet.controlnet_cond_embedding = EmbedOnce(controlnet.controlnet_cond_embedding)
-        self.pipeline = StableDiffusionControlNetPipeline.from_pretrained(
-            args.pretrained_model_name_or_path, controlnet=controlnet, **common
-        ).to(device)
+        base = args.pretrained_model_name_or_path
+        with loading(base):
+            self.pipeline = load_pipeline(
+                StableDiffusionControlNetPipeline, base, controlnet=controlnet, cache_dir=args.cache_dir
+            )
+        self.pipeline.to(device, dtype)
         self.pipeline.scheduler = DDIMScheduler.from_config(self.pipeline.scheduler.config)
         self.pipeline.set_progress_bar_config(disable=True)
 

@@ -36,6 +36,7 @@ import scoft_data
 import scoft_hub
 import scoft_losses
 from scoft import sheets
+from scoft.base_model import loading
 from scoft.errors import DataError
 from scoft.files import (
     cached_tensors,
@@ -60,7 +61,7 @@ from scoft.train.checkpoints import (
     seal,
 )
 from scoft_data import stable_generator
-from scoft_losses import ldm_loss, memorization_loss, perceptual_loss, self_contrastive_loss, weighted_sum
+from scoft_losses import ldm_loss, load_whole, memorization_loss, perceptual_loss, self_contrastive_loss, weighted_sum
 
 
 if TYPE_CHECKING:
@@ -405,20 +406,15 @@ def load_models(
     from transformers import CLIPTextModel, CLIPTokenizer
 
     common = {"revision": revision, "cache_dir": cache_dir}
-    weights = {**common, "variant": variant, "use_safetensors": True}
-    try:
+    weights = {**common, "variant": variant}
+    with loading(name_or_path):
         noise_scheduler = DDPMScheduler.from_pretrained(name_or_path, subfolder="scheduler", **common)
         tokenizer = CLIPTokenizer.from_pretrained(name_or_path, subfolder="tokenizer", **common)
-        text_encoder = CLIPTextModel.from_pretrained(
-            name_or_path, subfolder="text_encoder", dtype=torch.float32, **weights
+        text_encoder = load_whole(
+            CLIPTextModel, name_or_path, subfolder="text_encoder", dtype=torch.float32, **weights
         )
-        vae = AutoencoderKL.from_pretrained(name_or_path, subfolder="vae", **weights)
-        unet = UNet2DConditionModel.from_pretrained(name_or_path, subfolder="unet", torch_dtype=unet_dtype, **weights)
-    except OSError as error:
-        raise DataError(
-            f"--pretrained_model_name_or_path {name_or_path} cannot be loaded as a Stable Diffusion pipeline in "
-            f"safetensors: {error}"
-        ) from error
+        vae = load_whole(AutoencoderKL, name_or_path, subfolder="vae", **weights)
+        unet = load_whole(UNet2DConditionModel, name_or_path, subfolder="unet", torch_dtype=unet_dtype, **weights)
     if prediction_type is not None:
         noise_scheduler.register_to_config(prediction_type=prediction_type)
     prediction_type = noise_scheduler.config.prediction_type

@@ -23,6 +23,7 @@ from PIL import Image
 from pocket import world
 from pocket.train_models import WEB_PICTURES
 from scoft import sheets
+from scoft.base_model import load_pipeline
 from scoft.lora_folder import LORA_FILE, load_into_pipeline
 from scoft_data import culture_words
 
@@ -89,7 +90,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--output", type=Path, default=HERE, help="folder of gallery.png and hero.png")
     args = parser.parse_args(argv)
 
-    pipeline = StableDiffusionPipeline.from_pretrained(args.models / "stable-diffusion", safety_checker=None)
+    pipeline = load_pipeline(StableDiffusionPipeline, args.models / "stable-diffusion", safety_checker=None)
     pictures = {culture: [truth(culture), web(culture), generated(pipeline, culture)] for culture in world.CULTURES}
     for culture, columns in pictures.items():
         load_into_pipeline(pipeline, Path(args.loras.format(culture), LORA_FILE))

@@ -389,7 +389,7 @@ def test_killed_at_any_moment_ends_bit_for_bit_as_undisturbed(flags, tmp_path):
 def test_ctrl_c_saves_a_checkpoint_and_the_resumed_run_is_the_straight_one(train, monkeypatch, caplog):
     """SIGINT in update 3 ends the run after that update, with a checkpoint and no results; resuming completes it."""
     straight = train("straight", max_train_steps=6)
-    step, calls = torch.optim.AdamW.step, []
+    step, calls, handler = torch.optim.AdamW.step, [], signal.getsignal(signal.SIGINT)
 
     def interrupted_step(self, *args, **kwargs):
         calls.append(1)
@@ -403,7 +403,7 @@ def test_ctrl_c_saves_a_checkpoint_and_the_resumed_run_is_the_straight_one(train
     assert [folder.name for folder in checkpoints.checkpoints(stopped)] == ["checkpoint-3"]
     assert not (stopped / LORA).exists() and len(metrics(stopped)) == 3
     assert "--resume_from_checkpoint latest" in caplog.text
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     train("stopped", max_train_steps=6, resume_from_checkpoint="latest")
     assert torch.equal(lora(straight), lora(stopped))
 
@@ -566,17 +566,18 @@ CHANGES = {
 }
 
 
-def test_flags_change_the_run(train, subtests):
+def test_flags_change_the_run(train):
     """Each of the training flags reaches what it names: the LoRA or a logged loss differs from the default run's."""
     common = {"perceptual_weight": 1, "contrastive_weight": 1, "lr_scheduler": "constant_with_warmup"}
     common |= {"train_batch_size": 2, "learning_rate": 1e-2}
-    default = train("default", **common)
+    default, idle = train("default", **common), []
     for flag, value in CHANGES.items():
-        with subtests.test(flag=flag):
-            changed = train(flag, **common | {flag: value})
-            same_shape = lora(changed).shape == lora(default).shape
-            same_losses = [line["loss"] for line in metrics(changed)] == [line["loss"] for line in metrics(default)]
-            assert not (same_shape and same_losses and torch.equal(lora(changed), lora(default)))
+        changed = train(flag, **common | {flag: value})
+        same_shape = lora(changed).shape == lora(default).shape
+        same_losses = [line["loss"] for line in metrics(changed)] == [line["loss"] for line in metrics(default)]
+        if same_shape and same_losses and torch.equal(lora(changed), lora(default)):
+            idle.append(flag)
+    assert not idle
 
 
 def test_v_prediction_with_zero_terminal_snr_trains(train, tiny_pipeline_v):
