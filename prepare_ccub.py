@@ -36,7 +36,7 @@ from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 import scoft_hub
 import scoft_losses
 from scoft.errors import DataError
-from scoft.files import Ledger, content_key, model_key, write_atomically
+from scoft.files import Ledger, checked_name, content_key, model_key, write_atomically
 from scoft.images import as_rgb, open_image, upright
 from scoft.launch import Parser
 from scoft_data import CATEGORIES, SHEET_TABS, culture_words, stable_generator
@@ -212,8 +212,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
     """Find all that can be said against the arguments alone; ends in `parser.error`, which exits."""
     stages = args.stages.split(",")
-    if not re.fullmatch(r"\w[\w-]*", args.culture):
-        parser.error(f"--culture names a folder: letters, digits, - and _, got {args.culture!r}")
+    try:
+        checked_name(args.culture, what="--culture")
+    except DataError as error:
+        parser.error(str(error))
     if unknown := [name for name in stages if name not in STAGES]:
         parser.error(f"--stages: there is no stage {unknown[0]!r}; there are {', '.join(STAGES)}")
     if "fetch" in stages and not (args.links or args.images or args.culture in SHEET_TABS):

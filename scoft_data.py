@@ -83,7 +83,9 @@ MAX_TEXT = 10_000  # characters of a caption; CLIP reads 77 tokens
 
 def culture_words(culture: str) -> str:
     """A `--culture` as words in a prompt: 'united_states' -> 'the United States', 'new-zealand' -> 'New Zealand'."""
-    words = checked_name(culture, what="--culture").replace("_", " ").replace("-", " ").split()
+    words = culture.replace("_", " ").replace("-", " ").split()
+    if not words:
+        raise DataError(f"--culture {culture!r} is blank; give a name such as {', '.join(CULTURES)}.")
     return CULTURES.get(culture) or " ".join(word[0].upper() + word[1:] for word in words)
 
 
@@ -108,6 +110,8 @@ def find_dataset(name: str, *, culture: str | None) -> DatasetSource:
     A folder wins over the Hub because CCUB's photographs belong to third parties, so each user prepares a private
     copy. Whether a Hub dataset exists turns out when it is read. Raises DataError with all that was tried.
     """
+    if culture is not None:
+        checked_name(culture, what="--culture")
     embedded = embedded_folder(name)
     if embedded is not None:
         return DatasetSource("folder", str(embedded / "ccub"), name)
@@ -889,7 +893,7 @@ def _checked_images(rows: Sequence[_Row], *, dataset: str, skip_bad_images: bool
     if problems and not skip_bad_images:
         raise DataError(
             f"--dataset {dataset}: {len(problems)} of {len(files)} images cannot be used: {_listing(problems)}. "
-            "Repair or remove them, or leave them out with --skip_bad_images."
+            "Repair or remove them; train_scoft_lora.py leaves them out with --skip_bad_images."
         )
     if problems:
         logger.warning("--skip_bad_images leaves out %d images: %s", len(problems), "; ".join(problems))

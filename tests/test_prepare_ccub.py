@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import struct
@@ -143,6 +144,25 @@ def made(flags, tmp_path_factory):
 @pytest.fixture
 def copy(made, tmp_path):
     return Path(shutil.copytree(made, tmp_path / "ccub"))
+
+
+def test_the_trainers_advice_makes_what_it_lacks(flags, pictures, tmp_path, monkeypatch):
+    """The command that is told where naive captions are missing makes the dataset that is told with it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(pictures, tmp_path / "my pictures")
+
+    def read(name: str):
+        return read_dataset(find_dataset(name, culture="igbo"), culture="igbo", needs_blip=True, needs_negatives=True)
+
+    with pytest.raises(DataError) as refused:
+        read("my pictures")
+    advice = re.search("Make them with `(.*)` and train with --dataset '(.*)', or", str(refused.value))
+    command, name = advice.groups()
+    python, script, *argv = shlex.split(command)
+    assert (python, script) == ("python", "prepare_ccub.py")
+    given = {"culture": None, "images": None, "output": None, "num_negatives": 1, "num_captions": 1}
+    prepare_ccub.main([*argv, *words(flags | given)])
+    assert len(read(name)) == 6 and any(read(name).num_negatives)
 
 
 def test_the_dataset_keeps_the_contract(made):

@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import pickle
+import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -24,6 +26,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
+import prepare_ccub
 import scoft_data
 from scoft import images
 from scoft.errors import DataError
@@ -139,11 +142,17 @@ def test_culture_words(culture, words):
     assert scoft_data.culture_words(culture) == words
 
 
+def test_blank_culture():
+    """A culture without letters is refused by its flag."""
+    with pytest.raises(DataError, match="--culture ' '"):
+        scoft_data.culture_words(" ")
+
+
 @pytest.mark.parametrize("culture", [" ", "", "k" * 300, "../korea", "ko\0rea"])
 def test_culture_that_is_no_name(culture):
     """A culture that no folder could be named after is refused by its flag."""
     with pytest.raises(DataError, match="--culture is 1 to 64 letters"):
-        scoft_data.culture_words(culture)
+        find_dataset("pocket", culture=culture)
 
 
 # Layouts -------------------------------------------------------------------------------------------------------------
@@ -1184,6 +1193,42 @@ def test_not_found(hub, tmp_path, monkeypatch, name, token, messages):
     assert all(part in message for part in messages), message
     assert message.index(f"the folder {tmp_path}") < message.index("the Hub")
     assert f"`python prepare_ccub.py --culture united_states --images FOLDER --output {name}`, where FOLDER" in message
+
+
+@pytest.mark.parametrize("where", ["", "train", "igbo", "igbo/train"])
+@pytest.mark.parametrize("asked", [{"needs_blip": True}, {"needs_negatives": True}])
+def test_advice_for_a_folder_of_pictures(tmp_path, monkeypatch, where, asked):
+    """What a folder of pictures and captions lacks is made by the command that is told, from where its metadata is."""
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "my pictures" / where, [{"file_name": "red.png", "text": "one"}])
+    with pytest.raises(DataError, match="and train with --dataset 'my pictures_prepared', or") as error:
+        read(Path("my pictures"), culture="igbo", **{"needs_blip": False, "needs_negatives": False} | asked)
+    python, script, *argv = shlex.split(re.search("Make them with `(.*)`", str(error.value))[1])
+    args = prepare_ccub.parse_args(argv)
+    assert (python, script, args.culture) == ("python", "prepare_ccub.py", "igbo")
+    (picture,) = prepare_ccub.read_pictures(args.images)
+    assert picture.caption == "one" and args.output == Path("my pictures_prepared")
+
+
+@pytest.mark.parametrize("culture", [None, "china", "igbo"])
+def test_advice_for_what_is_not_found(hub, tmp_path, monkeypatch, culture):
+    """The command that builds a dataset can be given, of CCUB's cultures that are public as of any other."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FOLDER").mkdir()
+    with pytest.raises(DataError) as error:
+        find_dataset("ccub", culture=culture)
+    python, script, *argv = shlex.split(re.search("Build it.*: `(.*)`", str(error.value))[1])
+    args = prepare_ccub.parse_args(argv)
+    assert (python, script, args.culture) == ("python", "prepare_ccub.py", culture or "korea")
+    assert args.output == Path("ccub") and args.images == (Path("FOLDER") if culture == "igbo" else None)
+
+
+def test_no_advice_that_does_not_work(tmp_path):
+    """prepare_ccub.py reads no parquet, so it is not advised for that."""
+    parquet_plain(tmp_path / "d")
+    with pytest.raises(DataError, match="'naive'.*Add them to the rows, or train with --method finetune") as error:
+        read(tmp_path / "d", blip_caption_column="naive")
+    assert "prepare_ccub" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["", "a\0b", "n" * 300, "~nobody-of-this-name/ccub", "a/" * 3000])
