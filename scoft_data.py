@@ -74,7 +74,7 @@ DEFAULTS_FILE = "defaults.yaml"  # of an embedded dataset: a section of flags fo
 _HERE = Path(__file__).resolve().parent
 _METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 _SPLITS = ("train", "validation", "test")
-_PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+_PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 _EXAMPLE_LINE = '{"file_name": "images/house.jpg", "text": "a house with a tiled roof"}'
 MAX_FILES = 100_000  # that a dataset's folder may hold
 MAX_METADATA = 2**28  # bytes
@@ -116,7 +116,9 @@ def find_dataset(name: str, *, culture: str | None) -> DatasetSource:
     if embedded is not None:
         return DatasetSource("folder", str(embedded / "ccub"), name)
     try:
-        folder = Path(name or "\0").expanduser()  # a blank name would be the folder at hand
+        if not name:  # which would be the folder at hand
+            raise ValueError("it is blank")
+        folder = Path(name).expanduser()
         if stat.S_ISDIR(folder.stat().st_mode):
             return DatasetSource("folder", str(folder.resolve()), name)
         raise DataError(f"--dataset {name}: this is a file. Give the folder it lies in, or a dataset of the Hub.")
@@ -291,19 +293,14 @@ def read_dataset(
     A folder is read in either of these layouts, alone or with one subfolder per culture:
     - `metadata.jsonl` or `metadata.csv` in it or in `<split>/`, with imagefolder's `file_name` and
       `negatives_file_names`, or the authors' `negative_imgpath`; paths count from the metadata's folder;
-    - parquet; its README may declare a config per culture.
-    A folder or Hub dataset without cultures is taken whole. `revision`, a branch, tag or commit, is of a Hub dataset.
+    - parquet files, in it, in `data/` or in `<split>/`, of the split that is in their names, or else all train.
+    Its README may declare a config per culture. A dataset of the Hub is such a folder; `revision` is a branch, tag or
+    commit of it. Without cultures it is taken whole. Only regular files of the dataset's own folder are read, and in
+    parquet from the Hub only pictures that lie in the rows.
 
     With `max_samples` rows are shuffled by `seed` and the first ones kept, the same as in diffusers' scripts.
     Raises DataError for all that is wrong; with `skip_bad_images` bad images are left out with a warning instead.
     """
-    columns = _Columns(
-        image_column,
-        caption_column,
-        blip_caption_column if needs_blip else None,
-        negatives_column if needs_negatives else None,
-        completing=_how_to_complete(source, culture),
-    )
     if source.kind == "hub":
         place = _hub_place(source, culture, split=split, cache_dir=cache_dir, revision=revision)
     elif revision is not None:
@@ -313,6 +310,13 @@ def read_dataset(
     else:
         place = _Place(Path(source.location), within=Path(source.location), called=source.location)
     try:
+        columns = _Columns(
+            image_column,
+            caption_column,
+            blip_caption_column if needs_blip else None,
+            negatives_column if needs_negatives else None,
+            completing=_how_to_complete(source, culture),
+        )
         rows = _place_rows(place, culture, split=split, columns=columns, cache_dir=cache_dir)
     except OSError as error:
         raise DataError(f"--dataset {source.name} cannot be read: {error}") from error
@@ -440,18 +444,19 @@ class _ArrowCell:
         return f"column {self.column!r}"
 
 
-def _shown(written: object) -> str:
-    """What a dataset wrote, as messages show it: short, and without what would steer a terminal."""
-    text = repr(str(written)[:MAX_TEXT])[1:-1]
-    return text if len(text) <= 120 else f"{text[:60]}...{text[-50:]}"
+def _shown(written: object, *, most: int = 120) -> str:
+    """What a dataset wrote, as messages show it: in few characters, none of which steers a terminal."""
+    text = repr(str(written))[1:-1]
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
 
 
 def _require_column(found: Iterable[str], spellings: Sequence[str], *, flag: str, where: object, fix: str = "") -> str:
     for spelling in spellings:
         if spelling in found:
             return spelling
+    columns = _shown(", ".join(sorted(map(str, found))), most=500) or "none"
     raise DataError(
-        f"{where} has no column {spellings[0]!r} ({flag}); its columns are: {', '.join(sorted(found)) or 'none'}. "
+        f"{where} has no column {spellings[0]!r} ({flag}); its columns are: {columns}. "
         f"Name the right one with {flag}. {fix}".rstrip()
     )
 
@@ -478,7 +483,7 @@ def _split_files(place: _Place, culture: str | None, split: str) -> list[Path]:
     }
     if culture in cultures:
         root = cultures[culture]
-    elif configs:  # a lone 'default' says nothing about cultures
+    elif configs and not _metadata_files(root, split):  # a lone 'default' says nothing about cultures
         return _declared_files(place, configs["default"], split)
     elif not _holds_rows(root, split):
         if not cultures:
@@ -600,7 +605,7 @@ def _unreadable_folder(place: _Place) -> DataError:
     return DataError(
         f"{place.called} holds {len(photos)} images but no {' or '.join(_METADATA_NAMES)}, in it or in its train/, "
         "and no parquet."
-        + (f" Found {', '.join(lookalikes)}: rename it to metadata.jsonl." if lookalikes else "")
+        + (f" Found {_listing(lookalikes)}: rename it to metadata.jsonl." if lookalikes else "")
         + " What the pictures show is for people to say: write a text file metadata.jsonl beside them with one line "
         f"per image, such as {example}"
     )
@@ -728,7 +733,7 @@ def hub_commit(
 def _hub_place(source: DatasetSource, culture: str | None, *, split: str, cache_dir, revision: str | None) -> _Place:
     """The folder of the cache with what a Hub dataset holds of a culture's split, at the commit that is its name."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
     location = source.location
     download = functools.partial(snapshot_download, location, repo_type="dataset", cache_dir=cache_dir)
@@ -747,7 +752,7 @@ def _hub_place(source: DatasetSource, culture: str | None, *, split: str, cache_
             # the download's * goes through folders, so these name all that the README's do, or more
             wanted = [pattern.replace("**/", "*") for pattern in patterns]
         download(revision=commit, allow_patterns=wanted)
-    except (HTTPError, OSError) as error:
+    except (HTTPError, HFValidationError, OSError) as error:
         raise _not_found(source.name, culture, f"the Hub, {location}: {error}") from error
     return place
 

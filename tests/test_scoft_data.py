@@ -478,7 +478,7 @@ BLOWN = "&a [0,0,0,0,0,0,0,0,0]\n" + "".join(f"x{i}: &x{i} [*a,*a,*a,*a,*a,*a,*a
         ('{"file_name": "a\\u0000.png", "text": "a"}', r"row 0 \(a\\x00.png\): is not a path"),
         ('{"file_name": "a\\ud800.png", "text": "a"}', r"row 0 \(a\\ud800.png\): is not a path"),
         ('{"file_name": "\\u001b[2J.png", "text": "a"}', r"row 0 \(\\x1b\[2J.png\): the file does not exist"),
-        ('{"file_name": "%s", "text": "a"}' % ("a" * 300), r"row 0 \(a{60}\.\.\.a{50}\): .*File name too long"),
+        ('{"file_name": "%s", "text": "a"}' % ("a" * 300), r"row 0 \(a{60}\.\.\.a{60}\): .*File name too long"),
     ],
     ids=["deep", "digits", "nan", "nul", "surrogate", "long", "nul path", "surrogate path", "escape", "long path"],
 )
@@ -1356,6 +1356,13 @@ def test_hub_unknown_culture(published):
     """A culture the Hub dataset lacks is answered with those it has."""
     with pytest.raises(DataError, match=r"alice/ccub holds .* \(china, korea\) and --culture peru is not among them"):
         read_hub("ccub", "peru")
+
+
+@pytest.mark.parametrize("name", ["a/" + "n" * 200, "a--b/c..d"])
+def test_hub_ids_that_are_none(hub, name):
+    """What looks like an id of the Hub and is none is answered as a dataset that is not there."""
+    with pytest.raises(DataError, match="(?s)was not found.*the Hub, a"):
+        read_hub(name, None)
 
 
 def test_hub_unknown_dataset(published):
