@@ -590,7 +590,12 @@ class DreamSim(Encoder):
 
     def __init__(self, place: str | None, *, device: str, cache_dir: str | None, dreamsim_type: str):
         distance = scoft_losses.load_distance(
-            "dreamsim", model_name_or_path=place, device=device, dreamsim_type=dreamsim_type, cache_dir=cache_dir
+            "dreamsim",
+            model_name_or_path=place,
+            device=device,
+            dreamsim_type=dreamsim_type,
+            cache_dir=cache_dir,
+            flags=("--encoder", "--encoder dreamsim"),
         )
         super().__init__(f"{place or 'dreamsim'} ({dreamsim_type})", distance, None, device=device)
 

@@ -21,6 +21,7 @@ import re
 import shlex
 import stat
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -299,7 +300,8 @@ def read_dataset(
     parquet from the Hub only pictures that lie in the rows.
 
     With `max_samples` rows are shuffled by `seed` and the first ones kept, the same as in diffusers' scripts.
-    Raises DataError for all that is wrong; with `skip_bad_images` bad images are left out with a warning instead.
+    Raises DataError for all that is wrong; with `skip_bad_images` bad images, and rows without a usable caption, are
+    left out with a warning instead.
     """
     if source.kind == "hub":
         place = _hub_place(source, culture, split=split, cache_dir=cache_dir, revision=revision)
@@ -322,7 +324,6 @@ def read_dataset(
         raise DataError(f"--dataset {source.name} cannot be read: {error}") from error
     if not rows:
         raise DataError(f"--dataset {source.name}: split {split!r} is empty; give it rows, such as {_EXAMPLE_LINE}")
-    _check_characters(rows)
     if max_samples is not None:
         if not 1 <= max_samples <= len(rows):
             raise DataError(
@@ -331,18 +332,24 @@ def read_dataset(
         # datasets' own shuffle(seed), hence diffusers' choice of rows
         rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:max_samples]]
 
+    total = len(rows)
     captions = _checked_texts(
         [(row.name, row.caption) for row in rows],
         problem=f"no usable caption in column {caption_column!r} (--caption_column)",
         fix="A caption is a string, or a list of strings, that is not blank.",
+        skip=skip_bad_images,
     )
-    blip_captions: list[list[str]] = [[] for _ in rows]
+    blip_captions: dict[int, list[str]] = {i: [] for i in range(total)}
     if needs_blip:
         blip_captions = _checked_texts(
             [(row.name, row.blip_caption) for row in rows],
             problem=f"no usable BLIP caption in column {blip_caption_column!r} (--blip_caption_column)",
             fix=columns.blip_fix,
+            skip=skip_bad_images,
         )
+    usable = [i for i in range(total) if i in captions and i in blip_captions]
+    rows, captions, blip_captions = ([each[i] for i in usable] for each in (rows, captions, blip_captions))
+    warn_of_scripts([(row.name, text) for row, texts in zip(rows, captions) for text in texts])
 
     checked = _checked_images(rows, dataset=source.name, skip_bad_images=skip_bad_images)
     kept = list(checked)
@@ -358,7 +365,7 @@ def read_dataset(
         image_hashes=[checked[i].image_hash for i in kept],
         fingerprint=content_key(*row_keys),
         commit=place.root.name if place.is_hub else None,
-        dropped=len(rows) - len(kept),
+        dropped=total - len(kept),
         names=[rows[i].name for i in kept],
         image_files=[rows[i].image_file for i in kept],
         negative_files=[checked[i].negative_files for i in kept],
@@ -444,9 +451,9 @@ class _ArrowCell:
         return f"column {self.column!r}"
 
 
-def _shown(written: object, *, most: int = 120) -> str:
+def _shown(written: object, *, most: int = 120, quoted: bool = False) -> str:
     """What a dataset wrote, as messages show it: in few characters, none of which steers a terminal."""
-    text = repr(str(written))[1:-1]
+    text = repr(written) if quoted else repr(str(written))[1:-1]
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
 
 
@@ -616,14 +623,11 @@ def _example_line(file_name: str) -> str:
 
 
 def _metadata_rows(file: Path, *, within: Path, columns: _Columns) -> list[_Row]:
-    try:
-        text = read_regular(file, within=within, at_most=MAX_METADATA).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text ({error}); save it as UTF-8.") from error
-    except (OSError, DataError) as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
-    lines = io.StringIO(text, newline="")
-    records = list(_jsonl_records(lines, file) if file.suffix == ".jsonl" else _csv_records(lines, file))
+    lines = read_metadata(file, within=within)
+    if file.suffix == ".jsonl":
+        records = [record for _, record in jsonl_records(lines, file)]
+    else:
+        records = list(_csv_records(lines, file))
     if not records:
         return []
     found = {name for record in records for name in record}
@@ -662,7 +666,19 @@ def _metadata_rows(file: Path, *, within: Path, columns: _Columns) -> list[_Row]
     return rows
 
 
-def _jsonl_records(lines: Iterable[str], file: Path) -> Iterable[dict]:
+def read_metadata(file: Path, *, within: Path) -> io.StringIO:
+    """The lines of a metadata file, as they end in it. Raises DataError."""
+    try:
+        text = read_regular(file, within=within, at_most=MAX_METADATA).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text ({error}); save it as UTF-8.") from error
+    except (OSError, DataError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+    return io.StringIO(text, newline="")
+
+
+def jsonl_records(lines: Iterable[str], file: Path) -> Iterator[tuple[int, dict]]:
+    """Number and content of each line of `file` that is not blank. Raises DataError."""
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -674,7 +690,7 @@ def _jsonl_records(lines: Iterable[str], file: Path) -> Iterable[dict]:
             ) from error
         if not isinstance(record, dict):
             raise DataError(f"{file}, line {number} is not a JSON object; write a line such as {_EXAMPLE_LINE}")
-        yield record
+        yield number, record
 
 
 def _csv_records(lines: Iterable[str], file: Path) -> Iterable[dict]:
@@ -834,31 +850,50 @@ def _texts(cells: pa.ChunkedArray, where: str) -> list:
 # Checks --------------------------------------------------------------------------------------------------------------
 
 
-def _check_characters(rows: Sequence[_Row]):
-    """Refuse captions that no tokenizer takes, and those so long that they are none. Raises DataError."""
-    bad = []
-    for row in rows:
-        for cell in (row.caption, row.blip_caption):
-            for text in [cell] if isinstance(cell, str) else cell if isinstance(cell, list) else ():
-                if isinstance(text, str) and (found := re.search("[\0\ud800-\udfff]", text)):
-                    bad.append(f"{row.name}: {found[0]!r} in {_shown(text)}")
-                elif isinstance(text, str) and len(text) > MAX_TEXT:
-                    bad.append(f"{row.name}: {len(text)} characters; {MAX_TEXT} are allowed")
-    if bad:
-        raise DataError(f"{len(bad)} captions are not text that people write: {_listing(bad)}. Write them anew.")
+def unusable(text: object) -> str:
+    """Why a caption cannot be used, as messages say it; '' if it can."""
+    if not isinstance(text, str) or not text.strip():
+        return _shown(text, quoted=True)
+    if found := re.search("[\0\ud800-\udfff]", text):  # which no tokenizer or no file takes
+        return f"{found[0]!r} in {_shown(text)}"
+    return f"{len(text)} characters, of which {MAX_TEXT} are allowed" if len(text) > MAX_TEXT else ""
 
 
-def _checked_texts(cells: Sequence[tuple[str, object]], *, problem: str, fix: str) -> list[list[str]]:
-    """Each cell as a list of strings; a DataError that names the rows where one is missing, blank or not text."""
-    texts = [[cell] if isinstance(cell, str) else cell for _, cell in cells]
-    bad = [
-        f"{name}: {cell!r}"
-        for (name, cell), text in zip(cells, texts, strict=True)
-        if not (isinstance(text, list) and text and all(isinstance(each, str) and each.strip() for each in text))
-    ]
+def _checked_texts(cells: Sequence[tuple[str, object]], *, problem: str, fix: str, skip: bool) -> dict[int, list[str]]:
+    """Place of a cell -> its strings. A DataError names the rows where one is missing, blank or not text; with `skip`
+    a warning does, unless none is left.
+    """
+    good, bad = {}, []
+    for i, (name, cell) in enumerate(cells):
+        texts = cell if isinstance(cell, list) and cell else [cell]
+        if why := next(filter(None, map(unusable, texts)), ""):
+            bad.append(f"{name}: {why}")
+        else:
+            good[i] = texts
     if bad:
-        raise DataError(f"{len(bad)} of {len(cells)} rows have {problem}: {_listing(bad)}. {fix}")
-    return texts
+        message = f"{len(bad)} of {len(cells)} rows have {problem}"
+        if not (skip and good):
+            skipping = " --skip_bad_images leaves such rows out." if good else ""
+            raise DataError(f"{message}: {_listing(bad)}. {fix}{skipping}")
+        logger.warning("--skip_bad_images: %s and are left out: %s", message, "; ".join(bad))
+    return good
+
+
+def warn_of_scripts(captions: Sequence[tuple[str, str]]) -> None:
+    """Log which captions, (row's name, text), are mostly in other letters than Latin ones."""
+
+    def is_foreign(text: str) -> bool:
+        letters = [character for character in text if character.isalpha()]
+        return 2 * sum("LATIN" in unicodedata.name(letter, "") for letter in letters) < len(letters)
+
+    if foreign := [f"{name}: {text!r}" for name, text in captions if is_foreign(text)]:
+        logger.warning(
+            "%d of %d captions are in letters that CLIP does not read, since it learned from English: %s. Write them "
+            "in English, unless the base model's text encoder reads their language.",
+            len(foreign),
+            len(captions),
+            _listing(foreign),
+        )
 
 
 @dataclass(frozen=True)

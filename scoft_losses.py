@@ -560,22 +560,29 @@ def load_distance(
     dtype: torch.dtype = torch.float32,
     dreamsim_type: str = "ensemble",
     cache_dir: str | None = None,
+    flags: tuple[str, str] = ("--perceptual_distance", "--perceptual_model_name_or_path"),
 ) -> PerceptualDistance:
     """The distance `name` of DISTANCES, frozen, on `device`.
 
     model_name_or_path: Hub id or folder of its encoder; None for the distance's own.  dtype: what the encoder computes
     in, float64, float32 or bfloat16; dreamsim stays in float32.  dreamsim_type: for dreamsim alone.  cache_dir: where
-    downloads go.  Raises ImportError without the package, OSError without the model, ValueError for a bad choice.
+    downloads go.  flags: what errors call `name` and `model_name_or_path`.  Raises ImportError without the package,
+    OSError without the model, ValueError for a bad choice.
     """
     if name not in DISTANCES:
-        raise ValueError(f"--perceptual_distance: got {name!r}, allowed are {', '.join(DISTANCES)}.")
+        raise ValueError(f"{flags[0]}: got {name!r}, allowed are {', '.join(DISTANCES)}.")
     if dtype not in (torch.float64, torch.float32, torch.bfloat16):
         raise ValueError(
             f"a perceptual distance in {dtype} is not supported, because its gradient in the pixels would underflow; "
             "use torch.float32 or torch.bfloat16."
         )
     options = {"dreamsim_type": dreamsim_type} if name == "dreamsim" else {"dtype": dtype}
-    return DISTANCES[name](model_name_or_path, device=device, cache_dir=cache_dir, **options)
+    try:
+        return DISTANCES[name](model_name_or_path, device=device, cache_dir=cache_dir, **options)
+    except ImportError as error:
+        raise ImportError(f"{flags[0]} {name}: {error}") from error
+    except OSError as error:
+        raise OSError(f"{flags[1]}: {error}") from error
 
 
 def _pixels_of_processor(name: str, *, cache_dir: str | None) -> dict[str, int | Sequence[float]]:
@@ -592,8 +599,7 @@ def _import_optional(package: str) -> ModuleType:
         return importlib.import_module(package)
     except ImportError as error:
         raise ImportError(
-            f"--perceptual_distance: this distance needs {package}, which cannot be imported ({error}): "
-            f"pip install {package}"
+            f"this distance needs {package}, which cannot be imported ({error}): pip install {package}"
         ) from error
 
 
@@ -601,10 +607,10 @@ def _import_optional(package: str) -> ModuleType:
 def _loading(name: str, *, kind: str, default: str) -> Iterator[None]:
     try:
         yield
-    # timm reports a model with fewer than five maps as an IndexError.
-    except (OSError, ValueError, RuntimeError, IndexError) as error:
+    # timm reports a model with fewer than five maps as an IndexError, and one of another library as a KeyError.
+    except (OSError, ValueError, RuntimeError, LookupError) as error:
         raise OSError(
-            f"--perceptual_model_name_or_path: {name!r} cannot be loaded as {kind} "
+            f"{name!r} cannot be loaded as {kind} "
             f"({type(error).__name__}: {error}). Give a Hub id or a folder that holds one, downloaded beforehand if "
             f"this machine is offline, or leave the flag out for {default!r}."
         ) from error

@@ -30,6 +30,7 @@ HERE = Path(__file__).resolve().parent
 ROWS = {"train": 150, "test": 50}
 MENTION = 0.2  # how often a person's caption mentions an attribute
 LICENSE = "CC0-1.0"
+JPEG_QUALITY = 90  # of photographs
 ABOUT = "An invented culture: the photographs are drawings by `pocket/world.py`, which also words their captions."
 # Nearer to its photograph by clip_conv than this, a negative is left out. Of Veridia's one in six shows the truth
 # below it, one in twenty-five above it, see `print_verdicts`; of Azuria, which the web knows, nearly all show it.
@@ -37,7 +38,7 @@ FALSE_NEGATIVE_THRESHOLD = 0.15
 
 
 def chosen_rows(culture: str, split: str, *, size: int) -> list[dict]:
-    """`size` rows before any model sees them: image (JPEG bytes), text, category. A function of the arguments.
+    """`size` rows before any model sees them: picture, text, category. A function of the arguments.
 
     Categories take turns. Raises DataError for an unknown culture.
     """
@@ -48,7 +49,7 @@ def chosen_rows(culture: str, split: str, *, size: int) -> list[dict]:
         scene = world.draw_true(culture, generator=generator, category=CATEGORIES[i % len(CATEGORIES)])
         image, _ = world.render(scene, size=SIZE)
         text = world.random_caption(scene, generator=generator, mention=MENTION, culture=culture)
-        rows.append({"image": prepare_ccub.jpeg(image), "text": text, "category": scene.category})
+        rows.append({"picture": image, "text": text, "category": scene.category})
     return rows
 
 
@@ -58,8 +59,8 @@ def write_pictures(culture: str, folder: Path, *, rows: dict[str, int]):
     lines = []
     for split, size in rows.items():
         for i, row in enumerate(chosen_rows(culture, split, size=size)):
-            name = f"{split}-{i:03}.jpg"
-            (folder / name).write_bytes(row["image"])
+            name = f"{split}-{i:03}.webp"
+            row["picture"].save(folder / name, lossless=True)
             lines.append(
                 {"file_name": name, "text": row["text"], "category": row["category"]}
                 | {"split": split, "license": LICENSE}
@@ -72,6 +73,7 @@ def flags(culture: str, *, models: Path) -> dict[str, object]:
     return {
         "culture": culture,
         "min_size": SIZE,
+        "jpeg_quality": JPEG_QUALITY,
         "near_duplicate_bits": -1,  # in so small a world much looks alike
         "captioner": models / "captioner",
         "pretrained_model_name_or_path": models / "stable-diffusion",

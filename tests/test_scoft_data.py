@@ -469,11 +469,11 @@ BLOWN = "&a [0,0,0,0,0,0,0,0,0]\n" + "".join(f"x{i}: &x{i} [*a,*a,*a,*a,*a,*a,*a
         ('{"file_name": "a.png", "text": ' + "[" * 100_000, "line 1 is not JSON"),
         ('{"file_name": "a.png", "text": ' + "9" * 5000 + "}", "line 1 is not JSON"),
         ('{"file_name": "a.png", "text": NaN}', r"row 0 \(a.png\): nan"),
-        ('{"file_name": "a.png", "text": "a\\u0000b"}', r"1 captions are not text .*row 0 \(a.png\): '\\x00' in a"),
+        ('{"file_name": "a.png", "text": "a\\u0000b"}', r"row 0 \(a.png\): '\\x00' in a"),
         ('{"file_name": "a.png", "text": ["ok", "a\\ud800b"]}', r"row 0 \(a.png\): '\\ud800' in a"),
         (
             '{"file_name": "a.png", "text": "%s"}' % ("a" * 10_000_000),
-            "row 0 .*: 10000000 characters; 10000 are allowed",
+            "row 0 .*: 10000000 characters, of which 10000 are allowed",
         ),
         ('{"file_name": "a\\u0000.png", "text": "a"}', r"row 0 \(a\\x00.png\): is not a path"),
         ('{"file_name": "a\\ud800.png", "text": "a"}', r"row 0 \(a\\ud800.png\): is not a path"),
@@ -757,6 +757,38 @@ def test_bad_image(tmp_path, name, caplog):
     assert kept.captions == [["a red house"], ["a blue house"]] and kept.blip_captions == [BLIP[0], BLIP[2]]
     assert kept.row_name(1) == "row 2 (images/blue.png)"
     assert [record.message for record in caplog.records if "images/green.png" in record.message]
+
+
+@pytest.mark.parametrize("column", ["text", "blip_text"])
+@pytest.mark.parametrize("cell", ["  ", None, 7, []])
+def test_rows_without_a_caption_are_left_out_as_those_of_bad_images_are(column, cell, tmp_path, caplog):
+    """A row without a usable caption is refused by name, and with --skip_bad_images left out, named and counted."""
+    rows = records()
+    rows[1][column] = cell
+    folder = write_folder(tmp_path / "d", rows)
+    with pytest.raises(DataError, match=r"(?s)row 1 \(images/green.png\): .*--skip_bad_images"):
+        read(folder)
+    (folder / "images" / "blue.png").write_bytes(b"nonsense")
+    with caplog.at_level(logging.WARNING):
+        kept = read(folder, skip_bad_images=True)
+    assert (len(kept), kept.dropped, kept.captions, kept.blip_captions) == (1, 2, [["a red house"]], [BLIP[0]])
+    assert "1 of 3 rows" in caplog.text and "row 1 (images/green.png)" in caplog.text
+    for row in rows:
+        row[column] = cell
+    with pytest.raises(DataError, match="3 of 3 rows have no usable") as error:
+        read(write_folder(tmp_path / "e", rows), skip_bad_images=True)
+    assert "--skip_bad_images" not in str(error.value)
+
+
+def test_captions_in_letters_that_clip_does_not_read_are_named(tmp_path, caplog):
+    """Captions mostly in other letters than Latin ones are counted and named; accents, digits, a word do no harm."""
+    texts = ["경복궁의 근정전", "a bowl of 비빔밥", "Café, 12 €, ½", "дом с садом", "12", "παράθυρο in Athens", "家"]
+    rows = [records()[0] | {"file_name": f"red_{i}.png", "text": text} for i, text in enumerate(texts)]
+    with caplog.at_level(logging.WARNING):
+        read(write_folder(tmp_path / "d", rows), needs_negatives=False)
+    (message,) = [record.getMessage() for record in caplog.records if "CLIP" in record.getMessage()]
+    assert message.startswith("3 of 7 captions ")
+    assert [f"row {i} " in message for i in range(7)] == [True, False, False, True, False, False, True]
 
 
 def test_bad_image_in_parquet(tmp_path):
