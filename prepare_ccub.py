@@ -11,6 +11,7 @@ line for every link or picture and says what became of it. On several GPUs: `acc
 """
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -21,7 +22,6 @@ import logging
 import math
 import re
 import sys
-import textwrap
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,12 +30,17 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from scoft.launch import Parser, progress, run_main, set_up_logging
+
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
+import scoft_data
 import scoft_hub
 import scoft_losses
+from scoft import sheets
+from scoft.base_model import load_pipeline, loading
 from scoft.errors import DataError
 from scoft.files import (
     Ledger,
@@ -43,11 +48,12 @@ from scoft.files import (
     content_key,
     model_key,
     open_regular,
+    private_folder,
     read_regular,
+    sole_writer,
     write_atomically,
 )
 from scoft.images import MAX_PIXELS, Room, as_rgb, open_image, upright
-from scoft.launch import Parser
 from scoft_data import (
     CATEGORIES,
     MAX_METADATA,
@@ -60,6 +66,7 @@ from scoft_data import (
     warn_of_scripts,
 )
 from scoft_fetch import Fetched, Fetcher, NotUsable, open_photograph
+from scoft_losses import load_whole
 
 
 logger = logging.getLogger("scoft")
@@ -110,8 +117,9 @@ NUCLEUS, CAPTION_TOKENS = 0.9, 30  # top_p of a naive caption, and its greatest 
 # Nearer than this a negative is too much like its photograph to be one. The paper's value is not public; this one is
 # ours, not tuned: DreamSim was trained on variations of one picture, which are to stay below it. See histogram.png.
 FALSE_NEGATIVE_THRESHOLDS = {"dreamsim": 0.3}
+FILTER_SETTINGS = ("filter_model", "false_negative_threshold")  # belong to one --filter_distance
 NEGATIVE_QUALITY = 90  # of its JPEG file
-SHEET_ROWS = 50  # photographs of a page of the contact sheet
+SHEET_ROWS = 25  # photographs of a page of the contact sheet
 # What the Hub asks of whoever wants a dataset whose owner has switched access requests on.
 GATED_PROMPT = (
     "The photographs belong to those who took them, and show people whom you have not asked. By asking for access you "
@@ -158,6 +166,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--links", help="CSV file or URL with columns url and caption; default: CCUB's own sheet")
     source.add_argument("--images", type=Path, help="folder of pictures with a metadata.jsonl or metadata.csv")
+    parser.add_argument(
+        "--defaults",
+        choices=scoft_data.EMBEDDED,
+        help="take an embedded world's models and settings where no flag says otherwise: nothing is downloaded",
+    )
     parser.add_argument("--output", type=Path, default=Path("ccub"), help="the dataset; a subfolder for each culture")
     parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of splits, captions and negatives")
@@ -201,7 +214,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     models.add_argument("--num_negatives", type=int, default=5, help="of a photograph, before the filter")
     models.add_argument(
-        "--prompt_suffix", help="what ends a negative's prompt; default: in <culture>, e.g. 'in Korea'"
+        "--prompt_suffix",
+        default="in {}",
+        help="ends a negative's prompt, {} is the culture; '' for what is no place",
     )
     models.add_argument("--resolution", type=int, default=512, help="short side of a negative in pixels")
     models.add_argument("--num_inference_steps", type=int, default=20)
@@ -239,9 +254,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     write.add_argument("--hub_dataset_id", help="default: the name of the written folder")
     write.add_argument("--public", action="store_true", help="let all see what is pushed; with --links_only alone")
 
-    args = parser.parse_args(argv)
+    args = parser.parse_args(with_defaults(parser, sys.argv[1:] if argv is None else argv))
     check_args(parser, args)
     return args
+
+
+def with_defaults(parser: Parser, argv: list[str]) -> list[str]:
+    """The command line behind the flags of its --defaults, which it overrules.
+
+    Beside a --filter_distance of its own, the model and the threshold of theirs do not hold.
+    """
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--defaults", "--filter_distance"):
+        peek.add_argument(flag, nargs="?")  # that a value is missing is for the true parser to say
+    given, _ = peek.parse_known_args(argv)
+    folder = scoft_data.embedded_folder(given.defaults or "")
+    if folder is None:
+        return argv
+    table = folder / scoft_data.DEFAULTS_FILE
+    source = f"{table}, for --defaults {given.defaults}"
+    flags = parser.table(table, source=source, section="prepare")
+    if isinstance(flags, dict) and given.filter_distance not in (None, flags.get("filter_distance")):
+        flags = {name: value for name, value in flags.items() if name not in FILTER_SETTINGS}
+    return parser.words_of(flags, here=folder, source=source, required=["--culture", "any"]) + argv
 
 
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
@@ -292,7 +327,7 @@ def threshold(args: argparse.Namespace) -> float | None:
 
 
 def prompt_suffix(args: argparse.Namespace) -> str:
-    return f"in {culture_words(args.culture)}" if args.prompt_suffix is None else args.prompt_suffix
+    return args.prompt_suffix.replace("{}", culture_words(args.culture))
 
 
 def check_models(args: argparse.Namespace, stages: Sequence[str]):
@@ -603,7 +638,10 @@ def fetch_links(
             hosts["".join(photograph.url.split("/", 3)[2:3])].append(photograph)
 
     stop = threading.Event()
-    with progress("Fetching", total=sum(map(len, hosts.values()))) as bar, ThreadPoolExecutor(FETCH_THREADS) as pool:
+    with (
+        progress(desc="Fetching", total=sum(map(len, hosts.values()))) as bar,
+        ThreadPoolExecutor(FETCH_THREADS) as pool,
+    ):
 
         def fetch_in_turn(links: list[Photograph]):
             for photograph in links:
@@ -716,7 +754,7 @@ def clean_photographs(
 
     first: dict[str, Photograph] = {}
     hashes: list[tuple[int, Photograph]] = []
-    with progress("Cleaning", total=len(came)) as bar, ThreadPoolExecutor(CLEAN_THREADS) as pool:
+    with progress(desc="Cleaning", total=len(came)) as bar, ThreadPoolExecutor(CLEAN_THREADS) as pool:
         for photograph, result in zip(came, pool.map(clean, came)):
             bar.update()
             if isinstance(result, Cleaned):
@@ -825,10 +863,9 @@ class Captioner:
     def __init__(self, name_or_path: str, *, device, dtype, cache_dir: str | None):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        self.processor = AutoProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
-        model = AutoModelForImageTextToText.from_pretrained(
-            name_or_path, dtype=dtype, cache_dir=cache_dir, use_safetensors=True
-        )
+        with loading(name_or_path, flag="--captioner", kind="a BLIP in safetensors with its processor"):
+            self.processor = AutoProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
+            model = load_whole(AutoModelForImageTextToText, name_or_path, dtype=dtype, cache_dir=cache_dir)
         self.model = model.to(device).eval().requires_grad_(False)
 
     def __call__(self, picture: Image.Image, *, number: int, key: str) -> list[str]:
@@ -899,20 +936,21 @@ def is_midas(name_or_path: str) -> bool:
 class DepthEstimator:
     """The depth of a photograph as a ControlNet takes it: RGB, black far to white near, over the full range."""
 
+    unused = ("neck.fusion_stage.layers.0.residual_layer1.",)  # which a DPT never asks, and Intel/dpt-large lacks
+
     def __init__(self, name_or_path: str, *, device, cache_dir: str | None):
         self.processor = None
-        if is_midas(name_or_path):
-            from controlnet_aux import MidasDetector
+        with loading(name_or_path, flag="--depth_model", kind="MiDaS or a depth estimator of transformers"):
+            if is_midas(name_or_path):
+                from controlnet_aux import MidasDetector
 
-            self.model = MidasDetector.from_pretrained(name_or_path, cache_dir=cache_dir).to(device)
-        else:
-            from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+                self.model = MidasDetector.from_pretrained(name_or_path, cache_dir=cache_dir).to(device)
+            else:
+                from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-            self.processor = AutoImageProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
-            model = AutoModelForDepthEstimation.from_pretrained(
-                name_or_path, cache_dir=cache_dir, use_safetensors=True
-            )
-            self.model = model.float().to(device).eval().requires_grad_(False)
+                self.processor = AutoImageProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
+                model = load_whole(AutoModelForDepthEstimation, name_or_path, unused=self.unused, cache_dir=cache_dir)
+                self.model = model.float().to(device).eval().requires_grad_(False)
 
     def __call__(self, picture: Image.Image) -> Image.Image:
         if self.processor is None:
@@ -947,12 +985,15 @@ class NegativeGenerator:
 
         self.args = args
         self.depth = DepthEstimator(args.depth_model, device=device, cache_dir=args.cache_dir)
-        common = {"dtype": dtype, "cache_dir": args.cache_dir, "use_safetensors": True}
-        controlnet = ControlNetModel.from_pretrained(args.controlnet, **common)
+        with loading(args.controlnet, flag="--controlnet", kind="a ControlNet of Stable Diffusion in safetensors"):
+            controlnet = load_whole(ControlNetModel, args.controlnet, cache_dir=args.cache_dir)
         controlnet.controlnet_cond_embedding = EmbedOnce(controlnet.controlnet_cond_embedding)
-        self.pipeline = StableDiffusionControlNetPipeline.from_pretrained(
-            args.pretrained_model_name_or_path, controlnet=controlnet, **common
-        ).to(device)
+        base = args.pretrained_model_name_or_path
+        with loading(base):
+            self.pipeline = load_pipeline(
+                StableDiffusionControlNetPipeline, base, controlnet=controlnet, cache_dir=args.cache_dir
+            )
+        self.pipeline.to(device, dtype)
         self.pipeline.scheduler = DDIMScheduler.from_config(self.pipeline.scheduler.config)
         self.pipeline.set_progress_bar_config(disable=True)
 
@@ -1034,6 +1075,7 @@ class Row:
     photograph: Photograph
     captions: list[str]
     negatives: list[tuple[Path, float]]  # file and distance to the photograph
+    prompts: dict[str, str]  # of each negative, by the name of its file
     threshold: float
 
     @property
@@ -1108,50 +1150,35 @@ def write_split(path: Path, rows: Sequence[Row], *, folder: Path, links_only: bo
     partial.replace(path)
 
 
-def contact_sheet(rows: Sequence[Row], folder: Path) -> Image.Image:
-    """A line for each photograph: its caption, itself, its depth, its negatives; false ones are struck through."""
-    side, gap, letters = 128, 8, 20
-    columns = 2 + max((len(row.negatives) for row in rows), default=0)
-    sheet = Image.new("RGB", (gap + columns * (side + gap), gap + len(rows) * (side + letters + gap)), "white")
-    pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=12)
-    for r, row in enumerate(rows):
-        top = gap + r * (side + letters + gap)
-        pen.text((gap, top), textwrap.shorten(row.photograph.caption, columns * 20, placeholder=" ..."), "black", font)
-        cells = [(folder / row.photograph.file, False), (folder / "depth" / f"{row.photograph.id}.png", False)]
-        cells += [(file, distance < row.threshold) for file, distance in row.negatives]
-        for c, (file, struck) in enumerate(cells):
-            if not file.exists():  # no depth where no negative was drawn
-                continue
-            small = ImageOps.contain(open_image(file), (side, side))
-            left, low = gap + c * (side + gap), top + letters
-            sheet.paste(small, (left, low))
-            if struck:
-                right, bottom = left + small.width, low + small.height
-                pen.line([(left, low), (right, bottom)], "red", 3)
-                pen.line([(left, bottom), (right, low)], "red", 3)
-    return sheet
+def contact_sheet(rows: Sequence[Row], folder: Path, *, title: str) -> Image.Image:
+    """A block for each photograph: its file's name and its caption; itself above a naive caption, its depth, and its
+    negatives above their distances and prompts, false ones struck through. Words say what is missing.
+    """
 
+    def cells(row: Row) -> Iterator[sheets.Cell]:
+        naive = row.captions[0] if row.captions else "not captioned"
+        yield sheets.Cell(picture=folder / row.photograph.file, words=naive)
+        depth = folder / "depth" / f"{row.photograph.id}.png"
+        yield sheets.Cell(picture=depth) if depth.exists() else sheets.Cell(words="no depth")
+        for file, distance in row.negatives:
+            false = distance < row.threshold
+            words = f"{distance:.3f}{', too near' if false else ''}\n{row.prompts[file.stem]}"
+            yield sheets.Cell(picture=file, words=words, struck=false)
+        if not row.negatives:
+            yield sheets.Cell(words="no negative" + ", a test row" * (row.photograph.split == "test"))
 
-def histogram(distances: Sequence[float], *, threshold: float, label: str) -> Image.Image:
-    """Negatives by their distance to the photograph, with the threshold as a line."""
-    width, height, margin, bins = 640, 320, 40, 40
-    top = max([*distances, 1.2 * threshold, 1e-6])
-    counts, _ = np.histogram(distances, bins=bins, range=(0, top))
-    plot = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(plot)
-    font = ImageFont.load_default(size=12)
-    base, reach = height - margin, width - 2 * margin
-    for b, count in enumerate(counts):
-        left, bar = margin + b * reach / bins, (base - 2 * margin) * count / max(counts.max(), 1)
-        pen.rectangle([left, base - bar, left + reach / bins - 2, base], fill="steelblue")
-    line = margin + reach * threshold / top
-    pen.line([(line, margin), (line, base)], fill="red", width=2)
-    pen.text((line + 4, margin), f"threshold {threshold:g}", "red", font)
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        pen.text((margin + reach * share, base + 6), f"{top * share:.2f}", "black", font, anchor="ma")
-    pen.text((margin, 8), f"{len(distances)} negatives by their {label} distance to the photograph", "black", font)
-    return plot
+    def block(row: Row) -> sheets.Row:
+        photograph = row.photograph
+        name = photograph.picture or Path(photograph.file).name
+        facts = ", ".join([name, photograph.category or NO_CATEGORY, photograph.split])
+        return sheets.Row(above=f"{facts}\n{photograph.caption}", cells=list(cells(row)))
+
+    columns = {
+        "photograph, a naive caption": 1,
+        "depth": 1,
+        "negatives: distance, prompt": max(1, *(len(row.negatives) for row in rows)),
+    }
+    return sheets.grid([block(row) for row in rows], columns=columns, title=title)
 
 
 def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argparse.Namespace, folder: Path) -> dict:
@@ -1251,6 +1278,7 @@ def write_card(output: Path, summaries: Sequence[dict], *, links_only: bool, rep
         license=license,
         languages=languages,
         fetched=any(culture["fetched"] for culture in summaries),
+        named=any(culture["settings"]["prompt_suffix"] for culture in summaries),
         links_only=links_only,
     )
     write_atomically(output / "README.md", str(card))
@@ -1337,7 +1365,7 @@ def caption(args: argparse.Namespace, wanted: dict[str, Photograph], ledger: Led
     if mine:
         common = {"device": accelerator.device, "dtype": precision(accelerator), "cache_dir": args.cache_dir}
         captioner = Captioner(args.captioner, **common)
-    for key, photograph in progress("Captioning", mine, accelerator):
+    for key, photograph in progress(mine, "Captioning", disable=not accelerator.is_main_process):
         picture = open_kept(folder, photograph)
         ledger.add(key, captions=captioner(picture, number=args.num_captions, key=key))
 
@@ -1349,7 +1377,7 @@ def draw_negatives(args: argparse.Namespace, wanted: dict[str, tuple], ledger: L
     mine = share(wanted, ledger, accelerator)
     if mine:
         generate = NegativeGenerator(args, device=accelerator.device, dtype=precision(accelerator))
-    for key, (photograph, prompts) in progress("Drawing negatives", mine, accelerator):
+    for key, (photograph, prompts) in progress(mine, "Drawing negatives", disable=not accelerator.is_main_process):
         depth, pictures = generate(open_kept(folder, photograph), prompts)
         write_atomically(folder / "depth" / f"{photograph.id}.png", png(depth.convert("L")))
         for name, picture in pictures.items():
@@ -1377,7 +1405,7 @@ def measure(args: argparse.Namespace, wanted: dict[str, tuple], ledger: Ledger, 
     with accelerator.main_process_first():  # dreamsim's own download bears no company
         if mine:
             distance = load_filter(args, device=accelerator.device)
-    for key, (photograph, files) in progress("Measuring distances", mine, accelerator):
+    for key, (photograph, files) in progress(mine, "Measuring distances", disable=not accelerator.is_main_process):
         negatives = [open_image(file) for file in files]
         ledger.add(key, distances=distances_to(open_kept(folder, photograph), negatives, distance=distance))
 
@@ -1405,20 +1433,20 @@ def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path, *, repo_i
     write_manifest(folder, photographs)
     facts = json.dumps(summary(photographs, rows, args, folder), indent=2, ensure_ascii=False)
     write_atomically(output / args.culture / "summary.json", f"{facts}\n")
-    write_card(
-        output,
-        [json.loads(file.read_text(encoding="utf-8")) for file in sorted(output.glob("*/summary.json"))],
-        links_only=args.links_only,
-        repo_id=repo_id,
-    )
+    with sole_writer(output, flag="--output"):  # the card is of all cultures, each of which may have its own run
+        summaries = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(output.glob("*/summary.json"))]
+        write_card(output, summaries, links_only=args.links_only, repo_id=repo_id)
 
     for old in folder.glob("contact_sheet-*.png"):
         old.unlink()
     for page, first in enumerate(range(0, len(rows), SHEET_ROWS), start=1):
-        contact_sheet(rows[first : first + SHEET_ROWS], folder).save(folder / f"contact_sheet-{page}.png")
+        title = f"{culture_words(args.culture)}, page {page} of {-(-len(rows) // SHEET_ROWS)}"
+        sheet = contact_sheet(rows[first : first + SHEET_ROWS], folder, title=title)
+        sheet.save(folder / f"contact_sheet-{page}.png")
     distances = [distance for row in rows for _, distance in row.negatives]
     if distances:
-        plot = histogram(distances, threshold=threshold(args), label=args.filter_distance)
+        unit = f"{args.filter_distance} distance to the photograph"
+        plot = sheets.histogram(distances, threshold=threshold(args), of="negatives", unit=unit)
         plot.save(folder / "histogram.png")
         false = sum(len(row.negatives) - len(row.kept_negatives) for row in rows)
         logger.info("%d of %d negatives are too near their photographs and left out", false, len(distances))
@@ -1441,12 +1469,6 @@ def open_kept(folder: Path, photograph: Photograph) -> Image.Image:
     return open_image(folder / photograph.file)
 
 
-def progress(what: str, items: Iterable = (), accelerator=None, *, total: int | None = None):
-    from tqdm.auto import tqdm
-
-    return tqdm(items, desc=what, total=total, disable=accelerator is not None and not accelerator.is_main_process)
-
-
 def start_accelerator(mixed_precision: str | None):
     from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -1462,12 +1484,17 @@ def start_accelerator(mixed_precision: str | None):
 
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logger.setLevel(logging.INFO)
-    stages = args.stages.split(",")
-    folder = args.output / args.culture
-    folder.mkdir(parents=True, exist_ok=True)
+    set_up_logging()
+    folder = private_folder(private_folder(args.output) / args.culture)
     accelerator = start_accelerator(args.mixed_precision)
+    retry = scoft_hub.command_again("prepare_ccub.py", sys.argv[1:] if argv is None else argv)
+    with sole_writer(folder, flag="--output") if accelerator.is_main_process else contextlib.nullcontext():
+        run_stages(args, folder, accelerator, retry=retry)
+
+
+def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: str):
+    """Do what --stages names for one culture, in its `folder`; `retry`: the command that goes on with a push."""
+    stages = args.stages.split(",")
     if args.links_only:
         check_no_pictures(written_folder(args))
     repo_id = None
@@ -1559,25 +1586,23 @@ def main(argv: list[str] | None = None):
         negatives = {
             photograph.id: list(zip(files, distances[key]["distances"])) for key, (photograph, files) in pairs.items()
         }
+        prompts = {photograph.id: its_prompts for photograph, its_prompts in wanted.values()}
         rows = [
             Row(
                 photograph=photograph,
                 captions=captions.get(photograph.id, []),
                 negatives=negatives.get(photograph.id, []),
+                prompts=prompts.get(photograph.id, {}),
                 threshold=threshold(args),
             )
             for photograph in photographs
         ]
         write(args, rows, folder, repo_id=repo_id)
         if repo_id:
-            retry = scoft_hub.command_again("prepare_ccub.py", sys.argv[1:] if argv is None else argv)
             push(written_folder(args), repo_id=repo_id, links_only=args.links_only, retry=retry)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DataError as error:
-        sys.exit(f"error: {error}")
+    run_main(main, memory_advice="--mixed_precision bf16 and fewer processes need less.")

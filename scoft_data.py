@@ -29,6 +29,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from scoft.launch import progress
+
 import numpy as np
 from PIL import Image
 
@@ -907,12 +909,10 @@ class _CheckedImages:
 
 def _checked_images(rows: Sequence[_Row], *, dataset: str, skip_bad_images: bool) -> dict[int, _CheckedImages]:
     """Decode every image once and hash its bytes. Returns place in `rows` -> what passed; without the rows dropped."""
-    from tqdm import tqdm
-
     files = [file for row in rows for file in (row.image_file, *row.negative_files)]
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         quiet = len(files) < 100 or os.environ.get("LOCAL_RANK", "0") != "0"
-        verdicts = iter(list(tqdm(pool.map(_inspect, files), "Checking images", total=len(files), disable=quiet)))
+        verdicts = iter(list(progress(pool.map(_inspect, files), "Checking images", total=len(files), disable=quiet)))
 
     checked, problems = {}, []
     for place, row in enumerate(rows):

@@ -17,18 +17,17 @@ from pathlib import Path
 
 from scoft.errors import DataError
 from scoft.files import write_atomically
+from scoft.lora_folder import CARD_FILE, KOHYA_FILE, LORA_FILE, RECORD_FILE
 from scoft_data import culture_words, hub_commit
 
 
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
-CARD_FILE = "README.md"
-RECORD_FILE = "training_args.json"
-LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
-# All of a LoRA folder that loading it and reading its page need; checkpoints, logs and metrics stay at home.
+# All of a LoRA folder that loading it and reading its page need; checkpoints, logs and metrics stay at home, and so do
+# the sheets in images/photographs, which show the dataset's.
 PICTURES = ("images/before_after.png", "images/lora-*.png", "images/evaluation.png")
-LORA_FILES = (LORA_FILE, "scoft-*-kohya.safetensors", CARD_FILE, *PICTURES)
+LORA_FILES = (LORA_FILE, KOHYA_FILE.format("*"), CARD_FILE, *PICTURES)
 EVALUATION_FILE = "evaluation.json"  # the numbers that evaluate_scoft.py puts on the page
 WAITS = (2, 10, 30)  # seconds before a commit that failed is tried again
 # Licences of the base models that most use, where their own pages cannot be read: a part of the id -> licence.
@@ -167,7 +166,7 @@ def write_model_card(folder: Path, *, repo_id: str | None = None):
     card = ModelCard.from_template(
         data,
         template_path=str(HERE / "model_card.md"),
-        kohya_file=f"scoft-{name}-kohya",
+        kohya_file=Path(KOHYA_FILE.format(name)).stem,
         example=code_text(prompts[0] if prompts else f"Photo of a traditional building, in {culture or name}"),
         base_in_code=code_text(base_model),
         place_in_code=code_text(facts.get("hub_model_id") or folder.resolve().name),

@@ -19,15 +19,15 @@ import logging
 import math
 import os
 import re
-import shutil
 import signal
 import sys
-import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from scoft.launch import Parser, is_orphan, progress, run_main, set_up_logging
 
 import numpy as np
 import torch
@@ -35,13 +35,33 @@ import torch
 import scoft_data
 import scoft_hub
 import scoft_losses
+from scoft import sheets
+from scoft.base_model import loading
 from scoft.errors import DataError
-from scoft.files import cached_tensors, content_key, write_atomically
+from scoft.files import (
+    cached_tensors,
+    checked_name,
+    content_key,
+    is_empty,
+    private_folder,
+    sole_writer,
+    write_atomically,
+)
 from scoft.images import INTERPOLATIONS, ImageTransform
-from scoft.launch import Parser
+from scoft.lora_folder import CARD_FILE, KOHYA_FILE, LORA_FILE, RECORD_FILE, save_lora
+from scoft.train.checkpoints import (
+    SEAL_FILE,
+    check_space,
+    checkpoints,
+    discard,
+    find_checkpoint,
+    is_finished,
+    load_checkpoint,
+    save_checkpoint,
+    seal,
+)
 from scoft_data import stable_generator
-from scoft_hub import CARD_FILE, LORA_FILE, RECORD_FILE
-from scoft_losses import ldm_loss, memorization_loss, perceptual_loss, self_contrastive_loss, weighted_sum
+from scoft_losses import ldm_loss, load_whole, memorization_loss, perceptual_loss, self_contrastive_loss, weighted_sum
 
 
 if TYPE_CHECKING:
@@ -63,20 +83,28 @@ DEFAULT_WEIGHTS = {"ldm": 0.7, "memorization": 0.3, "perceptual": 0.01, "contras
 IMAGE_TERMS = {"perceptual", "contrastive"}
 
 DEFAULT_TRAIN_STEPS = 3000
+MAX_RANK = 1280  # a matrix has no rank above its smaller side, which is at most this in Stable Diffusion 1.x and 2.x
 DEFAULT_PROMPTS = ("Photo of a traditional building, in {}", "Two people wearing traditional clothing, in {}")
 DATASET_FLAGS = ("--dataset", "--dataset_name", "--train_data_dir")
 PROMPT_FLAGS = ("--validation_prompts", "--validation_prompt")
 # accelerate's trackers; each is also the name of the package it needs.
 TRACKERS = ("tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
-STATE_FILE = "training_state.pt"
 IMAGES_PER_CALL = 8  # pictures drawn in one pipeline call during validation
-# Flags that make another run of it when a run is resumed with other values; `resolved` in main holds more.
-RUN_FLAGS = (
-    "seed resolution center_crop random_flip noise_offset snr_gamma prediction_type negative_weight perceptual_every "
-    "perceptual_distance recorded_step recorded_step_scaling num_denoising_steps denoising_guidance_scale "
-    "blip_captions_per_step memorization_teacher lr_scheduler lr_warmup_steps adam_beta1 adam_beta2 adam_weight_decay "
-    "adam_epsilon max_grad_norm"
-).split()
+MEMORY_ADVICE = (
+    "On a GPU --gradient_checkpointing, --mixed_precision bf16 and a smaller --train_batch_size need less, and "
+    "everywhere a smaller --resolution and --rank"
+)
+# What may differ in a resumed run that stays the same, and flags whose outcome `resolved` holds.
+FREE_FLAGS = set(
+    "config output_dir resume_from_checkpoint checkpointing_steps checkpoints_total_limit cache_dir precompute_dir "
+    "cache_latents dataloader_num_workers cpu_threads allow_tf32 compile gradient_checkpointing "
+    "enable_xformers_memory_efficient_attention validation_prompts num_validation_images validation_epochs "
+    "validation_steps validation_inference_steps validation_guidance_scale validation_judge report_to logging_dir "
+    "logging_steps push_to_hub hub_model_id hub_private_repo hub_collection "
+    "pretrained_model_name_or_path revision dataset_revision max_train_samples skip_bad_images train_batch_size "
+    "gradient_accumulation_steps scale_lr max_train_steps num_train_epochs ldm_weight memorization_weight "
+    "perceptual_weight contrastive_weight prompts".split()
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -106,7 +134,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     model.add_argument(
         "--lora_layers", default="to_k,to_q,to_v,to_out.0", help="comma-separated UNet modules that get a LoRA"
     )
-    model.add_argument("--enable_xformers_memory_efficient_attention", default=False, **switch)
+    model.add_argument(
+        "--enable_xformers_memory_efficient_attention",
+        default=False,
+        **switch,
+        help="in place of torch's own; needs the package xformers",
+    )
     model.add_argument("--gradient_checkpointing", default=False, **switch, help="less memory, more time")
     model.add_argument("--compile", default=False, **switch, help="torch.compile the UNet; the first updates are slow")
 
@@ -120,7 +153,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--culture", "--dataset_config_name", help="the dataset's config; names the LoRA and the default prompts"
     )
     data.add_argument("--dataset_revision", help="branch, tag or commit of a Hub dataset")
-    data.add_argument("--image_column", default="image")
+    data.add_argument("--image_column", default="image", help="the photograph x+")
     data.add_argument("--caption_column", default="text", help="the cultural caption c_ccub")
     data.add_argument("--blip_caption_column", default="blip_text", help="naive captions c_blip")
     data.add_argument("--negatives_column", default="negatives", help="negatives x-")
@@ -133,10 +166,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--image_interpolation_mode",
         default="lanczos",
         choices=INTERPOLATIONS,
+        help="how images are scaled to --resolution",
     )
     data.add_argument("--cache_latents", default=True, **switch, help="encode each photograph once")
     data.add_argument("--precompute_dir", type=Path, help="keep latents, embeddings and features in this folder")
-    data.add_argument("--dataloader_num_workers", type=int, default=0)
+    data.add_argument("--dataloader_num_workers", type=int, default=0, help="processes that load; 0: the main one")
 
     scoft = parser.add_argument_group("SCoFT")
     scoft.add_argument("--method", default="mpc", choices=METHODS, help="the paper's ablations, and plain finetune")
@@ -148,7 +182,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     scoft.add_argument("--negative_weight", type=float, default=1.0, help="lambda, on the distance to a negative")
     scoft.add_argument("--margin", type=float, help="m of the hinge; default: the distance's own, see scoft_losses.py")
     scoft.add_argument("--perceptual_every", type=int, default=10, help="L_P and L_C fall on every n-th update")
-    scoft.add_argument("--perceptual_distance", default="clip_conv", choices=scoft_losses.DISTANCES)
+    scoft.add_argument(
+        "--perceptual_distance", default="clip_conv", choices=scoft_losses.DISTANCES, help="S of L_P and L_C"
+    )
     scoft.add_argument("--perceptual_model_name_or_path", help="Hub id or folder; default: the distance's own")
     scoft.add_argument(
         "--dreamsim_type",
@@ -156,10 +192,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         choices=scoft_losses.DREAMSIM_TYPES,
         help="model of the dreamsim package",
     )
-    scoft.add_argument("--recorded_step", default="first", choices=scoft_losses.RECORDED_STEPS)
-    scoft.add_argument("--recorded_step_scaling", default="paper", choices=scoft_losses.RECORDED_STEP_SCALINGS)
-    scoft.add_argument("--num_denoising_steps", type=int, default=20)
-    scoft.add_argument("--denoising_guidance_scale", type=float, default=4.5, help="1 + w")
+    scoft.add_argument(
+        "--recorded_step",
+        default="first",
+        choices=scoft_losses.RECORDED_STEPS,
+        help="the denoising step whose prediction L_P and L_C train",
+    )
+    scoft.add_argument(
+        "--recorded_step_scaling",
+        default="paper",
+        choices=scoft_losses.RECORDED_STEP_SCALINGS,
+        help="weight of that prediction's gradient: as derived, or alike at all timesteps",
+    )
+    scoft.add_argument("--num_denoising_steps", type=int, default=20, help="of DDIM, from z_t to x_hat")
+    scoft.add_argument("--denoising_guidance_scale", type=float, default=4.5, help="1 + w, in drawing x_hat")
     scoft.add_argument(
         "--blip_captions_per_step", default="1", help="naive captions drawn per photograph, or `all` (equation 2)"
     )
@@ -169,29 +215,30 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     training = parser.add_argument_group("training")
     training.add_argument("--output_dir", type=Path, help="default: scoft-<culture>")
-    training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--seed", type=int, default=0, help="of all that is random, pictures included")
     training.add_argument("--train_batch_size", type=int, default=1, help="per process")
-    training.add_argument("--gradient_accumulation_steps", type=int, default=1)
+    training.add_argument("--gradient_accumulation_steps", type=int, default=1, help="batches of an update")
     training.add_argument("--max_train_steps", type=int, help=f"updates; default {DEFAULT_TRAIN_STEPS}")
     training.add_argument("--num_train_epochs", type=int, help="where --max_train_steps is not given")
-    training.add_argument("--learning_rate", type=float, default=1e-4)
+    training.add_argument("--learning_rate", type=float, default=1e-4, help="at its height")
     training.add_argument("--scale_lr", default=False, **switch, help="multiply the rate by the images of an update")
     training.add_argument(
         "--lr_scheduler",
         default="constant",
         choices=["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"],
+        help="how the rate goes on; all but the constant ones end at 0 with the last update",
     )
     training.add_argument("--lr_warmup_steps", type=int, default=0, help="in updates")
     training.add_argument("--snr_gamma", type=float, help="min-SNR weighting w_t of L_LDM; 5 is usual")
-    training.add_argument("--noise_offset", type=float, default=0.0)
-    training.add_argument("--use_8bit_adam", default=False, **switch)
-    training.add_argument("--adam_beta1", type=float, default=0.9)
-    training.add_argument("--adam_beta2", type=float, default=0.999)
-    training.add_argument("--adam_weight_decay", type=float, default=1e-2)
-    training.add_argument("--adam_epsilon", type=float, default=1e-8)
-    training.add_argument("--max_grad_norm", type=float, default=1.0)
+    training.add_argument("--noise_offset", type=float, default=0.0, help="noise that is one number for each channel")
+    training.add_argument("--use_8bit_adam", default=False, **switch, help="moments in 8 bits; needs bitsandbytes")
+    training.add_argument("--adam_beta1", type=float, default=0.9, help="decay of the first moment")
+    training.add_argument("--adam_beta2", type=float, default=0.999, help="decay of the second moment")
+    training.add_argument("--adam_weight_decay", type=float, default=1e-2, help="of AdamW, decoupled")
+    training.add_argument("--adam_epsilon", type=float, default=1e-8, help="added to the root of the second moment")
+    training.add_argument("--max_grad_norm", type=float, default=1.0, help="a longer gradient is cut to this")
     training.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: accelerate's")
-    training.add_argument("--allow_tf32", default=False, **switch)
+    training.add_argument("--allow_tf32", default=False, **switch, help="faster float32 on Ampere GPUs, less exact")
     training.add_argument(
         "--cpu_threads", type=int, help="of each process on a CPU, where accelerate's launcher says 1 unless told"
     )
@@ -209,8 +256,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     validation.add_argument("--num_validation_images", type=int, default=4, help="per prompt; 0: no pictures")
     validation.add_argument("--validation_epochs", type=int, help="draw after every n-th epoch, besides at the end")
     validation.add_argument("--validation_steps", type=int, help="draw after every n-th update, besides at the end")
-    validation.add_argument("--validation_inference_steps", type=int, default=30)
-    validation.add_argument("--validation_guidance_scale", type=float, default=4.5)
+    validation.add_argument("--validation_inference_steps", type=int, default=30, help="of DDIM")
+    validation.add_argument("--validation_guidance_scale", type=float, default=4.5, help="of the pictures")
     validation.add_argument(
         "--validation_judge", help="FILE.py:function, called with (images, prompts), returns a dict of numbers"
     )
@@ -278,6 +325,8 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
     ).split():
         if values[flag] is not None and values[flag] < 1:
             parser.error(f"--{flag} is at least 1, got {values[flag]}")
+    if args.rank > MAX_RANK:
+        parser.error(f"--rank is at most {MAX_RANK}, the width of Stable Diffusion's widest layers, got {args.rank}")
     for flag in ("learning_rate lora_alpha snr_gamma max_grad_norm adam_epsilon").split():
         if values[flag] is not None and not 0 < values[flag] < math.inf:
             parser.error(f"--{flag} is a positive number, got {values[flag]}")
@@ -347,11 +396,11 @@ def check_environment(args: argparse.Namespace, output_dir: Path):
     }
     for flag, package in packages.items():
         if package and importlib.util.find_spec(package) is None:
-            raise SystemExit(f"{flag} needs the package {package}: pip install {package}")
+            raise DataError(f"{flag} needs the package {package}: pip install {package}")
     if output_dir.exists() and not output_dir.is_dir():
-        raise SystemExit(f"--output_dir {output_dir} is a file, not a folder")
-    if not args.resume_from_checkpoint and output_dir.is_dir() and any(output_dir.iterdir()):
-        raise SystemExit(
+        raise DataError(f"--output_dir {output_dir} is a file, not a folder")
+    if not args.resume_from_checkpoint and not is_empty(output_dir):
+        raise DataError(
             f"--output_dir {output_dir} is not empty: choose another folder, or continue the run in it with "
             "--resume_from_checkpoint latest"
         )
@@ -379,20 +428,15 @@ def load_models(
     from transformers import CLIPTextModel, CLIPTokenizer
 
     common = {"revision": revision, "cache_dir": cache_dir}
-    weights = {**common, "variant": variant, "use_safetensors": True}
-    try:
+    weights = {**common, "variant": variant}
+    with loading(name_or_path):
         noise_scheduler = DDPMScheduler.from_pretrained(name_or_path, subfolder="scheduler", **common)
         tokenizer = CLIPTokenizer.from_pretrained(name_or_path, subfolder="tokenizer", **common)
-        text_encoder = CLIPTextModel.from_pretrained(
-            name_or_path, subfolder="text_encoder", dtype=torch.float32, **weights
+        text_encoder = load_whole(
+            CLIPTextModel, name_or_path, subfolder="text_encoder", dtype=torch.float32, **weights
         )
-        vae = AutoencoderKL.from_pretrained(name_or_path, subfolder="vae", **weights)
-        unet = UNet2DConditionModel.from_pretrained(name_or_path, subfolder="unet", torch_dtype=unet_dtype, **weights)
-    except OSError as error:
-        raise DataError(
-            f"--pretrained_model_name_or_path {name_or_path} cannot be loaded as a Stable Diffusion pipeline in "
-            f"safetensors: {error}"
-        ) from error
+        vae = load_whole(AutoencoderKL, name_or_path, subfolder="vae", **weights)
+        unet = load_whole(UNet2DConditionModel, name_or_path, subfolder="unet", torch_dtype=unet_dtype, **weights)
     if prediction_type is not None:
         noise_scheduler.register_to_config(prediction_type=prediction_type)
     prediction_type = noise_scheduler.config.prediction_type
@@ -590,8 +634,6 @@ class ImageFeatures:
 
     def precompute(self, path: Path, *, flips: tuple[bool, ...]):
         """Fill the cache from a file, made now if its key differs."""
-        from tqdm.auto import tqdm
-
         keys = [(row, int(flip)) for row in range(len(self.dataset)) for flip in flips]
         self.cache = cached_tensors(
             path,
@@ -603,7 +645,7 @@ class ImageFeatures:
                 type(self.distance).__name__,
                 weights_key(self.distance),
             ),
-            compute=lambda: {f"{row}.{flip}": self(row, flip).cpu() for row, flip in tqdm(keys, desc="Features")},
+            compute=lambda: {f"{row}.{flip}": self(row, flip).cpu() for row, flip in progress(keys, "Features")},
         )
 
 
@@ -635,13 +677,12 @@ def cache_latents(
     dataset, *, transform, vae, flips: tuple[bool, ...], device, precompute_dir: Path | None
 ) -> dict[str, torch.Tensor]:
     """Mean and standard deviation of every photograph's latents, each (flips, N, 4, h, w) on the device."""
-    from tqdm.auto import tqdm
 
     def compute() -> dict[str, torch.Tensor]:
         moments = [
             encode_photographs(transform(dataset.image(row), flip=flip)[None], vae=vae)
             for flip in flips
-            for row in tqdm(range(len(dataset)), desc="Latents", leave=False)
+            for row in progress(range(len(dataset)), "Latents", leave=False)
         ]
         return {
             name: torch.cat(parts).unflatten(0, (len(flips), len(dataset))).cpu()
@@ -818,124 +859,11 @@ def make_image_terms(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def save_lora(folder: Path, unet, *, kohya_name: str | None = None):
-    """Write the LoRA for diffusers, and under `kohya_name` for ComfyUI and A1111, both in float32.
-
-    The metadata hold what loading needs and no more: diffusers passes them to LoraConfig unfiltered, so the 40 fields
-    of today's peft would stop an older one, and a recorded dropout would stay alive at inference.
-    diffusers' kohya converter writes alpha = rank whatever alpha was, so it is set right here.
-    """
-    from diffusers import StableDiffusionPipeline
-    from diffusers.utils import (
-        convert_all_state_dict_to_peft,
-        convert_state_dict_to_diffusers,
-        convert_state_dict_to_kohya,
-    )
-    from peft.utils import get_peft_model_state_dict
-    from safetensors.torch import load_file, save_file
-
-    config = unet.peft_config["default"]
-    lora = {name: weight.detach().cpu().contiguous() for name, weight in get_peft_model_state_dict(unet).items()}
-    StableDiffusionPipeline.save_lora_weights(
-        folder,
-        unet_lora_layers=convert_state_dict_to_diffusers(lora),
-        unet_lora_adapter_metadata={
-            "r": config.r,
-            "lora_alpha": config.lora_alpha,
-            "target_modules": sorted(config.target_modules),
-        },
-    )
-    if kohya_name:
-        kohya = convert_state_dict_to_kohya(convert_all_state_dict_to_peft(load_file(folder / LORA_FILE)))
-        alpha = torch.tensor(float(config.lora_alpha))
-        kohya = {name: alpha.clone() if name.endswith(".alpha") else weight for name, weight in kohya.items()}
-        metadata = {"ss_network_dim": str(config.r), "ss_network_alpha": str(config.lora_alpha)}
-        save_file(kohya, folder / kohya_name, metadata=metadata)
-
-
-def load_lora(folder: Path, unet):
-    """Put a saved LoRA back into the UNet's adapter, bit for bit; it must fit key by key."""
-    from diffusers.utils import convert_all_state_dict_to_peft
-    from peft.utils import get_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    saved = convert_all_state_dict_to_peft(load_file(folder / LORA_FILE))
-    saved = {name.removeprefix("unet."): weight for name, weight in saved.items()}
-    own = get_peft_model_state_dict(unet)
-    shapes, own_shapes = ({name: tuple(w.shape) for name, w in lora.items()} for lora in (saved, own))
-    if shapes != own_shapes:
-        names = sorted(name for name in shapes.keys() | own_shapes if shapes.get(name) != own_shapes.get(name))
-        raise DataError(
-            f"--resume_from_checkpoint {folder} does not fit this run's LoRA at {len(names)} weights, first "
-            f"{names[0]}: {shapes.get(names[0])} there, {own_shapes.get(names[0])} here; give the --rank, "
-            "--lora_layers and --pretrained_model_name_or_path it was made with"
-        )
-    with torch.no_grad():
-        for name, weight in own.items():
-            weight.copy_(saved[name])
-
-
-def checkpoints(output_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    folders = [folder for folder in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", folder.name)]
-    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
-
-
-def save_checkpoint(output_dir: Path, *, step: int, unet, state: dict, total_limit: int | None):
-    """Write checkpoint-<step>, complete or not at all, then prune the oldest.
-
-    No random state is in it: every draw is a function of the seed and the update.
-    """
-    for leftover in output_dir.glob("partial-checkpoint-*"):
-        shutil.rmtree(leftover)
-    partial, final = output_dir / f"partial-checkpoint-{step}", output_dir / f"checkpoint-{step}"
-    save_lora(partial, unet)
-    torch.save({"step": step, **{name: part.state_dict() for name, part in state.items()}}, partial / STATE_FILE)
-    if final.exists():
-        discard(final)
-    partial.rename(final)
-    for folder in checkpoints(output_dir)[: -total_limit if total_limit else 0]:
-        discard(folder)
-
-
-def discard(checkpoint: Path):
-    """Delete a checkpoint, which from the first moment on no longer looks like one."""
-    shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"partial-{checkpoint.name}-discarded")))
-
-
-def find_checkpoint(output_dir: Path, resume_from: str) -> Path | None:
-    """The folder to resume from; None where `latest` finds none yet, so that a job script can always pass it."""
-    if resume_from == "latest":
-        found = checkpoints(output_dir)
-        return found[-1] if found else None
-    folder = Path(resume_from)
-    if not folder.exists():  # diffusers' script takes a checkpoint's name alone
-        folder = output_dir / resume_from
-    missing = [name for name in (LORA_FILE, STATE_FILE) if not (folder / name).is_file()]
-    if missing:
-        raise DataError(
-            f"--resume_from_checkpoint {resume_from} is no checkpoint: {', '.join(missing)} missing; "
-            f"{output_dir} has {', '.join(path.name for path in checkpoints(output_dir)) or 'none'}"
-        )
-    return folder
-
-
-def load_checkpoint(folder: Path, *, unet, state: dict) -> int:
-    """Restore a checkpoint and return the number of updates done."""
-    load_lora(folder, unet)
-    saved = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
-    for name, part in state.items():
-        if name not in saved:
-            raise DataError(f"--resume_from_checkpoint {folder} holds no {name}: it was made in another precision")
-        part.load_state_dict(saved[name])
-    return saved["step"]
-
-
 def abandon_what_follows(output_dir: Path, step: int):
     """Remove what a run going on from `step` makes untrue: later checkpoints, the last pictures and numbers, and the
     card that marks it finished.
     """
-    for name in (CARD_FILE, scoft_hub.EVALUATION_FILE, "images/judge.json", *scoft_hub.PICTURES):
+    for name in (CARD_FILE, SEAL_FILE, scoft_hub.EVALUATION_FILE, "images/judge.json", *scoft_hub.PICTURES):
         for file in output_dir.glob(name):
             file.unlink()
     for folder in checkpoints(output_dir):
@@ -1024,6 +952,8 @@ class Validation:
     guidance_scale: float
     judge: Callable[[list, list[str]], dict[str, float]] | None
     folder: Path
+    subject: str  # whom or what the pictures are to show
+    dataset: scoft_data.CulturalDataset
     compiled: bool
     base_images: list | None = None
 
@@ -1049,7 +979,6 @@ class Validation:
         """A picture per job, in order, on every process."""
         from accelerate.utils import gather_object
         from diffusers.image_processor import VaeImageProcessor
-        from tqdm.auto import tqdm
 
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         mine = list(enumerate(self.jobs))[rank::world]
@@ -1057,7 +986,7 @@ class Validation:
         with contextlib.ExitStack() as stack:
             if self.compiled:  # a few pictures of yet other shapes are not worth compiling for
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            for start in tqdm(range(0, len(mine), IMAGES_PER_CALL), desc="Drawing", leave=False, disable=rank > 0):
+            for start in progress(range(0, len(mine), IMAGES_PER_CALL), "Drawing", leave=False, disable=rank > 0):
                 chunk = mine[start : start + IMAGES_PER_CALL]
                 latents = self.pipeline(
                     prompt_embeds=self.embed([prompt for _, (prompt, _) in chunk]),
@@ -1075,16 +1004,32 @@ class Validation:
         return [image for _, image in sorted(gather_object(drawn), key=lambda pair: pair[0])]
 
     def __call__(self, step: int, *, final: bool):
-        """Draw, judge, save the grid, log to the trackers; at the end also save pictures and the judge's numbers."""
+        """Draw, judge, save the grid, log to the trackers; at the end also save pictures and the judge's numbers.
+
+        The photographs belong to others: the sheet that shows some of them lies in a folder that only this user sees,
+        and goes neither to a tracker nor to the Hub.
+        """
         if self.base_images is None:
             with without_lora(self.unet):
                 self.base_images = self.draw()
         images = self.draw()
+        if are_blank(images) and not are_blank(self.base_images):
+            raise FloatingPointError(
+                f"update {step}: each picture that the LoRA draws is of one colour, the base model's are not. A lower "
+                "--learning_rate may help; --resume_from_checkpoint goes back to an earlier checkpoint"
+            )
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            grid = comparison_grid(self.prompts, self.base_images, images)
+            drawn = (self.prompts, self.base_images, images)
+            title = f"{self.subject}: the base model, and the LoRA after {step} updates"
+            grid = comparison_grid(*drawn, title=title)
             grid.save(self.folder / ("before_after.png" if final else f"step-{step:06d}.png"))
             if final:
+                shown = min(max(self.images_per_prompt, 4), len(self.dataset))
+                rows = (row * len(self.dataset) // shown for row in range(shown))
+                photographs = [sheets.fitted(self.dataset.image(row), sheet_side(images)) for row in rows]
+                beside_them = comparison_grid(*drawn, title=title, photographs=photographs)
+                beside_them.save(private_folder(self.folder / "photographs") / "before_after.png")
                 for i, image in enumerate(images[:: self.images_per_prompt]):
                     image.save(self.folder / f"lora-{i}.png")
             if self.judge:
@@ -1095,7 +1040,12 @@ class Validation:
                     logger.info("  %s", row)
                 if final:
                     write_atomically(self.folder / "judge.json", json.dumps(judged, indent=2, default=float) + "\n")
-                flat = {f"judge/{of}/{name}": value for of, them in judged.items() for name, value in them.items()}
+                flat = {
+                    f"judge/{of}/{name}": value
+                    for of, numbers in judged.items()
+                    for name, value in numbers.items()
+                    if not name.endswith(("_low", "_high"))  # bounds of an interval are no curves
+                }
                 self.accelerator.log(flat, step=step)
             for tracker in self.accelerator.trackers:
                 if tracker.name == "tensorboard":
@@ -1105,6 +1055,11 @@ class Validation:
         self.accelerator.wait_for_everyone()
 
 
+def are_blank(images: list) -> bool:
+    """Whether each picture is of one colour, as what is not finite is drawn."""
+    return all(low == high for image in images for low, high in image.getextrema())
+
+
 def judge_table(base: dict[str, float], lora: dict[str, float]) -> list[str]:
     """A judge's numbers as aligned rows of text, base beside LoRA."""
     rows = scoft_hub.comparison_rows(base, lora)
@@ -1112,29 +1067,23 @@ def judge_table(base: dict[str, float], lora: dict[str, float]) -> list[str]:
     return ["   ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 
 
-def comparison_grid(prompts: list[str], base: list, lora: list):
-    """A block for each prompt: its words, a row of base pictures, and below them the LoRA's at the same seeds."""
-    from PIL import Image, ImageDraw, ImageFont
+def comparison_grid(prompts: list[str], base: list, lora: list, *, title: str, photographs: Sequence = ()):
+    """A block for each prompt: its words, a row of base pictures, and below them the LoRA's at the same seeds.
 
+    Above them all a row of `photographs`, if there are any. An RGB picture.
+    """
     columns = len(base) // len(prompts)
-    side = max(base[0].width, 128)
-    margin, label_width, line = 12, 64, 28
-    font = ImageFont.load_default(size=16)
-    block = line + 2 * (side + margin)
-    width = max(label_width + columns * (side + margin), 480) + margin
-    grid = Image.new("RGB", (width, len(prompts) * (block + margin) + margin), "white")
-    pen = ImageDraw.Draw(grid)
+    rows = [sheets.Row(above="The dataset's photographs", cells=[sheets.Cell(picture=each) for each in photographs])]
     for p, prompt in enumerate(prompts):
-        top = margin + p * (block + margin)
-        fitting = textwrap.shorten(prompt, width=width // 9, placeholder=" ...")  # a letter is some 8 pixels wide
-        pen.text((margin, top), fitting, fill="black", font=font)
-        for r, (label, images) in enumerate((("base", base), ("LoRA", lora))):
-            y = top + line + r * (side + margin)
-            pen.text((margin, y + side // 2 - 8), label, fill="dimgray", font=font)
-            for c, image in enumerate(images[p * columns : (p + 1) * columns]):
-                scaled = image.resize((side, side), Image.Resampling.NEAREST)
-                grid.paste(scaled, (label_width + margin + c * (side + margin), y))
-    return grid
+        for above, heading, images in ((prompt, "base", base), ("", "LoRA", lora)):
+            cells = [sheets.Cell(picture=image) for image in images[p * columns : (p + 1) * columns]]
+            rows.append(sheets.Row(above=above, heading=heading, cells=cells))
+    return sheets.grid(rows if photographs else rows[1:], title=title, side=sheet_side(base))
+
+
+def sheet_side(images: list) -> int:
+    """Pixels of a picture in a sheet: of small ones enough to see them, of large ones enough to compare them."""
+    return min(max(images[0].width, 128), 256)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1143,11 +1092,11 @@ def comparison_grid(prompts: list[str], base: list, lora: list):
 
 
 class StopRequest:
-    """Ctrl-C, or a scheduler's SIGTERM, asks for a checkpoint and an orderly end; a second Ctrl-C ends at once."""
+    """Ctrl-C, a scheduler's SIGTERM or the launcher's end asks for a checkpoint; a second Ctrl-C ends at once."""
 
     def __init__(self, accelerator):
         self.accelerator = accelerator
-        self.requested = False
+        self.signalled = False
         self.previous: dict = {}
 
     def __enter__(self) -> "StopRequest":
@@ -1161,9 +1110,14 @@ class StopRequest:
             signal.signal(number, handler)
 
     def request(self, number, frame):
-        self.requested = True
+        self.signalled = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
         logger.warning("Stopping after this update, with a checkpoint.")
+
+    @property
+    def requested(self) -> bool:
+        """Whether this process was told to stop, or has nobody left to tell it so: launchers die of a SIGTERM."""
+        return self.signalled or is_orphan()
 
     @property
     def requested_here(self) -> bool:
@@ -1222,13 +1176,6 @@ def train_updates(
         yield step, {"loss": weighted_sum(sums, weights), **losses_by_name, "lr": lr, "grad_norm": grad_norm}
 
 
-def set_up_logging(is_main_process: bool):
-    """Our messages from the main process alone, on stderr."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    for ours in (logger, logging.getLogger("scoft_data")):
-        ours.setLevel(logging.INFO if is_main_process else logging.ERROR)
-
-
 def write_and_push_card(folder: Path, *, repo_id: str | None, private: bool, collection: str | None, retry: str):
     """Write the page of a finished run's folder and, given a repository of the Hub, push what belongs there."""
     scoft_hub.write_model_card(folder, repo_id=repo_id)
@@ -1236,12 +1183,6 @@ def write_and_push_card(folder: Path, *, repo_id: str | None, private: bool, col
         scoft_hub.push_lora(folder, repo_id=repo_id, retry=retry)
         if collection:
             scoft_hub.add_to_collection(collection, repo_id=repo_id, private=private, retry=retry)
-
-
-def is_finished(output_dir: Path, checkpoint: Path, total_steps: int) -> bool:
-    """Whether the checkpoint is the run's last and its results stand beside it; the card is written last."""
-    step = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
-    return step is not None and int(step[1]) >= total_steps and (output_dir / CARD_FILE).is_file()
 
 
 def is_due(step: int, every: int | None) -> bool:
@@ -1257,44 +1198,68 @@ def crosses_epoch(step: int, every: int | None, *, images_per_update: int, num_r
     return after > before
 
 
-def write_training_args(path: Path, *, arguments: dict, resolved: dict):
-    """All arguments, without the token, what they resolved to, and the versions that ran."""
+def run_record(arguments: dict, resolved: dict) -> dict:
+    """What training_args.json holds: all arguments, what they resolved to, and the versions that ran."""
     packages = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "timm", "dreamsim")
     installed = {package for package in packages if importlib.util.find_spec(package)}
-    record = {
+    return {
         "arguments": {flag: str(value) if isinstance(value, Path) else value for flag, value in arguments.items()},
         "resolved": resolved,
         "versions": {package: importlib.metadata.version(package) for package in packages if package in installed},
     }
-    write_atomically(path, json.dumps(record, indent=2) + "\n")
 
 
-def warn_of_changes(path: Path, *, arguments: dict, resolved: dict):
-    """Say in what a resumed run departs from the one that wrote `path`; a longer run is no departure."""
+def warn_of_changes(path: Path, *, record: dict):
+    """Say in what a resumed run, with this record, departs from the one that wrote `path`.
+
+    A longer run is no departure where its rate does not depend on its length.
+    """
     if not path.exists():
         return
     before = json.loads(path.read_text())
-    facts = {flag: arguments[flag] for flag in RUN_FLAGS} | resolved
-    for fact, value in facts.items():
-        was = (before["arguments"] | before["resolved"]).get(fact)
-        if fact != "updates" and was != value:
-            logger.warning("The resumed run departs from the one that was started: %s was %s, is %s", fact, was, value)
+    were, are = (each["arguments"] | each["resolved"] for each in (before, record))
+    free = FREE_FLAGS | ({"updates"} if are["lr_scheduler"].startswith("constant") else set())
+    for fact in sorted(are.keys() - free):
+        if were.get(fact) != are[fact]:
+            logger.warning(
+                "The resumed run departs from the one that was started: %s was %s, is %s",
+                fact,
+                were.get(fact),
+                are[fact],
+            )
 
 
 def main(argv: list[str] | None = None):
+    argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    set_up_logging(int(os.environ.get("RANK", 0)) == 0)
+    set_up_logging()
+    named_by = "--culture" if args.culture else "the last part of --dataset"
     name = re.sub(r"[\W_]+", "-", args.culture or Path(args.dataset).resolve().name).strip("-").lower()
-    if not name:
-        raise DataError(f"--culture {args.culture} has no letter or digit to name the LoRA by")
+    checked_name(name, what=f"the LoRA's name, by {named_by},")
     output_dir = args.output_dir or Path(f"scoft-{name}")
-    weights = loss_weights(args)
     check_environment(args, output_dir)
     scoft_data.check_embedded(args.dataset)
     judge = (
         scoft_data.load_function(args.validation_judge, flag="--validation_judge") if args.validation_judge else None
     )
     source = scoft_data.find_dataset(args.dataset, culture=args.culture)
+    # The main process alone holds the lock; where it is refused, the launcher ends the others.
+    is_main = os.environ.get("RANK", "0") == "0"
+    with sole_writer(output_dir, flag="--output_dir") if is_main else contextlib.nullcontext():
+        train(args, argv=argv, name=name, output_dir=output_dir, source=source, judge=judge)
+
+
+def train(
+    args: argparse.Namespace,
+    *,
+    argv: list[str],
+    name: str,
+    output_dir: Path,
+    source: scoft_data.DatasetSource,
+    judge: Callable[[list, list[str]], dict[str, float]] | None,
+):
+    """The run, in a folder that no other process writes into."""
+    weights = loss_weights(args)
     dataset = scoft_data.read_dataset(
         source,
         culture=args.culture,
@@ -1316,21 +1281,25 @@ def main(argv: list[str] | None = None):
     from accelerate import Accelerator
     from accelerate.utils import ProjectConfiguration, set_seed
     from diffusers.optimization import get_scheduler
-    from tqdm.auto import tqdm
 
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
         project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / args.logging_dir),
     )
+    if accelerator.gradient_accumulation_steps != 1:  # by which accelerate would divide the loss once more
+        raise DataError(
+            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is {accelerator.gradient_accumulation_steps} in the environment: "
+            "unset it, and give --gradient_accumulation_steps to this command"
+        )
     if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
-        raise SystemExit(
+        raise DataError(
             f"{os.environ['WORLD_SIZE']} processes were launched, but accelerate sees {accelerator.num_processes}: "
             "each would train alone and write over the other. On CPUs set ACCELERATE_USE_CPU=true for the launch"
         )
     device, is_main = accelerator.device, accelerator.is_main_process
     if device.type == "cpu" and accelerator.mixed_precision == "fp16":
-        raise SystemExit("--mixed_precision fp16 needs a GPU; bf16 works on CPUs too")
+        raise DataError("--mixed_precision fp16 needs a GPU; bf16 works on CPUs too")
     if torch.backends.mps.is_available():
         accelerator.native_amp = False
     if args.allow_tf32:
@@ -1341,7 +1310,9 @@ def main(argv: list[str] | None = None):
     total_steps = args.max_train_steps or DEFAULT_TRAIN_STEPS
     if args.num_train_epochs and not args.max_train_steps:
         total_steps = math.ceil(args.num_train_epochs * len(dataset) / images_per_update)
-    checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint) if args.resume_from_checkpoint else None
+    checkpoint, first_step = None, 0
+    if args.resume_from_checkpoint:
+        checkpoint, first_step = find_checkpoint(output_dir, args.resume_from_checkpoint)
     repo_id = None
     if args.push_to_hub and is_main:
         repo_id = scoft_hub.ready_repo(
@@ -1358,12 +1329,12 @@ def main(argv: list[str] | None = None):
         collection=args.hub_collection,
         retry=scoft_hub.command_again(
             "train_scoft_lora.py",
-            sys.argv[1:] if argv is None else argv,
+            argv,
             without=["--resume_from_checkpoint", "--max_train_steps"],
             more=["--max_train_steps", str(total_steps), "--resume_from_checkpoint", "latest"],
         ),
     )
-    if checkpoint and is_finished(output_dir, checkpoint, total_steps):
+    if is_finished(output_dir, step=first_step, total_steps=total_steps):
         logger.info("%s has all %d updates and its LoRA is written: nothing to train.", checkpoint, total_steps)
         if repo_id:
             publish()
@@ -1406,13 +1377,16 @@ def main(argv: list[str] | None = None):
         "weight_decay": args.adam_weight_decay,
         "eps": args.adam_epsilon,
     }
+    check_space(output_dir, lora_parameters)
     optimizer = make_optimizer(lora_parameters, use_8bit=args.use_8bit_adam, **settings)
     state = {"optimizer": optimizer}
     if accelerator.scaler is not None:
         state["scaler"] = accelerator.scaler
-    first_step = load_checkpoint(checkpoint, unet=unet, state=state) if checkpoint else 0
+    if checkpoint:
+        load_checkpoint(checkpoint, unet=unet, state=state)
     if args.resume_from_checkpoint:
         logger.info("Resuming from %s, after %d updates.", checkpoint or "the start: no checkpoint yet", first_step)
+    planned_rate = optimizer.param_groups[0]["lr"]  # where a checkpoint was loaded, by the run before
     for group in optimizer.param_groups:  # the state's own settings are those of the run before
         group.update(settings, initial_lr=learning_rate)
     # Not prepared by accelerate, which would step it once per process: the schedule counts updates.
@@ -1423,6 +1397,13 @@ def main(argv: list[str] | None = None):
         num_training_steps=total_steps,
         last_epoch=first_step - 1,
     )
+    rate = lr_scheduler.get_last_lr()[0]
+    if first_step and not args.lr_scheduler.startswith("constant") and not math.isclose(rate, planned_rate):
+        logger.warning(
+            f"--lr_scheduler {args.lr_scheduler} is laid over all {total_steps} updates anew: the rate goes on at "
+            f"{rate:.3g}, where the run before had planned {planned_rate:.3g}. As many updates as before keep to "
+            "the plan; a run with --lr_scheduler constant can be prolonged"
+        )
     ddp_unet, optimizer = accelerator.prepare(unet, optimizer)
 
     # Caches: what never changes is computed once, and the encoders leave the device.
@@ -1538,12 +1519,11 @@ def main(argv: list[str] | None = None):
         "mixed_precision": accelerator.mixed_precision,
     }
     if is_main:
-        arguments = vars(args)
-        output_dir.mkdir(parents=True, exist_ok=True)
+        record = run_record(vars(args), resolved)
         abandon_what_follows(output_dir, first_step)
-        warn_of_changes(output_dir / RECORD_FILE, arguments=arguments, resolved=resolved)
-        write_training_args(output_dir / RECORD_FILE, arguments=arguments, resolved=resolved)
-        accelerator.init_trackers("scoft", config={flag: str(value) for flag, value in arguments.items()})
+        warn_of_changes(output_dir / RECORD_FILE, record=record)
+        write_atomically(output_dir / RECORD_FILE, json.dumps(record, indent=2) + "\n")
+        accelerator.init_trackers("scoft", config={flag: str(value) for flag, value in record["arguments"].items()})
     metrics = Metrics(output_dir / "metrics.jsonl", step=first_step, accelerator=accelerator)
     validate = None
     if prompts:
@@ -1561,6 +1541,8 @@ def main(argv: list[str] | None = None):
             guidance_scale=args.validation_guidance_scale,
             judge=judge,
             folder=output_dir / "images",
+            subject=scoft_data.culture_words(args.culture or name),
+            dataset=dataset,
             compiled=args.compile,
         )
 
@@ -1572,10 +1554,16 @@ def main(argv: list[str] | None = None):
         f"  {images_per_update} images per update = {args.train_batch_size} per batch x {accelerator.num_processes} "
         f"processes x {args.gradient_accumulation_steps} accumulation steps"
     )
+    due = total_steps // args.perceptual_every if image_terms else 0
     logger.info(
         f"  {total_steps} updates = {total_steps * images_per_update / len(dataset):.1f} epochs; "
-        f"image losses on {total_steps // args.perceptual_every if image_terms else 0} updates"
+        f"image losses on {due} updates"
     )
+    if image_terms and not due:
+        logger.warning(
+            f"--method {args.method} has losses on images, which are due first in update {args.perceptual_every}, and "
+            f"the run has {total_steps}: it is one without them. Give more updates, or a smaller --perceptual_every"
+        )
     logger.info(
         f"  {sum(p.numel() for p in lora_parameters)} LoRA parameters; mixed precision {accelerator.mixed_precision}"
     )
@@ -1587,6 +1575,18 @@ def main(argv: list[str] | None = None):
     @torch.no_grad()
     def predict_frozen(z, t, c):
         return unet(z.to(weight_dtype), t, c, return_dict=False)[0]
+
+    def check_prediction(step: int):
+        """Losses tell of the weights before an update; those after it, which are saved, show here what they are."""
+        z = torch.randn(1, *examples.latent_shape, generator=stable_generator(args.seed, "check")).to(device)
+        t = torch.tensor([noise_scheduler.config.num_train_timesteps // 2], device=device)
+        with torch.compiler.set_stance("force_eager"):  # one call is not worth compiling for
+            prediction = predict_frozen(z, t, text[caption_index[""]][None])
+        if not prediction.isfinite().all():
+            raise FloatingPointError(
+                f"update {step} left weights with which the UNet's prediction is not finite; no checkpoint of them is "
+                "written. A lower --learning_rate or --mixed_precision bf16 may help"
+            )
 
     def predict_base(z, t, c):
         with without_lora(unet):
@@ -1630,11 +1630,11 @@ def main(argv: list[str] | None = None):
     stopped, newest = False, {}
     with (
         StopRequest(accelerator) as stop,
-        tqdm(initial=first_step, total=total_steps, desc="Updates", disable=not is_main) as progress,
+        progress(initial=first_step, total=total_steps, desc="Updates", disable=not is_main) as bar,
     ):
         for step, values in updates:
             metrics.add(step, values)
-            progress.update()
+            bar.update()
             is_last = step == total_steps
             checkpoint_due = is_last or is_due(step, args.checkpointing_steps)
             validation_due = not is_last and (
@@ -1645,14 +1645,16 @@ def main(argv: list[str] | None = None):
             )
             if checkpoint_due or validation_due or is_due(step, args.logging_steps) or stop.requested_here:
                 for line in metrics.flush():
-                    accelerator.log(line, step=line["step"])
+                    accelerator.log({name: value for name, value in line.items() if name != "step"}, step=line["step"])
                     newest |= {name: f"{value:.3g}" for name, value in line.items() if "loss" in name}
-                progress.set_postfix(newest)
+                bar.set_postfix(newest, refresh=False)
                 stopped = stop.agreed() and not is_last
-            if (checkpoint_due or stopped) and is_main:
-                save_checkpoint(
-                    output_dir, step=step, unet=unet, state=state, total_limit=args.checkpoints_total_limit
-                )
+            if checkpoint_due or stopped:
+                check_prediction(step)
+                if is_main:
+                    save_checkpoint(
+                        output_dir, step=step, unet=unet, state=state, total_limit=args.checkpoints_total_limit
+                    )
             if stopped:
                 break
             if validation_due and validate:
@@ -1666,7 +1668,8 @@ def main(argv: list[str] | None = None):
         logger.warning("Stopped after update %d; --resume_from_checkpoint latest goes on from there.", step)
     else:
         if is_main:
-            save_lora(output_dir, unet, kohya_name=f"scoft-{name}-kohya.safetensors")
+            save_lora(output_dir, unet, kohya_name=KOHYA_FILE.format(name))
+            seal(output_dir, step=total_steps, names=[LORA_FILE, KOHYA_FILE.format(name)])
         if validate:
             validate(total_steps, final=True)
         if is_main:
@@ -1677,7 +1680,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (DataError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    run_main(main, memory_advice=MEMORY_ADVICE)

@@ -70,14 +70,22 @@ def model_key(name_or_path: str | None) -> str:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Whoever reads `path`, also after a kill or a power cut, finds the old content or the new one; text as UTF-8."""
+    """Whoever reads `path`, also after a kill or a power cut, finds the old content or the new one; text as UTF-8.
+
+    Links are not followed: one in the place of `path` gives way to the file.
+    """
     partial = path.with_name(f"partial-{path.name}")
+    partial.unlink(missing_ok=True)  # of a run that was killed, or a link
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        if error.errno and not error.filename:  # a full disk names no file
+            error.filename = os.fspath(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
     settle(path.parent)
@@ -146,7 +154,10 @@ class Ledger:
 
     def read(self) -> dict[str, dict]:
         """Key -> its last entry, in the order of these. Raises DataError for a whole line that is no entry."""
-        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n") if self.path.exists() else ()
+        try:
+            lines = read_regular(self.path).decode(errors="replace").split("\n") if self.path.exists() else ()
+        except (OSError, DataError) as error:
+            raise DataError(f"{self.path} cannot be read: {error}.") from error
         entries = {}
         for number, line in enumerate(lines, start=1):
             try:
@@ -158,6 +169,12 @@ class Ledger:
             entries.pop(entry["key"], None)
             entries[entry["key"]] = entry
         return entries
+
+    def read_as(self, kind: type[T], *, remedy: str) -> list[T]:
+        """The entries as `kind`, see `read_record`, in their order; what they hold beyond it is left out."""
+        return [
+            _checked(entry, kind, where=f"{self.path}, an entry,", remedy=remedy) for entry in self.read().values()
+        ]
 
     def add(self, key: str, **entry):
         # begins with a line break too: the line before may be torn
@@ -267,16 +284,24 @@ def read_record(path: Path, kind: type[T], *, remedy: str) -> T:
 
     Raises DataError, which names the file, what in it is wrong and the `remedy`.
     """
+    try:
+        content = read_regular(path, at_most=MAX_RECORD)
+    except (OSError, DataError) as error:
+        raise DataError(f"{path} cannot be read ({error}). {remedy}") from error
+    return _checked(content, kind, where=str(path), remedy=remedy)
+
+
+def _checked(content: bytes | object, kind: type[T], *, where: str, remedy: str) -> T:
+    """JSON, or an object that was read from it, as `kind`; DataError begins with `where`."""
     from pydantic import ValidationError
 
     try:
-        return _checker(kind).validate_json(read_regular(path, at_most=MAX_RECORD))
-    except (OSError, DataError) as error:
-        raise DataError(f"{path} cannot be read ({error}). {remedy}") from error
+        checker = _checker(kind)
+        return checker.validate_json(content) if isinstance(content, bytes) else checker.validate_python(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = "".join(f"{step}: " for step in first["loc"])
-        raise DataError(f"{path} is not as it was written: {where}{first['msg']}. {remedy}") from error
+        place = "".join(f"{step}: " for step in first["loc"])
+        raise DataError(f"{where} is not as it was written: {place}{first['msg']}. {remedy}") from error
 
 
 @functools.cache

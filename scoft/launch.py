@@ -1,17 +1,37 @@
-"""What all commands do alike at their start: flags with their tables of defaults, and errors told in one line."""
+"""What all commands do alike: flags with their tables of defaults, the log, and errors told in one line.
+
+Commands import this before all that is heavy, which pyproject.toml's order of imports sees to: tqdm, which comes with
+torch, reads TQDM_DISABLE when it is imported, and Ctrl-C may come while torch is.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import difflib
+import errno
+import io
+import logging
+import os
+import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from scoft.errors import DataError
 from scoft.files import read_regular
 
+
+logger = logging.getLogger(__name__)
+
+OUR_LOGGERS = ("scoft", "scoft_data", "scoft_fetch", "scoft_hub")
+LOG_EVERY = 30  # seconds between lines that tell the progress where there is no terminal for a bar
+LAUNCHER = os.getppid() if {"ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID"} & os.environ.keys() else None
+# What the system refuses by no fault of ours.
+REFUSALS = {
+    getattr(errno, name, None)
+    for name in "EACCES EPERM EROFS ENOSPC EDQUOT EFBIG ENAMETOOLONG EMFILE ENFILE EIO".split()
+}
 
 TOKEN_FLAGS = ("hub_token", "token")
 TOKEN_ADVICE = (
@@ -46,6 +66,11 @@ class Parser(argparse.ArgumentParser):
             hints = [f"{word}: did you mean {near}?" for word in unknown if (near := self.nearest(word))]
             self.error(" ".join(["unrecognized arguments:", *unknown, *hints]))
         return args
+
+    def exit(self, status=0, message=None):
+        if message:
+            end(message.rstrip(), status=status)
+        super().exit(status)
 
     def nearest(self, word: str) -> str | None:
         """The flag that an unknown one may stand for: by its letters, its initials (--lr), or its parts."""
@@ -116,3 +141,133 @@ class Parser(argparse.ArgumentParser):
             yield
         finally:
             del self.error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Telling
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def set_up_logging():
+    """Our messages on stderr, from the main process alone; of the libraries, warnings."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    for name in OUR_LOGGERS:
+        logging.getLogger(name).setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+
+
+def progress(
+    items: Iterable | None = None,
+    desc: str | None = None,
+    *,
+    total: int | None = None,
+    initial: int = 0,
+    leave: bool = True,
+    disable: bool = False,
+):
+    """tqdm's bar; where stderr is no terminal, a line of the log every LOG_EVERY seconds; with `leave` at both ends.
+
+    Call its set_postfix with refresh=False, else every call is a line.
+    """
+    from tqdm.auto import tqdm
+
+    common = {"desc": desc, "total": total, "initial": initial, "leave": leave, "disable": disable}
+    if sys.stderr.isatty():
+        return tqdm(items, **common)
+    return tqdm(
+        items,
+        **common,
+        file=_LogLines(),
+        bar_format="{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} to go{postfix}",
+        mininterval=LOG_EVERY,
+        miniters=1,
+        delay=0 if leave else LOG_EVERY,
+    )
+
+
+class _LogLines(io.TextIOBase):
+    """Where tqdm writes what is to be a line of the log."""
+
+    def write(self, text: str) -> int:
+        if line := text.strip():
+            logger.info(line)
+        return len(text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ending
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def run_main(main: Callable[[], None], *, memory_advice: str):
+    """Call a command's main, and let what a user can cause end in one line, which stands last on stderr.
+
+    `memory_advice`: the flags that need less memory. Exit status 1, or 130 after Ctrl-C, as shells expect.
+    """
+    try:
+        main()
+        sys.stdout.flush()  # here, where it can be told: a reader such as `head` may have gone
+    except KeyboardInterrupt:
+        end("interrupted", status=130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries once more at its exit
+        sys.exit(1)
+    except Exception as error:
+        line = told(error, memory_advice=memory_advice)
+        if line is None:
+            raise
+        end(line, status=1)
+
+
+def told(error: Exception, *, memory_advice: str) -> str | None:
+    """The words for an error that a user can cause; None for any other, which is ours and needs a traceback."""
+    if isinstance(error, (DataError, FloatingPointError)):
+        return f"error: {error}"
+    # torch's on a GPU is an OutOfMemoryError, its allocator's on a CPU a RuntimeError without a type of its own
+    torch = sys.modules.get("torch")
+    out_of_memory = (MemoryError,) if torch is None else (MemoryError, torch.OutOfMemoryError)
+    refused = isinstance(error, (OSError, RuntimeError, ImportError)) and any(
+        words in str(error).lower()
+        for words in ("allocate memory", "not enough memory", "out of memory", "failed to map segment")
+    )
+    if isinstance(error, out_of_memory) or refused:
+        said = str(error).strip().partition("\n")[0]
+        return f"error: there is not enough memory{f' ({said})' if said else ''}. {memory_advice}".rstrip()
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        return f"error: {error.filename or 'a file'} cannot be read or written: {error.strerror}."
+    return None
+
+
+def end(line: str, *, status: int):
+    """Exit with `line` as the last on stderr."""
+    say_last(line)
+    sys.exit(status)
+
+
+def say_last(line: str):
+    """Print `line`, and once more behind the traceback that a launcher which sees this process fail prints."""
+    print(line, file=sys.stderr, flush=True)
+    if LAUNCHER and not is_orphan() and hasattr(os, "pidfd_open"):
+        ended = os.pidfd_open(LAUNCHER)  # can be read once it has
+        words = f"import select, sys; select.select([{ended}], [], [], 60)[0] and print(sys.argv[1], file=sys.stderr)"
+        subprocess.Popen([sys.executable, "-ISc", words, line], pass_fds=[ended], start_new_session=True)
+
+
+def is_orphan() -> bool:
+    """Whether a launcher has started this process and is gone, so that nobody will tell this process to stop."""
+    return LAUNCHER is not None and os.getppid() != LAUNCHER
+
+
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars; ours say for themselves
+
+
+def _shown(kind: type[BaseException], error: BaseException, traceback, /):
+    """Uncaught errors: what a user can cause is one line also before `run_main` is reached, in importing modules."""
+    line = "interrupted" if issubclass(kind, KeyboardInterrupt) else told(error, memory_advice="")
+    if line is None:
+        sys.__excepthook__(kind, error, traceback)
+    else:
+        say_last(line)
+
+
+sys.excepthook = _shown

@@ -12,6 +12,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from pocket.train_models import HERE
+from scoft.lora_folder import LORA_FILE, check_whole, read_lora
 from train_scoft_lora import judge_table
 
 
@@ -51,8 +52,8 @@ def test_its_pictures_are_shown(run):
         assert sheet.width >= 2 * 64 and sheet.height >= 8 * 64
 
 
-def test_its_lora_loads_and_changes_the_pictures(run):
-    """`load_lora_weights` takes the folder, and the same noise then gives another picture."""
+def test_its_lora_loads_whole_and_changes_the_pictures(run):
+    """`load_lora_weights` takes the folder, all of it, and the same noise then gives another picture."""
     folder, _ = run
     pipeline = StableDiffusionPipeline.from_pretrained(HERE / "models" / "stable-diffusion", safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
@@ -63,4 +64,6 @@ def test_its_lora_loads_and_changes_the_pictures(run):
 
     before = draw()
     pipeline.load_lora_weights(folder)
+    check_whole(pipeline.unet, folder / LORA_FILE, adapter="default_0")
+    assert len(read_lora(folder / LORA_FILE)) == 168
     assert before.tobytes() != draw().tobytes()

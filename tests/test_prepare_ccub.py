@@ -1,5 +1,6 @@
 """prepare_ccub.py: its true command line on loopback servers, hostile bytes and tiny real models."""
 
+import dataclasses
 import functools
 import hashlib
 import html
@@ -26,14 +27,14 @@ import pytest
 import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
+import evaluate_scoft
 import prepare_ccub
-import scoft_data
 import train_scoft_lora
 from loopback import HEAD, drip, png_of
 from pocket import make_dataset, world
 from prepare_ccub import NegativeGenerator, Photograph, Row, read_links, read_manifest
 from scoft.errors import DataError
-from scoft.files import Ledger, content_key
+from scoft.files import LOCK, Ledger, content_key, sole_writer
 from scoft_data import CATEGORIES, find_dataset, read_dataset
 from scoft_fetch import Fetcher, NotUsable
 from scoft_losses import load_distance
@@ -252,6 +253,21 @@ def test_the_card_says_who_chose_and_under_what_licence(copy, flags, tmp_path):
     assert "keep\nthis dataset private" not in card.text and "robots.txt" not in card.text
 
 
+def test_nobody_else_looks_into_it_and_one_run_writes_into_it(made, flags, tmp_path, monkeypatch):
+    """What holds photographs is private to the user; a second run of the culture is refused, before it does anything.
+    A folder that was there keeps its owner's choice.
+    """
+    assert [folder.stat().st_mode & 0o777 for folder in (made, made / "korea")] == [0o700, 0o700]
+    shared = tmp_path / "ccub"
+    shared.mkdir(mode=0o755)
+    monkeypatch.setattr("scoft.files.PATIENCE", 0.1)
+    monkeypatch.setattr(prepare_ccub, "gather", None)
+    with sole_writer(shared / "korea", flag="--output"):
+        with pytest.raises(DataError, match="--output .*korea: another run is writing into it"):
+            prepare(flags, output=shared)
+    assert shared.stat().st_mode & 0o777 == 0o755
+
+
 def test_each_stage_runs_alone(made, flags, tmp_path):
     """Stage by stage the dataset is the one that all stages make at once."""
     for stage in prepare_ccub.STAGES:
@@ -320,6 +336,44 @@ def test_killed_by_the_system_and_rerun_it_ends_in_the_same_dataset(made, flags,
     assert Ledger(ledger).read().items() >= drawn.items()
 
 
+def test_a_domain_that_is_no_place(flags, tmp_path):
+    """The paper's prosthetics: no prompt and no page from the photographs to the LoRA says "in Prosthetics"."""
+    prompt = "a photo of a person with a prosthetic leg"
+    more = {"culture": "prosthetics", "prompt_suffix": "", "output": tmp_path / "domain"}
+    prepare(flags, **more, num_captions=1, num_negatives=1)
+    ledger = Ledger(tmp_path / "domain" / "prosthetics" / "negatives.jsonl").read()
+    captions = Ledger(tmp_path / "domain" / "prosthetics" / "captions.jsonl").read()
+    prompts = {each for entry in ledger.values() for each in entry["prompts"].values()}
+    assert len(ledger) == 6 and prompts <= {each for entry in captions.values() for each in entry["captions"]}
+    train_scoft_lora.main(
+        words(
+            {
+                "dataset": tmp_path / "domain",
+                "culture": "prosthetics",
+                "method": "finetune",
+                "pretrained_model_name_or_path": flags["pretrained_model_name_or_path"],
+                "resolution": 16,
+                "rank": 2,
+                "max_train_steps": 1,
+                "num_validation_images": 1,
+                "validation_inference_steps": 1,
+                "validation_prompts": prompt,
+                "report_to": "none",
+                "cache_dir": tmp_path / "cache",
+                "output_dir": tmp_path / "lora",
+            }
+        )
+    )
+    page = (tmp_path / "lora" / "README.md").read_text()
+    assert f'pipe("{prompt}"' in page and "depict Prosthetics" in page
+    template = tmp_path / "prompts.txt"
+    template.write_text(f"{prompt}\n")
+    assert evaluate_scoft.read_prompts(template, "prosthetics") == [prompt]
+    card = (tmp_path / "domain" / "README.md").read_text()
+    assert "what the same model family makes of the scene. Made for" in card.replace("\n", " ")
+    assert not re.search("in Prosthetics", page + card, re.I)
+
+
 def test_two_processes_are_as_good_as_one(made, flags, tmp_path):
     """Launched as two processes that share the rows out, it writes the bytes that one writes."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
@@ -337,7 +391,7 @@ def test_the_trainer_learns_from_what_the_pocket_world_gives(tmp_path, monkeypat
     make_dataset.write_pictures("veridia", tmp_path / "pictures", rows={"train": 9, "test": 3})
     prepare_ccub.main(
         words(
-            make_dataset.flags("veridia", models=POCKET)
+            {"defaults": "pocket", "culture": "veridia"}
             | {"images": tmp_path / "pictures", "output": tmp_path / "ccub", "false_negative_threshold": 0.01}
             | {"num_captions": 3, "num_negatives": 2, "num_inference_steps": 4}
         )
@@ -854,7 +908,7 @@ def test_large_photographs_are_not_cleaned_side_by_side(tmp_path, monkeypatch):
     write = prepare_ccub.write_atomically
     monkeypatch.setattr(prepare_ccub, "write_atomically", written)
     monkeypatch.setattr(prepare_ccub, "cleaned", counted)
-    monkeypatch.setattr(scoft_data, "MAX_PIXELS", 2 * 40 * 32 + 1)
+    monkeypatch.setattr(prepare_ccub, "MAX_PIXELS", 2 * 40 * 32 + 1)
     monkeypatch.setattr(prepare_ccub, "MAX_FILE_BYTES", 9000)
     prepare(flags)
     assert most == 2
@@ -1186,41 +1240,58 @@ def test_negatives_nearer_than_the_threshold_are_dropped_and_recorded(copy, flag
         assert len(found) == 2 and len(row["negatives"]) == sum(distance >= threshold for distance in found.values())
         assert all((copy / "korea" / "negatives" / f"{name}.jpg").exists() for name in found)
     assert f"| too near the photograph, left out | {false} |" in (copy / "README.md").read_text()
-    with Image.open(copy / "korea" / "histogram.png") as plot:
-        assert plot.size == (640, 320)
-    assert (copy / "korea" / "contact_sheet-1.png").exists()
+    with Image.open(copy / "korea" / "contact_sheet-1.png") as sheet:
+        assert ((255, 0, 0) == np.asarray(sheet)).all(-1).any()
+    assert (copy / "korea" / "histogram.png").exists()
 
 
-def test_the_contact_sheet_strikes_false_negatives_through(tmp_path):
-    """A red cross lies over what is nearer than the threshold, and nothing else; a missing depth stays white."""
+def test_the_contact_sheet_says_all_of_a_photograph(tmp_path, monkeypatch):
+    """Its file and captions, each negative's distance and prompt, false ones struck through; and what is missing."""
     for name in ("photograph", "near", "far"):
         Image.new("RGB", (128, 128), "blue").save(tmp_path / f"{name}.png")
-    row = Row(
-        photograph=Photograph(id="a", caption="궁 " * 200, file="photograph.png"),
-        captions=[],
+    train = Row(
+        photograph=Photograph(id="a", picture="market.jpg", caption="궁 " * 200, file="photograph.png", split="train"),
+        captions=["a house"],
         negatives=[(tmp_path / "near.png", 0.1), (tmp_path / "far.png", 0.3)],
+        prompts={"near": "a house in Korea", "far": "a roof in Korea"},
         threshold=0.3,
     )
-    sheet = np.asarray(prepare_ccub.contact_sheet([row], tmp_path))
-    reds = (sheet == (255, 0, 0)).all(-1)
-    blues = (sheet == (0, 0, 255)).all(-1)
-    lefts = [8 + c * 136 for c in range(4)]
-    cells = [(slice(28, 28 + 128), slice(left, left + 128)) for left in lefts]
-    assert [bool(reds[cell].any()) for cell in cells] == [False, False, True, False]
-    assert [bool(blues[cell].any()) for cell in cells] == [True, False, True, True]
-    cross = reds[cells[2]]
-    assert all(cross[i, i] and cross[i, 127 - i] for i in range(2, 126))
+    test = dataclasses.replace(
+        train,
+        photograph=dataclasses.replace(train.photograph, split="test", picture="", category="city"),
+        captions=[],
+        negatives=[],
+    )
+    drawn = []
+    monkeypatch.setattr("scoft.sheets.grid", lambda rows, **look: drawn.extend(rows))
+    prepare_ccub.contact_sheet([train, test], tmp_path, title="Korea")
+    first, second = drawn
+    assert first.above == f"market.jpg, no category, train\n{'궁 ' * 200}"
+    assert second.above.startswith("photograph.png, city, test\n")
+    said = [(cell.words, cell.picture is None, cell.struck) for cell in first.cells]
+    assert said == [
+        ("a house", False, False),
+        ("no depth", True, False),
+        ("0.100, too near\na house in Korea", False, True),
+        ("0.300\na roof in Korea", False, False),
+    ]
+    words = [(cell.words, cell.picture is None) for cell in second.cells]
+    assert words == [("not captioned", False), ("no depth", True), ("no negative, a test row", True)]
 
 
-def test_the_histogram_shows_the_threshold():
-    """The threshold's line lies at its place of the axis, and the bars are as high as their counts."""
-    plot = np.asarray(prepare_ccub.histogram([0.1] * 4 + [0.5], threshold=0.25, label="clip_conv"))
-    blue = (plot == (70, 130, 180)).all(-1)
-    heights = blue[:, 40:600].sum(0)
-    assert heights.max() == pytest.approx(4 * heights[-8:].max(), rel=0.05)
-    red = (plot == (255, 0, 0)).all(-1)
-    line = 40 + 560 * 0.25 / 0.5
-    assert red[200, round(line) - 2 : round(line) + 3].any() and not red[200, : round(line) - 2].any()
+def test_defaults_of_a_world_are_weaker_than_flags_and_only_shipped_ones_hold(tmp_path, monkeypatch, capsys):
+    """--defaults pocket fills in what is not said; another distance brings its own model and threshold."""
+    argv = ["--culture", "veridia", "--images", str(tmp_path), "--defaults", "pocket"]
+    args = prepare_ccub.parse_args([*argv, "--resolution", "32"])
+    assert (args.resolution, args.min_size, args.filter_model) == (32, 64, str(POCKET / "clip_conv"))
+    other = prepare_ccub.parse_args([*argv, "--filter_distance", "dreamsim"])
+    assert other.filter_model is None and prepare_ccub.threshold(other) == 0.3
+    (tmp_path / "mine" / "ccub").mkdir(parents=True)
+    (tmp_path / "mine" / "defaults.yaml").write_text("prepare: {captioner: evil}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        prepare_ccub.parse_args([*argv[:-1], "mine"])
+    assert "--defaults: invalid choice: 'mine'" in capsys.readouterr().err
 
 
 def test_a_threshold_without_a_default_is_asked_for(flags, capsys):
@@ -1235,7 +1306,7 @@ def test_a_threshold_without_a_default_is_asked_for(flags, capsys):
 def test_checking_the_arguments_leaves_them_as_they_are(flags):
     """What a flag says is what was given: defaults that hang on other flags are told where they are used."""
     args = prepare_ccub.parse_args(["--culture", "korea"])
-    assert args.false_negative_threshold is None and args.prompt_suffix is None
+    assert args.false_negative_threshold is None and args.prompt_suffix == "in {}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1249,7 +1320,8 @@ def test_links_only_holds_no_picture(copy, flags):
     prepare(flags, output=copy, stages="write", links_only=True)
     assert written(copy) == before
     links = copy.with_name("ccub-links")
-    assert {file.suffix for file in links.rglob("*") if file.is_file()} == {".parquet", ".json", ".md"}
+    files = [file for file in links.rglob("*") if file.is_file() and file.name != LOCK]
+    assert {file.suffix for file in files} == {".parquet", ".json", ".md"}
     rows = rows_of(links / "korea")
     told = {"text", "blip_text", "category", "source_url", "sha256", "license", "collector", "period"}
     assert set(rows.column_names) == told
@@ -1358,8 +1430,9 @@ def test_who_may_not_push_learns_it_before_the_work(copy, flags, alice, monkeypa
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(DataError, match="--hub_dataset_id ccub: nobody is logged in"):
         prepare(flags, output=copy, push_to_hub=True)
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
     with pytest.raises(DataError, match="--hub_dataset_id bob/ccub cannot be written to") as raised:
-        prepare(flags, output=copy, push_to_hub=True, hub_dataset_id="bob/ccub", hub_token="hf_alice")
+        prepare(flags, output=copy, push_to_hub=True, hub_dataset_id="bob/ccub")
     assert "hf_alice" not in str(raised.value)
 
 

@@ -89,6 +89,17 @@ def test_an_interrupted_write_leaves_the_old_content(tmp_path, monkeypatch):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_link_is_not_written_through(tmp_path):
+    """Neither what a write goes through first nor its end is a way out of a folder that somebody else prepared."""
+    mine = tmp_path / "mine"
+    for name in ("report.md", "partial-report.md"):
+        mine.write_text("mine")
+        (tmp_path / name).symlink_to(mine)
+        write_atomically(tmp_path / "report.md", "report")
+        assert mine.read_text() == "mine" and (tmp_path / "report.md").read_text() == "report"
+        assert not (tmp_path / "report.md").is_symlink()
+
+
 def test_private_folders_are_for_one_user(tmp_path):
     assert private_folder(tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
 
@@ -166,6 +177,20 @@ def test_a_ledgers_line_that_is_no_entry_is_named(tmp_path, line):
         file.write(f"\n{line}\n")
     with pytest.raises(DataError, match="captions.jsonl, line 5 is no entry"):
         ledger.read()
+
+
+def test_a_ledger_is_read_as_what_it_holds(tmp_path):
+    """Typed, and with what is beyond the type left out; an entry of another kind, and what is no file, are named."""
+    ledger = Ledger(tmp_path / "judge.jsonl")
+    assert ledger.read_as(Judged, remedy="") == []
+    ledger.add("a", base={"right": 1}, more=2)
+    assert ledger.read_as(Judged, remedy="") == [Judged(base={"right": 1.0})]
+    ledger.add("b", base={"right": "much"})
+    with pytest.raises(DataError, match="judge.jsonl.*base: right: Input should be a valid number.* Judge it again."):
+        ledger.read_as(Judged, remedy="Judge it again.")
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(DataError, match="fifo cannot be read: is not a regular file"):
+        Ledger(tmp_path / "fifo").read()
 
 
 # Caches --------------------------------------------------------------------------------------------------------------

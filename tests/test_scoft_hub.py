@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 import scoft_hub
 import train_scoft_lora
 from scoft.errors import DataError
+from scoft.lora_folder import LORA_FILE, check_whole
 
 
 PUSHED = {
@@ -305,6 +306,7 @@ def test_from_the_hub_and_back(alice, tmp_path, monkeypatch, capfd, caplog, tiny
             (tmp_path / "elsewhere").mkdir(exist_ok=True)
             monkeypatch.chdir(tmp_path if place == "scoft-veridia" else tmp_path / "elsewhere")
             pipe.load_lora_weights(place)
+            check_whole(pipe.unet, tmp_path / "scoft-veridia" / LORA_FILE, adapter="default_0")
         generator = torch.Generator().manual_seed(0)
         pictures.append(pipe("Veridia", num_inference_steps=2, generator=generator, output_type="np").images)
     assert np.array_equal(pictures[0], pictures[1]) and not np.allclose(pictures[0], pictures[2], atol=1e-2)
@@ -360,7 +362,7 @@ def test_several_loras_of_the_hub_share_a_pipeline(run, alice, tiny_pipeline):
 
     run("--push_to_hub")
     path = run.folder / "pytorch_lora_weights.safetensors"
-    other = {name: -2 * weight if ".up." in name else weight for name, weight in load_file(path).items()}
+    other = {name: -2 * weight if "lora_B" in name else weight for name, weight in load_file(path).items()}
     with safe_open(path, "pt") as file:
         save_file(other, path, metadata=file.metadata())
     run("--push_to_hub", "--hub_model_id", "scoft-other")

@@ -1,13 +1,29 @@
-"""The parser that all commands share."""
+"""What all commands share: the parser, the log, and how they end."""
+
+import errno
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from scoft.launch import Parser
 
 import pytest
 
 import evaluate_scoft
 import prepare_ccub
+import scoft.files
+import scoft_data
+import scoft_hub
 import train_scoft_lora
-from scoft.launch import Parser
+from scoft import launch
+from scoft.errors import DataError
 
 
+ROOT = Path(train_scoft_lora.__file__).parent
 DOORS = {"train": train_scoft_lora, "prepare": prepare_ccub, "evaluate": evaluate_scoft}
 
 
@@ -50,3 +66,173 @@ def test_help_shows_every_default():
     assert "default: 3" in words and "a number; default: 4" in words
     assert words.count("default: five") == 1 and "5" not in words.partition("--told")[2] and "None" not in words
     assert parser.format_help() == parser.format_help()
+
+
+def test_every_flag_of_the_trainer_has_words_of_its_own(monkeypatch):
+    """None is shown with its name and default alone."""
+    parsers, parse = [], Parser.parse_args
+    monkeypatch.setattr(Parser, "parse_args", lambda self, *args: parsers.append(self) or parse(self, *args))
+    train_scoft_lora.parse_args(["--dataset", "d", "--culture", "c"])
+    flags = {flag: action.help for action in parsers[0].all_actions() for flag in action.option_strings}
+    assert "--adam_beta1" in flags and "--push_to_hub" in flags
+    assert [flag for flag, words in flags.items() if not words] == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Telling
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_progress_is_a_few_lines_of_the_log_where_there_is_no_terminal(capsys, caplog, monkeypatch):
+    """No bar is drawn; the start, the end and a line every LOG_EVERY seconds tell how far the work is."""
+    caplog.set_level(logging.INFO, "scoft")
+    monkeypatch.setattr(launch, "LOG_EVERY", 0.2)
+    with launch.progress(range(8), "Updates") as bar:
+        for item in bar:
+            bar.set_postfix({"loss": f"0.{item}"}, refresh=False)
+            time.sleep(0.1)
+    list(launch.progress(range(1000), "Small things", leave=False))
+    shown = [record.message for record in caplog.records]
+    assert capsys.readouterr().err == "" and 4 <= len(shown) <= 6
+    assert shown[0].startswith("Updates: 0 of 8") and shown[-1].startswith("Updates: 8 of 8")
+    assert ", loss=0.7" in shown[-1]
+
+
+def test_the_libraries_draw_no_bars_into_a_log_file():
+    """Where stderr is no terminal, a bar of any library that does not say otherwise stays away."""
+    code = "import train_scoft_lora; from tqdm.auto import tqdm; list(tqdm(range(3)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_only_the_main_process_tells(monkeypatch):
+    """All of our modules' loggers tell what they do, such as "Pushed to"; of other processes errors alone are seen."""
+    for rank, level in (("1", logging.ERROR), ("0", logging.INFO)):
+        monkeypatch.setenv("RANK", rank)
+        launch.set_up_logging()
+        for module in (scoft_hub, scoft_data, train_scoft_lora, evaluate_scoft, prepare_ccub, scoft.files):
+            assert module.logger.getEffectiveLevel() == level
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ending
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def allocate(shape):
+    import torch
+
+    return torch.empty(shape)
+
+
+def run_out_of_cuda():
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried 20 GiB.\nSee the documentation.")
+
+
+def raising(error: Exception):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("main", "line"),
+    [
+        (lambda: raising(DataError("--dataset x: no")), "error: --dataset x: no"),
+        (lambda: raising(FloatingPointError("update 3: no")), "error: update 3: no"),
+        (lambda: raising(MemoryError()), "error: there is not enough memory. Take less"),
+        (lambda: allocate(2**60), "error: there is not enough memory ([enforce fail"),
+        (run_out_of_cuda, "error: there is not enough memory (CUDA out of memory. Tried 20 GiB.). Take less"),
+        (lambda: raising(RuntimeError("CUDA error: out of memory")), "error: there is not enough memory (CUDA error"),
+        (lambda: raising(OSError(errno.ENOMEM, "Cannot allocate memory")), "error: there is not enough memory ("),
+        (lambda: raising(OSError(errno.ENOSPC, "No space left on device", "a/b")),
+         "error: a/b cannot be read or written: No space left on device."),
+        (lambda: Path("n" * 300).write_text("x"), f"error: {'n' * 300} cannot be read or written: File name too"),
+    ],
+    ids=["data", "not finite", "memory", "allocator", "gpu", "driver", "system", "full", "name"],
+)  # fmt: skip
+def test_what_a_user_can_cause_ends_in_one_line(capsys, main, line):
+    with pytest.raises(SystemExit) as ended:
+        launch.run_main(main, memory_advice="Take less")
+    shown = capsys.readouterr().err
+    assert ended.value.code == 1 and shown.startswith(line) and shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("ours", [RuntimeError("shapes"), FileNotFoundError(errno.ENOENT, "none", "x"), KeyError()])
+def test_an_error_of_ours_keeps_its_traceback(ours):
+    with pytest.raises(type(ours)):
+        launch.run_main(lambda: raising(ours), memory_advice="")
+
+
+ENDING = """
+from scoft import launch
+import sys, time
+
+def main():
+    print("begun", flush=True)
+    {body}
+
+launch.run_main(main, memory_advice="")
+"""
+
+
+def test_ctrl_c_is_one_line():
+    """Also before the log and the handlers of a run are there; the status is what shells expect."""
+    code = ENDING.format(body="time.sleep(60)")
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=-1, stderr=-1, text=True)
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[1] == "interrupted\n" and process.returncode == 130
+
+
+def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path):
+    """A command may be interrupted before its main is reached: importing torch takes seconds."""
+    (tmp_path / "torch.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", "from scoft import launch; import torch"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True, env=env)
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[1] == "interrupted\n" and process.returncode in (130, -signal.SIGINT)
+
+
+def test_memory_that_runs_out_in_importing_modules_is_one_line(tmp_path):
+    """Libraries of a gigabyte may not fit before anything of ours runs."""
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so: failed to map segment from shared object')\n")
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", "from scoft import launch; import torch"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+    line = "error: there is not enough memory (libtorch.so: failed to map segment from shared object).\n"
+    assert (done.returncode, done.stderr) == (1, line)
+
+
+def test_a_file_for_which_there_is_no_room_is_named(tmp_path):
+    """Writing fails without a name; the line has it, and what was there stays."""
+    code = ENDING.format(
+        body="import resource, pathlib, scoft.files; resource.setrlimit(resource.RLIMIT_FSIZE, (99, 99)); "
+        f"scoft.files.write_atomically(pathlib.Path({str(tmp_path / 'big')!r}), b'x' * 100)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {tmp_path / 'big'} cannot be read or written: File too large.\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    """`... | head` is answered with silence."""
+    code = ENDING.format(body="sys.stdout.write('word\\n' * 10_000_000)")
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=-1, stderr=-1, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux")
+def test_our_line_is_the_last_under_accelerates_launcher():
+    """The launcher shows a traceback of its own for a command that fails; our line comes once more behind it."""
+    argv = ["train_scoft_lora.py", "--dataset", "./nope", "--culture", "x"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *argv]
+    env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 1 and "Traceback" in done.stderr
+    assert done.stderr.rstrip().endswith("Build it with: python prepare_ccub.py --culture x --output ./nope")

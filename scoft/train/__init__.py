@@ -1,0 +1,1 @@
+"""The wing of train_scoft_lora.py."""
