@@ -14,7 +14,7 @@ import shlex
 import textwrap
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,18 +58,8 @@ BASE_LICENSES = {"stable-diffusion-v1": "creativeml-openrail-m", "stable-diffusi
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def base_commit(
-    name_or_path: str,
-    *,
-    revision: str | None,
-    cache_dir: str | None,
-    file: str = "model_index.json",
-    flag: str = "--pretrained_model_name_or_path",
-) -> str | None:
-    """The commit of a model on the Hub, from which all of its parts are then loaded; None for a folder.
-
-    `file` is one that such a model has. Raises DataError, which names `flag`.
-    """
+def base_commit(name_or_path: str, *, revision: str | None, cache_dir: str | None) -> str | None:
+    """The commit of the base model on the Hub, from which all of its parts are then loaded; None for a folder."""
     if Path(name_or_path).is_dir():
         if revision is not None:
             raise DataError(f"--revision {revision} is of a Hub model, but {name_or_path} is a folder; leave it out")
@@ -77,20 +67,12 @@ def base_commit(
     from huggingface_hub.errors import HFValidationError, HTTPError
 
     try:
-        return hub_commit(name_or_path, revision=revision, file=file, cache_dir=cache_dir)
+        return hub_commit(name_or_path, revision=revision, file="model_index.json", cache_dir=cache_dir)
     except (OSError, HTTPError, HFValidationError) as error:
         raise DataError(
-            f"{flag} {name_or_path} is no folder, and {endpoint()} has no such model that can be read: {error}"
+            f"--pretrained_model_name_or_path {name_or_path} is no folder, and {endpoint()} has no such pipeline that "
+            f"can be read: {error}"
         ) from error
-
-
-@dataclass(frozen=True)
-class Licence:
-    """What the YAML in a model's README says of its licence, in the words of the Hub's metadata."""
-
-    license: str = ""
-    license_name: str = ""
-    license_link: str = ""
 
 
 def license_of(base_model: str, *, revision: str | None, cache_dir: str | os.PathLike | None) -> dict[str, str]:
@@ -100,7 +82,7 @@ def license_of(base_model: str, *, revision: str | None, cache_dir: str | os.Pat
     """
     from huggingface_hub import hf_hub_download
 
-    readme, said = Path(base_model, CARD_FILE), Licence()
+    readme, said = Path(base_model, CARD_FILE), {}
     by_name = "Its licence is told by its name."
     if revision is not None:
         try:
@@ -109,11 +91,11 @@ def license_of(base_model: str, *, revision: str | None, cache_dir: str | os.Pat
             logger.info("%s has no README that can be read now. %s", base_model, by_name)
     if readme.is_file():
         try:
-            said = read_front_matter(readme, Licence, remedy=by_name)
+            said = read_front_matter(readme)
         except DataError as error:
-            logger.warning("%s", error)
-    told = {key: value for key, value in asdict(said).items() if value not in ("", "null", "~")}
-    found = {key: value for key, value in told.items() if len(value) <= MAX_SAID}
+            logger.warning("%s %s", error, by_name)
+    told = {key: said.get(key) for key in ("license", "license_name", "license_link")}
+    found = {key: value for key, value in told.items() if isinstance(value, str) and len(value) <= MAX_SAID}
     named = [license for part, license in BASE_LICENSES.items() if part in base_model]
     return found or ({"license": named[0]} if named else {})
 

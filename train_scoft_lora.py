@@ -169,7 +169,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--blip_caption_column", default="blip_text", help="naive captions c_blip")
     data.add_argument("--negatives_column", default="negatives", help="negatives x-")
     data.add_argument("--max_train_samples", type=int, help="train on this many rows, drawn with --seed")
-    data.add_argument("--skip_bad_images", default=False, **switch, help="drop unreadable images instead of stopping")
+    data.add_argument("--skip_bad_images", default=False, **switch, help="drop unusable images and captions, not stop")
     data.add_argument("--resolution", type=int, default=512, help="side of the square training images in pixels")
     data.add_argument("--center_crop", default=True, **switch, help="else a random crop, without caches of images")
     data.add_argument("--random_flip", default=False, **switch, help="mirror a photograph and its negatives at random")

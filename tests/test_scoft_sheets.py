@@ -142,6 +142,20 @@ def test_more_than_fits_is_counted_not_drawn(monkeypatch):
     assert "and 3 more" in written and "... and 98 more" in written
 
 
+@pytest.mark.parametrize("columns", [{"one": 3, "two": 3}, {"one": 1, "two": 500}])
+def test_headings_may_stand_over_more_than_there_is(columns):
+    """Rows may lack cells, or have more than are drawn: each heading is there, within the sheet."""
+    longest = max(columns.values())
+    sheet = grid([Row(cells=[Cell()]), Row(cells=[Cell()] * min(longest, 400) * (longest > 3))], columns=columns)
+    assert ink(sheet, (0, 0, sheet.width, sheets.MARGIN + 20)) and sheet.width < 10_000
+    assert ink(grid([], columns=columns))
+
+
+def test_no_text_makes_a_sheet_endless():
+    """A caption of a thousand lines is cut like a long one."""
+    assert grid([Row(above="a\n" * 1000, cells=[Cell(words="b\n" * 1000)])]).height < 800
+
+
 def test_the_histogram_shows_the_threshold():
     """The threshold's line lies at its place of the axis, the the bars are as high as their counts."""
     plot = np.asarray(histogram([0.1] * 4 + [0.5], threshold=0.25, of="negatives", unit="clip_conv distance"))
