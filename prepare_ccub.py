@@ -1288,7 +1288,7 @@ def write_card(output: Path, summaries: Sequence[dict], *, links_only: bool, rep
     write_atomically(output / "README.md", str(card))
 
 
-def push(output: Path, *, repo_id: str, links_only: bool, private: bool, retry: str):
+def push(output: Path, *, repo_id: str, private: bool, links_only: bool, retry: str):
     """Commit card and parquet files, and nothing else, to a dataset of the Hub. Raises DataError."""
     if links_only:
         check_no_pictures(output)
@@ -1607,8 +1607,8 @@ def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: st
             push(
                 written_folder(args),
                 repo_id=repo_id,
-                links_only=args.links_only,
                 private=not args.public,
+                links_only=args.links_only,
                 retry=retry,
             )
     accelerator.wait_for_everyone()

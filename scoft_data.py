@@ -27,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from scoft.launch import progress
 
@@ -507,26 +507,13 @@ def _split_files(place: _Place, culture: str | None, split: str) -> list[Path]:
     return found
 
 
-@dataclass(frozen=True)
-class _Config:
-    config_name: str = "default"
-    data_files: object = None
-
-
-@dataclass(frozen=True)
-class _Page:
-    """What is read of the YAML in a dataset's README; `configs:` without a value is ''."""
-
-    configs: list[_Config] | Literal[""] = ""
-
-
 def _declared_configs(place: _Place) -> dict[str, object]:
     """Name -> data_files of each config with such that the README's YAML lists."""
     readme = place.root / "README.md"
-    if not readme.is_file():
-        return {}
-    page = read_front_matter(readme, _Page, within=place.within, remedy="Mend it, or ask its owner to.")
-    return {config.config_name: config.data_files for config in page.configs if config.data_files}
+    configs = (readme.is_file() and read_front_matter(readme, within=place.within).get("configs")) or []
+    if not isinstance(configs, list) or not all(isinstance(config, dict) for config in configs):
+        raise DataError(f"{readme}: configs must be a list of `config_name` and `data_files`.")
+    return {str(each.get("config_name", "default")): each["data_files"] for each in configs if "data_files" in each}
 
 
 def _declared_patterns(place: _Place, data_files: object, split: str) -> list[str]:

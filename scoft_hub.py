@@ -14,7 +14,7 @@ import shlex
 import textwrap
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -75,15 +75,6 @@ def base_commit(name_or_path: str, *, revision: str | None, cache_dir: str | Non
         ) from error
 
 
-@dataclass(frozen=True)
-class Licence:
-    """What the YAML in a model's README says of its licence, in the words of the Hub's metadata."""
-
-    license: str = ""
-    license_name: str = ""
-    license_link: str = ""
-
-
 def license_of(base_model: str, *, revision: str | None, cache_dir: str | os.PathLike | None) -> dict[str, str]:
     """`license`, and `license_name` and `license_link` where there are such, of a base model; empty where unknown.
 
@@ -91,7 +82,7 @@ def license_of(base_model: str, *, revision: str | None, cache_dir: str | os.Pat
     """
     from huggingface_hub import hf_hub_download
 
-    readme, said = Path(base_model, CARD_FILE), Licence()
+    readme, said = Path(base_model, CARD_FILE), {}
     by_name = "Its licence is told by its name."
     if revision is not None:
         try:
@@ -100,11 +91,11 @@ def license_of(base_model: str, *, revision: str | None, cache_dir: str | os.Pat
             logger.info("%s has no README that can be read now. %s", base_model, by_name)
     if readme.is_file():
         try:
-            said = read_front_matter(readme, Licence, remedy=by_name)
+            said = read_front_matter(readme)
         except DataError as error:
-            logger.warning("%s", error)
-    told = {key: value for key, value in asdict(said).items() if value not in ("", "null", "~")}
-    found = {key: value for key, value in told.items() if len(value) <= MAX_SAID}
+            logger.warning("%s %s", error, by_name)
+    told = {key: said.get(key) for key in ("license", "license_name", "license_link")}
+    found = {key: value for key, value in told.items() if isinstance(value, str) and len(value) <= MAX_SAID}
     named = [license for part, license in BASE_LICENSES.items() if part in base_model]
     return found or ({"license": named[0]} if named else {})
 

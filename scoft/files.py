@@ -8,7 +8,6 @@ import functools
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 import stat
@@ -30,7 +29,7 @@ LOCK = ".lock"  # of a folder: held by the process that writes into it
 PATIENCE = 10  # seconds in which what a killed run has left running notices that it is alone
 MAX_NAME = 64  # characters of a name that becomes a file's or a folder's: in UTF-8 they stay below 255 bytes
 MAX_CARD = 2**20  # bytes of a README
-MAX_DEPTH, MAX_NODES = 20, 100_000  # of lists and tables in each other, and of values in all, in its YAML
+MAX_DEPTH = 20  # of lists and tables in each other in its YAML
 MAX_RECORD = 2**26  # bytes of a JSON file; ours stay far below
 
 
@@ -252,6 +251,34 @@ def read_regular(path: Path, *, within: Path | None = None, at_most: int | None 
         return file.read()
 
 
+def read_front_matter(path: Path, *, within: Path | None = None) -> dict:
+    """The YAML with which a card (README.md) begins, {} where it has none. Raises DataError, which names the file.
+
+    YAML's aliases, by which a few lines stand for billions, are refused, and so are brackets in brackets without end,
+    on which it takes hours.
+    """
+    import yaml
+
+    try:
+        text = read_regular(path, within=within, at_most=MAX_CARD).decode("utf-8-sig")
+        found = re.match(r"\s*---[ \t]*\r?\n(.*?)^---", text, re.DOTALL | re.MULTILINE)
+        if found is None:
+            return {}
+        depth = 0
+        for event in yaml.parse(found[1]):
+            if isinstance(event, yaml.AliasEvent):
+                raise DataError("it uses an alias, *name; write out what that stands for")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise DataError(f"more than {MAX_DEPTH} lists and tables lie in each other")
+        content = yaml.safe_load(found[1]) or {}
+        if not isinstance(content, dict):
+            raise DataError("it has no `name: value`")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, RecursionError) as error:
+        raise DataError(f"{path} begins with metadata that is not valid YAML ({error}).") from error
+    return content
+
+
 def read_record(path: Path, kind: type[T], *, remedy: str) -> T:
     """The JSON file `path` as `kind`: a dataclass, a pydantic model, or a type such as dict[str, float].
 
@@ -262,49 +289,6 @@ def read_record(path: Path, kind: type[T], *, remedy: str) -> T:
     except (OSError, DataError) as error:
         raise DataError(f"{path} cannot be read ({error}). {remedy}") from error
     return _checked(content, kind, where=str(path), remedy=remedy)
-
-
-def read_front_matter(path: Path, kind: type[T], *, remedy: str, within: Path | None = None) -> T:
-    """The YAML at the start of the README `path` as `kind`, a dataclass all of whose fields have defaults.
-
-    All values are text, as they stand there; what `kind` does not name is left out. `within`: as of read_regular.
-    Raises DataError, as read_record does, also for YAML of more than MAX_NODES values, counted as if its aliases were
-    written out, by which a few lines stand for billions, and for brackets in brackets without end, on which it takes
-    hours.
-    """
-    import yaml
-    from huggingface_hub.repocard import REGEX_YAML_BLOCK
-
-    try:
-        found = REGEX_YAML_BLOCK.search(read_regular(path, within=within, at_most=MAX_CARD).decode("utf-8-sig"))
-        if not found:
-            return kind()
-        depth = 0
-        for event in yaml.parse(found[2]):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH:
-                raise DataError(f"more than {MAX_DEPTH} lists and tables lie in each other")
-        loader = yaml.BaseLoader(found[2])
-        node = loader.get_single_node()
-        if node is None:
-            return kind()
-        if _values_in(node, {}) > MAX_NODES:
-            raise DataError(f"it has more than {MAX_NODES} values, with its aliases written out")
-        values = loader.construct_document(node)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        said = " ".join(str(error).split())[:300]
-        raise DataError(f"{path} begins with metadata that cannot be read ({said}). {remedy}") from error
-    return _checked(values, kind, where=str(path), remedy=remedy)
-
-
-def _values_in(node, known: dict[int, float]) -> float:
-    """How many values a node of YAML is, itself and those in it, an alias counted as what it stands for."""
-    if id(node) not in known:
-        known[id(node)] = math.inf  # of an alias within what it stands for
-        parts = () if isinstance(node.value, str) else node.value
-        pairs = (part if isinstance(part, tuple) else (part,) for part in parts)
-        known[id(node)] = 1 + sum(_values_in(part, known) for pair in pairs for part in pair)
-    return known[id(node)]
 
 
 def _checked(content: bytes | object, kind: type[T], *, where: str, remedy: str) -> T:

@@ -431,9 +431,7 @@ def test_no_row_has_a_negative(tmp_path):
         ("metadata.csv", "file_name,text\na.png,a house, in Korea\n", "line 2 has more cells than the header"),
         ("metadata.json1", "{}", '1 images but no metadata.jsonl.*Found metadata.json1: rename.*"file_name"'),
         ("metadata.jsonl", b"\xff\xfe", "not UTF-8"),
-        ("README.md", "---\nconfigs: [\n---\n", "README.md begins with metadata that cannot be read.*Mend it"),
-        ("README.md", "---\nconfigs: [{config_name: [korea]}]\n---\n", "README.md .*configs: .*config_name: .*string"),
-        ("README.md", "---\na: &a [*a]\nconfigs: *a\n---\n", "more than 100000 values"),
+        ("README.md", "---\nconfigs: [\n---\n", "README.md begins with metadata that is not valid YAML"),
     ],
 )
 def test_bad_metadata_file(tmp_path, name, text, message):
@@ -634,14 +632,14 @@ def test_readme_names_own_files_alone(hub, web, tmp_path, monkeypatch, named, wh
 @pytest.mark.parametrize(
     ("readme", "message"),
     [
-        ("configs: 3", "configs: "),
-        ("configs: [x]", "configs: "),
-        ("configs:\n- config_name: korea\n  data_files: 3", "names 0 files"),
+        ("configs: 3", "configs must be a list"),
+        ("configs: [x]", "configs must be a list"),
+        ("configs:\n- config_name: korea\n  data_files: 3", "data_files 3"),
         ("configs:\n- config_name: korea\n  data_files: [[a]]", "must be text"),
         ("configs:\n- config_name: korea\n  data_files: [{split: train}]", "Invalid format"),
         ("configs:\n- config_name: korea\n  data_files: 'a**b'", "Invalid pattern"),
-        ("configs: " + BLOWN, "more than 100000 values"),
-        ("- a", "is not as it was written"),
+        ("configs: " + BLOWN, "uses an alias"),
+        ("- a", "it has no `name: value`"),
         ("a: " + "[" * 100_000, "more than 20 lists"),
     ],
 )
@@ -1143,23 +1141,6 @@ def test_name_order(hub, tmp_path, monkeypatch):
     assert find_dataset("bob/ccub", culture=None) == DatasetSource("hub", "bob/ccub", "bob/ccub")
     (tmp_path / "bob" / "ccub").mkdir(parents=True)
     assert find_dataset("bob/ccub", culture=None).kind == "folder"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
-            f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcd", "bcde")) + "license: *e",
-         "more than 100000 values"),
-        ("configs: [korea]", "configs: "),
-    ],
-)  # fmt: skip
-def test_a_hub_page_that_would_fill_the_memory_is_refused(hub, text, message):
-    """The README of a Hub dataset is read within the same bounds."""
-    hub.add("dataset", "bob/ccub", {"README.md": f"---\n{text}\n---\n".encode()})
-    source = find_dataset("bob/ccub", culture=None)
-    with pytest.raises(DataError, match=f"README.md .*({message}).*ask its owner to"):
-        read_dataset(source, culture=None, needs_blip=False, needs_negatives=False)
 
 
 @pytest.fixture

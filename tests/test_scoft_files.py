@@ -159,51 +159,30 @@ def test_records_are_what_they_should_be(tmp_path, content, message):
         read_record(path, Judged, remedy="Judge it again.")
 
 
-@dataclasses.dataclass
-class Page:
-    license: str = ""
-    tags: list[str] = dataclasses.field(default_factory=list)
-
-
-def test_the_start_of_a_page_is_read_as_text(tmp_path):
-    """Values are text as they stand there, whatever they look like; what is not asked for is left out."""
-    page = tmp_path / "README.md"
-    for text, expected in [
-        ("\ufeff---\r\nlicense: 1.0\r\ntags: [no, &a 2026-99-99, *a]\r\nrest: {a: !!int x}\r\n---\r\n# Page",
-         Page("1.0", ["no", "2026-99-99", "2026-99-99"])),
-        ("---\n# nothing\n---\n", Page()),
-        ("# Page\n---\nlicense: mit\n---\n", Page()),
-        ("", Page()),
-    ]:  # fmt: skip
-        page.write_bytes(text.encode())
-        assert read_front_matter(page, Page, remedy="") == expected
-
-
 LAUGHS = "\n".join(["a0: &a0 ha", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30))])
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (f"{LAUGHS}\nlicense: *a29", "more than 100000 values"),
-        (LAUGHS.replace("[", "{x: [").replace("]", "]}"), "more than 100000 values"),
-        ("a: &a [*a]", "more than 100000 values"),
-        ("a: " + "[" * 5000, "more than 20 lists and tables"),
-        ("license: [mit", "metadata that cannot be read"),
-        ("license: \0", "metadata that cannot be read"),
-        ("[mit]: x", "metadata that cannot be read.*unhashable"),
-        ("license: {a: b}", "license: Input should be a valid string"),
-        ("- mit", "not as it was written"),
+        (f"{LAUGHS}\nlicense: *a29", "uses an alias"),
+        ("a: &a [*a]", "uses an alias"),
+        ("a: " + "[" * 5000, "lie in each other"),
+        ("license: [mit", "not valid YAML"),
+        ("license: \0", "not valid YAML"),
+        ("license: !!bool mit", "not valid YAML"),
+        ("license: !!timestamp mit", "not valid YAML"),
+        ("[mit]: x", "not valid YAML.*unhashable"),
+        ("- mit", "has no `name: value`"),
         ("x: " + "y" * 2**20, "1048576 are allowed"),
     ],
     ids=lambda value: value[:20],
 )
 def test_a_page_that_would_fill_the_memory_is_refused(tmp_path, text, message):
-    """Aliases of aliases, endless ones, nesting and sizes are bounded before anything is built of them."""
+    """Aliases of aliases, nesting and sizes are bounded before anything is built of them; tags that lie are told."""
     (tmp_path / "README.md").write_text(f"---\n{text}\n---\n")
-    with pytest.raises(DataError, match=f"README.md .*{message}.*Mend it") as raised:
-        read_front_matter(tmp_path / "README.md", Page, remedy="Mend it.")
-    assert len(str(raised.value)) < 600 and "\n" not in str(raised.value)
+    with pytest.raises(DataError, match=f"(?s)README.md .*{message}"):
+        read_front_matter(tmp_path / "README.md")
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "/x", "a/b", "a b", "-x", "_x", "x" * 65, "a\n", "a\0"])
