@@ -43,6 +43,7 @@ import scoft_data
 import scoft_hub
 import scoft_losses
 import scoft_metrics
+from scoft import lora_folder
 from scoft.base_model import load_pipeline, loading
 from scoft.errors import DataError
 from scoft.evaluate import figures
@@ -58,7 +59,15 @@ from scoft.files import (
     write_atomically,
 )
 from scoft.images import MAX_BYTES, open_image
-from scoft.lora_folder import LORA_FILE, RECORD_FILE, load_into_pipeline
+from scoft.lora_folder import (
+    EVALUATION_FILE,
+    LORA_FILE,
+    RECORD_FILE,
+    TrainingRecord,
+    load_into_pipeline,
+    lora_sha256,
+    read_training_record,
+)
 from scoft_data import culture_words
 from scoft_losses import load_whole
 from scoft_metrics import Estimate
@@ -552,36 +561,13 @@ def load_lora(pipeline, picture: Picture, file: Path):
         raise DataError(f"--lora {picture.lora}: {file} was replaced while pictures were drawn; run the same again.")
 
 
-@dataclass(frozen=True)
-class TrainedWith:
-    """Of the arguments of a run, what its pictures are drawn with."""
-
-    resolution: int
-
-
-@dataclass(frozen=True)
-class TrainedOn:
-    """Of what a run found out, what its pictures are drawn with."""
-
-    base_model: str
-
-
-@dataclass(frozen=True)
-class TrainingRecord:
-    """What `training_args.json` says of a LoRA that matters here."""
-
-    arguments: TrainedWith
-    resolved: TrainedOn
-
-
 def training_records(files: dict[str, Path]) -> dict[str, TrainingRecord]:
     """Place -> the record of its LoRA, from beside the file or above its checkpoint, where there is one."""
     records = {}
     for place, file in files.items():
         for record in (file.with_name(RECORD_FILE), file.parent.with_name(RECORD_FILE)):
             if record.is_file():
-                remedy = f"Restore it; without it --lora {place} is drawn on --pretrained_model_name_or_path."
-                records[place] = read_record(record, TrainingRecord, remedy=remedy)
+                records[place] = read_training_record(record)
                 break
     return records
 
@@ -1228,12 +1214,6 @@ class Difference(Number):
     to: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderRecord:
-    place: str | None
-    sha256: str
-
-
 @dataclass(kw_only=True)
 class Count:
     pictures: int = 0
@@ -1254,7 +1234,7 @@ class Results:
     neighbours: int
     settings: dict[str, str | int | float | None]
     loras: dict[str, str | None]  # method -> sha256
-    encoders: dict[str, EncoderRecord]
+    encoders: dict[str, lora_folder.Encoder]
     counts: dict[str, Count]  # by <method>/<set>
     scores: list[Score]
     differences: list[Difference]
@@ -1289,7 +1269,7 @@ def write_results(
         settings={name: getattr(pictures[0], name) for name in SETTINGS if name != "culture"},
         loras={picture.method: picture.lora_sha256 for picture in pictures},
         encoders={
-            name: EncoderRecord(place=scoft_hub.without_places(each.place), sha256=each.sha256)
+            name: lora_folder.Encoder(place=scoft_hub.without_places(each.place), sha256=each.sha256)
             for name, each in features.encoders.items()
         },
         counts=dict(counts),
@@ -1637,7 +1617,7 @@ def fill_card(args: argparse.Namespace, results: dict[Path, Results]):
         raise DataError(
             f"--card {args.card} is no LoRA folder of train_scoft_lora.py: no {file.name}, or no {RECORD_FILE}."
         )
-    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    sha256 = lora_sha256(args.card)
     found = ((folder, each) for folder, each in results.items() if each.loras.get(args.method) == sha256)
     folder, its_own = next(found, (None, None))
     if its_own is None:
@@ -1647,16 +1627,19 @@ def fill_card(args: argparse.Namespace, results: dict[Path, Results]):
             f"--method {args.method} was not drawn by the LoRA in {args.card}; the LoRAs scored are "
             f"{methods or 'none'}. If it was trained anew, generate and score again."
         )
-    rows = [
-        {"metric": metric, "name": headline(metric, of), "method": method, "shown": shown(estimate, metric),
-         "value": estimate.value}
-        for (metric, of, method), estimate in its_own.estimates.items()
-        if method in (BASE, args.method)
-    ]  # fmt: skip
-    facts = dataclasses.asdict(its_own)
-    record = {"method": args.method, "lora_sha256": sha256, "rows": rows}
-    record |= {name: facts[name] for name in ("question", "confidence", "encoders")}
-    write_atomically(args.card / scoft_hub.EVALUATION_FILE, json.dumps(record, indent=1) + "\n")
+    record = lora_folder.Evaluation(
+        method=args.method,
+        question=its_own.question,
+        confidence=its_own.confidence,
+        encoders=its_own.encoders,
+        rows=[
+            lora_folder.Score(metric, headline(metric, of), method, shown(estimate, metric), estimate.value)
+            for (metric, of, method), estimate in its_own.estimates.items()
+            if method in (BASE, args.method)
+        ],
+        lora_sha256=sha256,
+    )
+    write_atomically(args.card / EVALUATION_FILE, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
     if grid := method_grid(folder, only=(BASE, args.method)):
         write_png(args.card / "images/evaluation.png", grid)
     scoft_hub.write_model_card(args.card)

@@ -21,6 +21,7 @@ import re
 import shlex
 import stat
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from PIL import Image
 
 from scoft.errors import DataError
 from scoft.files import checked_name, content_key, open_regular, read_front_matter, read_regular
+from scoft.hub import ask, text_of
 from scoft.images import MAX_BYTES, open_image
 
 
@@ -76,7 +78,7 @@ DEFAULTS_FILE = "defaults.yaml"  # of an embedded dataset: a section of flags fo
 _HERE = Path(__file__).resolve().parent
 _METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 _SPLITS = ("train", "validation", "test")
-_PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+_PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 _EXAMPLE_LINE = '{"file_name": "images/house.jpg", "text": "a house with a tiled roof"}'
 MAX_FILES = 100_000  # that a dataset's folder may hold
 MAX_METADATA = 2**28  # bytes
@@ -85,7 +87,9 @@ MAX_TEXT = 10_000  # characters of a caption; CLIP reads 77 tokens
 
 def culture_words(culture: str) -> str:
     """A `--culture` as words in a prompt: 'united_states' -> 'the United States', 'new-zealand' -> 'New Zealand'."""
-    words = checked_name(culture, what="--culture").replace("_", " ").replace("-", " ").split()
+    words = culture.replace("_", " ").replace("-", " ").split()
+    if not words:
+        raise DataError(f"--culture {culture!r} is blank; give a name such as {', '.join(CULTURES)}.")
     return CULTURES.get(culture) or " ".join(word[0].upper() + word[1:] for word in words)
 
 
@@ -110,11 +114,15 @@ def find_dataset(name: str, *, culture: str | None) -> DatasetSource:
     A folder wins over the Hub because CCUB's photographs belong to third parties, so each user prepares a private
     copy. Whether a Hub dataset exists turns out when it is read. Raises DataError with all that was tried.
     """
+    if culture is not None:
+        checked_name(culture, what="--culture")
     embedded = embedded_folder(name)
     if embedded is not None:
         return DatasetSource("folder", str(embedded / "ccub"), name)
     try:
-        folder = Path(name or "\0").expanduser()  # a blank name would be the folder at hand
+        if not name:  # which would be the folder at hand
+            raise ValueError("it is blank")
+        folder = Path(name).expanduser()
         if stat.S_ISDIR(folder.stat().st_mode):
             return DatasetSource("folder", str(folder.resolve()), name)
         raise DataError(f"--dataset {name}: this is a file. Give the folder it lies in, or a dataset of the Hub.")
@@ -129,11 +137,10 @@ def find_dataset(name: str, *, culture: str | None) -> DatasetSource:
     if not _is_bare(name):
         raise _not_found(name, culture, "the Hub: not asked, since its ids look like `name` or `org/name`")
 
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 
     try:
-        user = HfApi().whoami()["name"]
+        user = ask(lambda api: text_of(api.whoami()["name"], r"\w[\w.-]*"))
     except LocalTokenNotFoundError as error:
         tried = f"the Hub: <your name>/{name}, but nobody is logged in (`hf auth login`)"
         raise _not_found(name, culture, tried) from error
@@ -289,19 +296,15 @@ def read_dataset(
     A folder is read in either of these layouts, alone or with one subfolder per culture:
     - `metadata.jsonl` or `metadata.csv` in it or in `<split>/`, with imagefolder's `file_name` and
       `negatives_file_names`, or the authors' `negative_imgpath`; paths count from the metadata's folder;
-    - parquet; its README may declare a config per culture.
-    A folder or Hub dataset without cultures is taken whole. `revision`, a branch, tag or commit, is of a Hub dataset.
+    - parquet files, in it, in `data/` or in `<split>/`, of the split that is in their names, or else all train.
+    Its README may declare a config per culture. A dataset of the Hub is such a folder; `revision` is a branch, tag or
+    commit of it. Without cultures it is taken whole. Only regular files of the dataset's own folder are read, and in
+    parquet from the Hub only pictures that lie in the rows.
 
     With `max_samples` rows are shuffled by `seed` and the first ones kept, the same as in diffusers' scripts.
-    Raises DataError for all that is wrong; with `skip_bad_images` bad images are left out with a warning instead.
+    Raises DataError for all that is wrong; with `skip_bad_images` bad images, and rows without a usable caption, are
+    left out with a warning instead.
     """
-    columns = _Columns(
-        image_column,
-        caption_column,
-        blip_caption_column if needs_blip else None,
-        negatives_column if needs_negatives else None,
-        completing=_how_to_complete(source, culture),
-    )
     if source.kind == "hub":
         place = _hub_place(source, culture, split=split, cache_dir=cache_dir, revision=revision)
     elif revision is not None:
@@ -311,12 +314,18 @@ def read_dataset(
     else:
         place = _Place(Path(source.location), within=Path(source.location), called=source.location)
     try:
+        columns = _Columns(
+            image_column,
+            caption_column,
+            blip_caption_column if needs_blip else None,
+            negatives_column if needs_negatives else None,
+            completing=_how_to_complete(source, culture),
+        )
         rows = _place_rows(place, culture, split=split, columns=columns, cache_dir=cache_dir)
     except OSError as error:
         raise DataError(f"--dataset {source.name} cannot be read: {error}") from error
     if not rows:
         raise DataError(f"--dataset {source.name}: split {split!r} is empty; give it rows, such as {_EXAMPLE_LINE}")
-    _check_characters(rows)
     if max_samples is not None:
         if not 1 <= max_samples <= len(rows):
             raise DataError(
@@ -325,18 +334,24 @@ def read_dataset(
         # datasets' own shuffle(seed), hence diffusers' choice of rows
         rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:max_samples]]
 
+    total = len(rows)
     captions = _checked_texts(
         [(row.name, row.caption) for row in rows],
         problem=f"no usable caption in column {caption_column!r} (--caption_column)",
         fix="A caption is a string, or a list of strings, that is not blank.",
+        skip=skip_bad_images,
     )
-    blip_captions: list[list[str]] = [[] for _ in rows]
+    blip_captions: dict[int, list[str]] = {i: [] for i in range(total)}
     if needs_blip:
         blip_captions = _checked_texts(
             [(row.name, row.blip_caption) for row in rows],
             problem=f"no usable BLIP caption in column {blip_caption_column!r} (--blip_caption_column)",
             fix=columns.blip_fix,
+            skip=skip_bad_images,
         )
+    usable = [i for i in range(total) if i in captions and i in blip_captions]
+    rows, captions, blip_captions = ([each[i] for i in usable] for each in (rows, captions, blip_captions))
+    warn_of_scripts([(row.name, text) for row, texts in zip(rows, captions) for text in texts])
 
     checked = _checked_images(rows, dataset=source.name, skip_bad_images=skip_bad_images)
     kept = list(checked)
@@ -352,7 +367,7 @@ def read_dataset(
         image_hashes=[checked[i].image_hash for i in kept],
         fingerprint=content_key(*row_keys),
         commit=place.root.name if place.is_hub else None,
-        dropped=len(rows) - len(kept),
+        dropped=total - len(kept),
         names=[rows[i].name for i in kept],
         image_files=[rows[i].image_file for i in kept],
         negative_files=[checked[i].negative_files for i in kept],
@@ -438,18 +453,19 @@ class _ArrowCell:
         return f"column {self.column!r}"
 
 
-def _shown(written: object) -> str:
-    """What a dataset wrote, as messages show it: short, and without what would steer a terminal."""
-    text = repr(str(written)[:MAX_TEXT])[1:-1]
-    return text if len(text) <= 120 else f"{text[:60]}...{text[-50:]}"
+def _shown(written: object, *, most: int = 120, quoted: bool = False) -> str:
+    """What a dataset wrote, as messages show it: in few characters, none of which steers a terminal."""
+    text = repr(written) if quoted else repr(str(written))[1:-1]
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
 
 
 def _require_column(found: Iterable[str], spellings: Sequence[str], *, flag: str, where: object, fix: str = "") -> str:
     for spelling in spellings:
         if spelling in found:
             return spelling
+    columns = _shown(", ".join(sorted(map(str, found))), most=500) or "none"
     raise DataError(
-        f"{where} has no column {spellings[0]!r} ({flag}); its columns are: {', '.join(sorted(found)) or 'none'}. "
+        f"{where} has no column {spellings[0]!r} ({flag}); its columns are: {columns}. "
         f"Name the right one with {flag}. {fix}".rstrip()
     )
 
@@ -476,7 +492,7 @@ def _split_files(place: _Place, culture: str | None, split: str) -> list[Path]:
     }
     if culture in cultures:
         root = cultures[culture]
-    elif configs:  # a lone 'default' says nothing about cultures
+    elif configs and not _metadata_files(root, split):  # a lone 'default' says nothing about cultures
         return _declared_files(place, configs["default"], split)
     elif not _holds_rows(root, split):
         if not cultures:
@@ -598,7 +614,7 @@ def _unreadable_folder(place: _Place) -> DataError:
     return DataError(
         f"{place.called} holds {len(photos)} images but no {' or '.join(_METADATA_NAMES)}, in it or in its train/, "
         "and no parquet."
-        + (f" Found {', '.join(lookalikes)}: rename it to metadata.jsonl." if lookalikes else "")
+        + (f" Found {_listing(lookalikes)}: rename it to metadata.jsonl." if lookalikes else "")
         + " What the pictures show is for people to say: write a text file metadata.jsonl beside them with one line "
         f"per image, such as {example}"
     )
@@ -609,14 +625,11 @@ def _example_line(file_name: str) -> str:
 
 
 def _metadata_rows(file: Path, *, within: Path, columns: _Columns) -> list[_Row]:
-    try:
-        text = read_regular(file, within=within, at_most=MAX_METADATA).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text ({error}); save it as UTF-8.") from error
-    except (OSError, DataError) as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
-    lines = io.StringIO(text, newline="")
-    records = list(_jsonl_records(lines, file) if file.suffix == ".jsonl" else _csv_records(lines, file))
+    lines = read_metadata(file, within=within)
+    if file.suffix == ".jsonl":
+        records = [record for _, record in jsonl_records(lines, file)]
+    else:
+        records = list(_csv_records(lines, file))
     if not records:
         return []
     found = {name for record in records for name in record}
@@ -655,7 +668,19 @@ def _metadata_rows(file: Path, *, within: Path, columns: _Columns) -> list[_Row]
     return rows
 
 
-def _jsonl_records(lines: Iterable[str], file: Path) -> Iterable[dict]:
+def read_metadata(file: Path, *, within: Path) -> io.StringIO:
+    """The lines of a metadata file, as they end in it. Raises DataError."""
+    try:
+        text = read_regular(file, within=within, at_most=MAX_METADATA).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text ({error}); save it as UTF-8.") from error
+    except (OSError, DataError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+    return io.StringIO(text, newline="")
+
+
+def jsonl_records(lines: Iterable[str], file: Path) -> Iterator[tuple[int, dict]]:
+    """Number and content of each line of `file` that is not blank. Raises DataError."""
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -667,7 +692,7 @@ def _jsonl_records(lines: Iterable[str], file: Path) -> Iterable[dict]:
             ) from error
         if not isinstance(record, dict):
             raise DataError(f"{file}, line {number} is not a JSON object; write a line such as {_EXAMPLE_LINE}")
-        yield record
+        yield number, record
 
 
 def _csv_records(lines: Iterable[str], file: Path) -> Iterable[dict]:
@@ -706,13 +731,15 @@ def hub_commit(
     no such repository or revision or it is not for this user, is believed. Raises OSError or httpx's HTTPError, as
     huggingface_hub does; LocalEntryNotFoundError if the cache cannot tell.
     """
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
     download = functools.partial(hf_hub_download, repo_id, file, repo_type=repo_type, cache_dir=cache_dir)
     try:
-        commit = HfApi().repo_info(repo_id, repo_type=repo_type, revision=revision).sha
-    except (HTTPError, OfflineModeIsEnabled) as error:
+        commit = ask(
+            lambda api: text_of(api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha, "[0-9a-f]{40}")
+        )
+    except (HTTPError, OfflineModeIsEnabled, TimeoutError) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
             raise
     else:
@@ -726,7 +753,7 @@ def hub_commit(
 def _hub_place(source: DatasetSource, culture: str | None, *, split: str, cache_dir, revision: str | None) -> _Place:
     """The folder of the cache with what a Hub dataset holds of a culture's split, at the commit that is its name."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
     location = source.location
     download = functools.partial(snapshot_download, location, repo_type="dataset", cache_dir=cache_dir)
@@ -745,7 +772,7 @@ def _hub_place(source: DatasetSource, culture: str | None, *, split: str, cache_
             # the download's * goes through folders, so these name all that the README's do, or more
             wanted = [pattern.replace("**/", "*") for pattern in patterns]
         download(revision=commit, allow_patterns=wanted)
-    except (HTTPError, OSError) as error:
+    except (HTTPError, HFValidationError, OSError) as error:
         raise _not_found(source.name, culture, f"the Hub, {location}: {error}") from error
     return place
 
@@ -827,31 +854,50 @@ def _texts(cells: pa.ChunkedArray, where: str) -> list:
 # Checks --------------------------------------------------------------------------------------------------------------
 
 
-def _check_characters(rows: Sequence[_Row]):
-    """Refuse captions that no tokenizer takes, and those so long that they are none. Raises DataError."""
-    bad = []
-    for row in rows:
-        for cell in (row.caption, row.blip_caption):
-            for text in [cell] if isinstance(cell, str) else cell if isinstance(cell, list) else ():
-                if isinstance(text, str) and (found := re.search("[\0\ud800-\udfff]", text)):
-                    bad.append(f"{row.name}: {found[0]!r} in {_shown(text)}")
-                elif isinstance(text, str) and len(text) > MAX_TEXT:
-                    bad.append(f"{row.name}: {len(text)} characters; {MAX_TEXT} are allowed")
-    if bad:
-        raise DataError(f"{len(bad)} captions are not text that people write: {_listing(bad)}. Write them anew.")
+def unusable(text: object) -> str:
+    """Why a caption cannot be used, as messages say it; '' if it can."""
+    if not isinstance(text, str) or not text.strip():
+        return _shown(text, quoted=True)
+    if found := re.search("[\0\ud800-\udfff]", text):  # which no tokenizer or no file takes
+        return f"{found[0]!r} in {_shown(text)}"
+    return f"{len(text)} characters, of which {MAX_TEXT} are allowed" if len(text) > MAX_TEXT else ""
 
 
-def _checked_texts(cells: Sequence[tuple[str, object]], *, problem: str, fix: str) -> list[list[str]]:
-    """Each cell as a list of strings; a DataError that names the rows where one is missing, blank or not text."""
-    texts = [[cell] if isinstance(cell, str) else cell for _, cell in cells]
-    bad = [
-        f"{name}: {cell!r}"
-        for (name, cell), text in zip(cells, texts, strict=True)
-        if not (isinstance(text, list) and text and all(isinstance(each, str) and each.strip() for each in text))
-    ]
+def _checked_texts(cells: Sequence[tuple[str, object]], *, problem: str, fix: str, skip: bool) -> dict[int, list[str]]:
+    """Place of a cell -> its strings. A DataError names the rows where one is missing, blank or not text; with `skip`
+    a warning does, unless none is left.
+    """
+    good, bad = {}, []
+    for i, (name, cell) in enumerate(cells):
+        texts = cell if isinstance(cell, list) and cell else [cell]
+        if why := next(filter(None, map(unusable, texts)), ""):
+            bad.append(f"{name}: {why}")
+        else:
+            good[i] = texts
     if bad:
-        raise DataError(f"{len(bad)} of {len(cells)} rows have {problem}: {_listing(bad)}. {fix}")
-    return texts
+        message = f"{len(bad)} of {len(cells)} rows have {problem}"
+        if not (skip and good):
+            skipping = " --skip_bad_images leaves such rows out." if good else ""
+            raise DataError(f"{message}: {_listing(bad)}. {fix}{skipping}")
+        logger.warning("--skip_bad_images: %s and are left out: %s", message, "; ".join(bad))
+    return good
+
+
+def warn_of_scripts(captions: Sequence[tuple[str, str]]) -> None:
+    """Log which captions, (row's name, text), are mostly in other letters than Latin ones."""
+
+    def is_foreign(text: str) -> bool:
+        letters = [character for character in text if character.isalpha()]
+        return 2 * sum("LATIN" in unicodedata.name(letter, "") for letter in letters) < len(letters)
+
+    if foreign := [f"{name}: {text!r}" for name, text in captions if is_foreign(text)]:
+        logger.warning(
+            "%d of %d captions are in letters that CLIP does not read, since it learned from English: %s. Write them "
+            "in English, unless the base model's text encoder reads their language.",
+            len(foreign),
+            len(captions),
+            _listing(foreign),
+        )
 
 
 @dataclass(frozen=True)
@@ -889,7 +935,7 @@ def _checked_images(rows: Sequence[_Row], *, dataset: str, skip_bad_images: bool
     if problems and not skip_bad_images:
         raise DataError(
             f"--dataset {dataset}: {len(problems)} of {len(files)} images cannot be used: {_listing(problems)}. "
-            "Repair or remove them, or leave them out with --skip_bad_images."
+            "Repair or remove them; train_scoft_lora.py leaves them out with --skip_bad_images."
         )
     if problems:
         logger.warning("--skip_bad_images leaves out %d images: %s", len(problems), "; ".join(problems))

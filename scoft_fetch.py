@@ -64,7 +64,7 @@ _OPT_OUTS = {"noai", "noimageai", "noml", "noindex", "noimageindex", "none"}
 # What an X-Robots-Tag is made of: a date, which may hold commas; numbers and sizes, of no interest; and words, each a
 # directive, or with a colon the robot that the rest of the line is for.
 _ROBOTS_TAG = re.compile(
-    r"unavailable_after\s*:\s*(?P<date>(?:[a-z]+,)?[^,]*)|max-[a-z-]+\s*:\s*[^\s,]*|(?P<word>[^\s,:]+)(?P<colon>\s*:)?"
+    r"unavailable_after\s*:\s*(?P<date>(?:[a-z]+,)?[^,]*)|max-[a-z-]+\s*:\s*[^\s,]*|(?P<word>[^\s,:;]+)(?P<colon>\s*:)?"
 )
 _ARCHIVED = "X-Archive-Orig-"  # before the names of the headers that the Internet Archive was given
 _URL_CHARACTERS = 8000  # RFC 9110, 4.1: what all servers should understand

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import evaluate_scoft
 import scoft_data
@@ -149,6 +150,31 @@ def test_a_picture_is_what_the_pipeline_draws(done, lora, tiny_pipeline):
         assert np.abs(found - np.asarray(image.images[0], int)).max() <= 1
         drawn[method] = found
     assert np.abs(drawn["base"] - drawn["m"]).max() > 3
+
+
+def test_a_lora_that_loads_in_part_draws_nothing_and_its_whole_file_does(done, words, lora, tmp_path):
+    """Keys of two forms, as earlier versions wrote, are refused before any drawing; the kohya file draws the same."""
+    shutil.copytree(lora, tmp_path / "lora", ignore=shutil.ignore_patterns("checkpoint-*"))
+    weights = load_file(lora / LORA_FILE).items()
+    weights = {
+        name.replace("to_v.lora_A", "to_v.lora.down").replace("to_v.lora_B", "to_v.lora.up"): weight
+        for name, weight in weights
+    }
+    save_file(weights, tmp_path / "lora" / LORA_FILE)
+    for place in ("lora", "lora/scoft-veridia-kohya.safetensors"):
+        flags = [f"m={tmp_path / place}" if word.startswith("m=") else word for word in words["generate"]]
+        flags = [*(word for word in flags if word != "--checkpoints"), "--sets", "prompts", "--num_images", "1"]
+        if place == "lora":
+            with pytest.raises(DataError, match=r"holds 32 tensors, and 16 of them are in the model.*to_v\.lora_A"):
+                run("generate", tmp_path / "out", flags)
+            assert not pictures_of(tmp_path / "out")
+        else:
+            run("generate", tmp_path / "out", flags)
+    drawn = pictures_of(tmp_path / "out")
+    assert len(drawn) == 4
+    for name in drawn:
+        found, expected = (np.asarray(Image.open(folder / name), int) for folder in (tmp_path / "out", done))
+        assert np.abs(found - expected).max() <= 1
 
 
 def test_interrupted_and_resumed_it_is_the_undisturbed_one(done, words, tmp_path, monkeypatch):
