@@ -603,11 +603,9 @@ def own_resolution(base: str, *, commit: str | None, cache_dir: str | None) -> i
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     place = {"revision": commit, "cache_dir": cache_dir}
-    try:
+    with loading(base):
         latent = UNet2DConditionModel.load_config(base, subfolder="unet", **place)["sample_size"]
         vae = AutoencoderKL.load_config(base, subfolder="vae", **place)
-    except (OSError, KeyError) as error:
-        raise DataError(f"--pretrained_model_name_or_path {base} is no Stable Diffusion: {error}") from error
     return latent * 2 ** (len(vae["block_out_channels"]) - 1)
 
 
