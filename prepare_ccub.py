@@ -11,6 +11,7 @@ line for every link or picture and says what became of it. On several GPUs: `acc
 """
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -18,9 +19,9 @@ import html
 import io
 import json
 import logging
+import math
 import re
 import sys
-import textwrap
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,23 +34,46 @@ from scoft.launch import Parser, progress, run_main, set_up_logging
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
+import scoft_data
 import scoft_hub
 import scoft_losses
+from scoft import sheets
+from scoft.base_model import load_pipeline, loading
 from scoft.errors import DataError
-from scoft.files import Ledger, content_key, model_key, write_atomically
-from scoft.images import as_rgb, open_image, upright
-from scoft_data import CATEGORIES, culture_words, stable_generator
+from scoft.files import (
+    Ledger,
+    checked_name,
+    content_key,
+    model_key,
+    open_regular,
+    private_folder,
+    read_regular,
+    sole_writer,
+    write_atomically,
+)
+from scoft.hub import CREDENTIALS
+from scoft.images import MAX_PIXELS, Room, as_rgb, open_image, upright
+from scoft_data import (
+    CATEGORIES,
+    MAX_METADATA,
+    SHEET_TABS,
+    culture_words,
+    jsonl_records,
+    read_metadata,
+    stable_generator,
+    unusable,
+    warn_of_scripts,
+)
 from scoft_fetch import Fetched, Fetcher, NotUsable, open_photograph
+from scoft_losses import load_whole
 
 
 logger = logging.getLogger("scoft")
 
 STAGES = ("fetch", "clean", "caption", "negatives", "filter", "write")
-# CCUB is a sheet of links; these of its tabs are publicly known (github.com/cmubig/CCUB).
 SHEET = "https://docs.google.com/spreadsheets/d/1dbSXgwCZuu9zpDZyUQ-pKDZGRYhzeaXCR5geRYNUwEA/export?format=csv&gid={}"
-SHEET_TABS = {"korea": 1345336179, "china": 567535443}
 LINK_COLUMNS = ("country_code", "category_code", "url", "caption", "created_at")
 COUNTRY_CODES = {
     "KOR": "korea",
@@ -71,6 +95,7 @@ CATEGORY_CODES = {
     "RELIG": "religion & festival",
 }
 NO_CATEGORY, UNKNOWN = "no category", "unknown"
+PERIODS = ("traditional", "modern")  # the paper asks each collector for photographs of both
 EXAMPLE_LINE = '{"file_name": "market.jpg", "text": "a market in Ibadan", "category": "city"}'  # of a metadata.jsonl
 # Names and adjectives of cultures; a naive caption that uses one is kept, and counted in the card.
 CULTURE_WORDS = {
@@ -86,20 +111,23 @@ CULTURE_WORDS = {
 }
 ARCHIVE = "https://web.archive.org/web/2023id_/{}"
 MIDAS, MIDAS_FILE = "lllyasviel/Annotators", "dpt_hybrid-midas-501f0c75.pt"  # MiDaS's weights for controlnet_aux
-FETCH_THREADS, CLEAN_THREADS = 8, 4  # a large photograph takes a gigabyte while it is cleaned
+FETCH_THREADS, CLEAN_THREADS = 8, 4
+MAX_FILE_BYTES = 300_000_000  # of a picture in --images
 ATTEMPTS = 5  # at a caption or a negative that comes out unusable
 NUCLEUS, CAPTION_TOKENS = 0.9, 30  # top_p of a naive caption, and its greatest length
 # Nearer than this a negative is too much like its photograph to be one. The paper's value is not public; this one is
 # ours, not tuned: DreamSim was trained on variations of one picture, which are to stay below it. See histogram.png.
 FALSE_NEGATIVE_THRESHOLDS = {"dreamsim": 0.3}
-SHEET_ROWS = 50  # photographs of a page of the contact sheet
-# The flags that the card tells of.
+FILTER_SETTINGS = ("filter_model", "false_negative_threshold")  # belong to one --filter_distance
+NEGATIVE_QUALITY = 90  # of its JPEG file
+SHEET_ROWS = 25  # photographs of a page of the contact sheet
 # What the Hub asks of whoever wants a dataset whose owner has switched access requests on.
 GATED_PROMPT = (
     "The photographs belong to those who took them, and show people whom you have not asked. By asking for access you "
     "agree not to pass them on, not to recognise faces or guess where people come from with them, not to teach models "
     "stereotypes with them, and to delete your copy of whatever is withdrawn from here."
 )
+# The flags that the card tells of.
 SETTINGS = (
     "captioner",
     "num_captions",
@@ -116,6 +144,15 @@ SETTINGS = (
     "false_negative_threshold",
     "seed",
 )
+# Stage -> flag -> a model's description, how the name of its class ends, and its weights.
+MODEL_FILES = {
+    "caption": {"captioner": ("config.json", ("ForConditionalGeneration", "ForCausalLM"), "*.safetensors")},
+    "negatives": {
+        "pretrained_model_name_or_path": ("model_index.json", ("Pipeline",), "unet/*.safetensors"),
+        "controlnet": ("config.json", ("ControlNetModel",), "*.safetensors"),
+        "depth_model": ("config.json", ("ForDepthEstimation",), "*.safetensors"),
+    },
+}
 MODELS = ("captioner", "pretrained_model_name_or_path", "controlnet", "depth_model", "filter_model")
 
 
@@ -130,6 +167,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--links", help="CSV file or URL with columns url and caption; default: CCUB's own sheet")
     source.add_argument("--images", type=Path, help="folder of pictures with a metadata.jsonl or metadata.csv")
+    parser.add_argument(
+        "--defaults",
+        choices=scoft_data.EMBEDDED,
+        help="take an embedded world's models and settings where no flag says otherwise: nothing is downloaded",
+    )
     parser.add_argument("--output", type=Path, default=Path("ccub"), help="the dataset; a subfolder for each culture")
     parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of splits, captions and negatives")
@@ -154,6 +196,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     clean.add_argument(
         "--near_duplicate_bits", type=int, default=16, help="of 128 in which two hashes may differ; -1: keep all"
     )
+    clean.add_argument("--jpeg_quality", type=int, default=95, help="of photographs, which are encoded anew")
     clean.add_argument(
         "--test_share", type=float, default=0.2, help="of each category's photographs that have no split yet"
     )
@@ -172,7 +215,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     models.add_argument("--num_negatives", type=int, default=5, help="of a photograph, before the filter")
     models.add_argument(
-        "--prompt_suffix", help="what ends a negative's prompt; default: in <culture>, e.g. 'in Korea'"
+        "--prompt_suffix",
+        default="in {}",
+        help="ends a negative's prompt, {} is the culture; '' for what is no place",
     )
     models.add_argument("--resolution", type=int, default=512, help="short side of a negative in pixels")
     models.add_argument("--num_inference_steps", type=int, default=20)
@@ -203,20 +248,45 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         help="text file (Markdown) for the card: who chose the photographs, and how they were asked",
     )
+    write.add_argument(
+        "--language", nargs="+", default=["en"], help="of the captions, for the card: codes such as ko zh-Hant"
+    )
     write.add_argument("--push_to_hub", action="store_true", help="to a private dataset of yours")
     write.add_argument("--hub_dataset_id", help="default: the name of the written folder")
     write.add_argument("--public", action="store_true", help="let all see what is pushed; with --links_only alone")
 
-    args = parser.parse_args(argv)
+    args = parser.parse_args(with_defaults(parser, sys.argv[1:] if argv is None else argv))
     check_args(parser, args)
     return args
+
+
+def with_defaults(parser: Parser, argv: list[str]) -> list[str]:
+    """The command line behind the flags of its --defaults, which it overrules.
+
+    Beside a --filter_distance of its own, the model and the threshold of theirs do not hold.
+    """
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--defaults", "--filter_distance"):
+        peek.add_argument(flag, nargs="?")  # that a value is missing is for the true parser to say
+    given, _ = peek.parse_known_args(argv)
+    folder = scoft_data.embedded_folder(given.defaults or "")
+    if folder is None:
+        return argv
+    table = folder / scoft_data.DEFAULTS_FILE
+    source = f"{table}, for --defaults {given.defaults}"
+    flags = parser.table(table, source=source, section="prepare")
+    if isinstance(flags, dict) and given.filter_distance not in (None, flags.get("filter_distance")):
+        flags = {name: value for name, value in flags.items() if name not in FILTER_SETTINGS}
+    return parser.words_of(flags, here=folder, source=source, required=["--culture", "any"]) + argv
 
 
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
     """Find all that can be said against the arguments alone; ends in `parser.error`, which exits."""
     stages = args.stages.split(",")
-    if not re.fullmatch(r"\w[\w-]*", args.culture):
-        parser.error(f"--culture names a folder: letters, digits, - and _, got {args.culture!r}")
+    try:
+        checked_name(args.culture, what="--culture")
+    except DataError as error:
+        parser.error(str(error))
     if unknown := [name for name in stages if name not in STAGES]:
         parser.error(f"--stages: there is no stage {unknown[0]!r}; there are {', '.join(STAGES)}")
     if "fetch" in stages and not (args.links or args.images or args.culture in SHEET_TABS):
@@ -227,20 +297,21 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
     for flag in ("num_captions", "num_negatives", "num_inference_steps", "min_size"):
         if getattr(args, flag) < 1:
             parser.error(f"--{flag} is at least 1, got {getattr(args, flag)}")
+    if not 1 <= args.jpeg_quality <= 100:
+        parser.error(f"--jpeg_quality is a number from 1 to 100, got {args.jpeg_quality}")
     if args.resolution < 8 or args.resolution % 8:
         parser.error(f"--resolution is a multiple of 8, got {args.resolution}")
     if args.deny_list and "write" in stages and "clean" not in stages:
         parser.error("--deny_list takes effect in the stage clean; add it to --stages")
     if not -1 <= args.near_duplicate_bits < 128:
         parser.error(f"--near_duplicate_bits is a number from -1 to 127, got {args.near_duplicate_bits}")
+    for code in args.language:
+        if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", code):
+            parser.error(f"--language is a code such as en, ko or zh-Hant, got {code!r}")
     if args.public and not args.links_only:
         parser.error("--public needs --links_only: the photographs belong to others")
-    if args.false_negative_threshold is None:
-        if args.filter_distance not in FALSE_NEGATIVE_THRESHOLDS and {"filter", "write"} & set(stages):
-            parser.error(f"--filter_distance {args.filter_distance} needs a --false_negative_threshold")
-        args.false_negative_threshold = FALSE_NEGATIVE_THRESHOLDS.get(args.filter_distance, 0.0)
-    if args.prompt_suffix is None:
-        args.prompt_suffix = f"in {culture_words(args.culture)}"
+    if threshold(args) is None and {"filter", "write"} & set(stages):
+        parser.error(f"--filter_distance {args.filter_distance} needs a --false_negative_threshold")
     if args.push_to_hub and "write" not in stages:
         parser.error("--push_to_hub belongs to the stage write, which --stages leaves out")
     if not 0 <= args.test_share < 1:
@@ -248,6 +319,48 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
     for flag in ("images", "deny_list", "about"):
         if (path := getattr(args, flag)) is not None and not path.exists():
             parser.error(f"--{flag} {path}: there is no such place")
+
+
+def threshold(args: argparse.Namespace) -> float | None:
+    """The distance below which a negative is left out; None where it is not given and the distance has no default."""
+    given = args.false_negative_threshold
+    return FALSE_NEGATIVE_THRESHOLDS.get(args.filter_distance) if given is None else given
+
+
+def prompt_suffix(args: argparse.Namespace) -> str:
+    return args.prompt_suffix.replace("{}", culture_words(args.culture))
+
+
+def check_models(args: argparse.Namespace, stages: Sequence[str]):
+    """Find before the work of hours whether the models that the stages need can be had and are of their kind: each a
+    folder, or on the Hub or in its cache. Raises DataError, which names the flag.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError, HTTPError
+
+    for flag, (file, kinds, weights) in (each for stage in stages for each in MODEL_FILES.get(stage, {}).items()):
+        model, midas = getattr(args, flag), flag == "depth_model" and is_midas(args.depth_model)
+        file, weights = (MIDAS_FILE, MIDAS_FILE) if midas else (file, weights)
+        described = Path(model, file)
+        if not Path(model).is_dir():
+            try:
+                described = Path(hf_hub_download(model, file, cache_dir=args.cache_dir))
+            except (OSError, HTTPError, HFValidationError) as error:
+                raise DataError(
+                    f"--{flag} {model} is no folder, and the Hub has no such model that can be read: {error}"
+                ) from error
+        elif missing := [pattern for pattern in (file, weights) if not any(Path(model).glob(pattern))]:
+            raise DataError(f"--{flag} {model}: this folder has no {missing[0]}, as such a model has.")
+        if not midas:
+            try:
+                config = json.loads(described.read_text(encoding="utf-8"))
+                kind = str((config.get("architectures") or [config["_class_name"]])[0])
+            except (ValueError, AttributeError, LookupError) as error:
+                raise DataError(
+                    f"--{flag} {model}: {described} does not say what model this is ({error!r})."
+                ) from error
+            if not kind.endswith(kinds):
+                raise DataError(f"--{flag} {model} is a {kind}; what is needed is a ...{' or ...'.join(kinds)}.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -259,9 +372,9 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
 class Photograph:
     """A line of `manifest.jsonl`: a link or a picture, and what became of it.
 
-    `status` is pending, one of scoft_fetch.Fetched's, or of cleaning: not_an_image, too_many_pixels, too_small,
-    corrupt, duplicate, denied. It is in the dataset if it has a `file`, its clean copy, within the culture's folder;
-    `sha256`, `width` and `height` are that file's.
+    `status` is pending, no_caption, one of scoft_fetch.Fetched's, or of cleaning: not_an_image, too_large,
+    too_many_pixels, too_small, corrupt, duplicate, denied. It is in the dataset if it has a `file`, its clean copy,
+    within the culture's folder; `sha256`, `width` and `height` are that file's.
     """
 
     id: str  # names all files of the photograph; a hash of its link or file name
@@ -269,6 +382,8 @@ class Photograph:
     picture: str = ""  # within --images
     caption: str
     category: str | None = None
+    collector: str = ""  # an opaque id of who chose it
+    period: str = ""  # one of PERIODS
     status: str = "pending"
     detail: str = ""
     final_url: str = ""
@@ -310,12 +425,12 @@ def kept(photographs: Iterable[Photograph], *, split: str | None = None) -> list
 
 
 def read_links(table: bytes, *, culture: str, source: str) -> list[Photograph]:
-    """The rows of a table of links: `url` and `caption`, and where there are such `category_code` (or `category`) and
-    `country_code`, by which rows of other countries are left out, with a count in the log.
+    """The rows of a table of links: `url` and `caption`, and where there are such `category_code` (or `category`),
+    `collector`, `period` and `country_code`, by which rows of other countries are left out, with a count in the log.
 
     Raises DataError for bytes that are not UTF-8, missing columns, unknown codes, and no row for the culture.
     """
-    found, elsewhere = [], Counter()
+    found, elsewhere = {}, Counter()
     for name, row in csv_rows(table, source=source, needed=("url", "caption")):
         country = row.get("country_code", "").upper()
         if country and country not in COUNTRY_CODES:
@@ -326,16 +441,21 @@ def read_links(table: bytes, *, culture: str, source: str) -> list[Photograph]:
         if country and COUNTRY_CODES[country] != culture:
             elsewhere[country] += 1
             continue
-        url, caption = row["url"], row["caption"]
-        if not url or not caption:
-            raise DataError(f"{name}: the {'url' if not url else 'caption'} is blank; fill it in or remove the row.")
-        category = category_of(row.get("category_code") or row.get("category"), name=name)
-        found.append(Photograph(id=content_key(url)[:16], url=url, caption=caption, category=category))
+        if not row["url"]:
+            raise DataError(f"{name}: the url is blank; fill it in or remove the row.")
+        found[name] = Photograph(
+            id=content_key(row["url"])[:16],
+            url=row["url"],
+            category=category_of(row.get("category_code") or row.get("category"), name=name),
+            **caption_of(row, "caption"),
+            **origin_of(row, name=name),
+        )
     for country, count in elsewhere.items():
         logger.info("%s: %d rows of %s are left out: they are not of %s.", source, count, country, culture)
     if not found:
         raise DataError(f"{source}: no row is of --culture {culture}.")
-    return marked_duplicates(found)
+    check_captions(found, source=source)
+    return marked_duplicates(list(found.values()))
 
 
 def csv_rows(table: bytes, *, source: str, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -381,12 +501,46 @@ def category_of(name_or_code: object, *, name: str) -> str | None:
     return category
 
 
+def caption_of(row: dict, column: str) -> dict[str, str]:
+    """The caption and, where there is none that can be used, the status, as a Photograph has them."""
+    text = row.get(column)
+    if why := unusable(text):
+        return {"caption": "", "status": "no_caption", "detail": f"{column} is {why}"}
+    return {"caption": text.strip()}
+
+
+def origin_of(row: dict, *, name: str) -> dict[str, str]:
+    """Who chose a photograph and what it is of, where the row says so, as a Photograph has them. Raises DataError."""
+    collector, period = (str(row.get(column) or "").strip() for column in ("collector", "period"))
+    if not re.fullmatch(r"[\w.-]{0,64}", collector):
+        raise DataError(
+            f"{name}: collector is an opaque id of letters, digits, ., - and _, such as c07, and nobody's name or "
+            f"address, got {collector!r}."
+        )
+    if period.lower() not in ("", *PERIODS):
+        raise DataError(f"{name}: period is {' or '.join(PERIODS)}, got {period!r}.")
+    return {"collector": collector, "period": period.lower()}
+
+
+def check_captions(found: dict[str, Photograph], *, source: object):
+    """Log which rows, by the words for them, have no caption or one that CLIP does not read. DataError without any."""
+    blank = [f"{name}: {row.detail}" for name, row in found.items() if row.status == "no_caption"]
+    if len(blank) == len(found):
+        raise DataError(f"{source}: no row has a caption: {blank[0]}. A caption is a text that is not blank.")
+    if blank:
+        logger.warning("%d of %d rows have no caption and are left out: %s", len(blank), len(found), "; ".join(blank))
+    warn_of_scripts([(name, row.caption) for name, row in found.items() if row.caption])
+
+
 def marked_duplicates(found: list[Photograph]) -> list[Photograph]:
-    """Of rows with the same link or file the first counts; the others stay in the manifest as duplicates."""
+    """Of rows with the same link or file the first that has a caption counts; others stay in the manifest, each under
+    an id of its own, as duplicates.
+    """
     known: set[str] = set()
     for number, photograph in enumerate(found):
         if photograph.id in known:
             photograph.status, photograph.detail = "duplicate", "an earlier line has the same link or file"
+        if photograph.status != "pending":
             photograph.id, photograph.source_sha256 = f"{photograph.id}-{number}", ""
         known.add(photograph.id)
     return found
@@ -394,61 +548,55 @@ def marked_duplicates(found: list[Photograph]) -> list[Photograph]:
 
 def read_pictures(folder: Path) -> list[Photograph]:
     """The rows of a folder of pictures: its metadata.jsonl or metadata.csv with `file_name` and `text`, and where
-    there are such `category`, `split` (train or test), `source_url` and `license`.
+    there are such `category`, `collector`, `period`, `split` (train or test), `source_url` and `license`.
 
     Raises DataError for a folder without metadata, missing columns, files that are not there or outside of the folder.
     """
-    found = []
+    found = {}
     for name, row in metadata_rows(folder):
-        for column in ("file_name", "text"):
-            if not isinstance(row.get(column), str) or not row[column].strip():
-                raise DataError(f"{name}: {column} is a text that is not blank, got {row.get(column)!r}.")
+        if not isinstance(row.get("file_name"), str) or not row["file_name"].strip():
+            raise DataError(f"{name}: file_name is a text that is not blank, got {row.get('file_name')!r}.")
         file_name = row["file_name"].strip()
-        file = (folder / file_name).resolve()
-        if not file.is_relative_to(folder.resolve()) or not file.is_file():
-            raise DataError(f"{name}: there is no file {file_name!r} in {folder}; names count from that folder.")
+        try:
+            with open_regular(folder / file_name, within=folder) as content:
+                sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+        except (OSError, DataError) as error:
+            raise DataError(
+                f"{name}: there is no file {file_name!r} in {folder} that can be read ({error}); names count from "
+                "that folder."
+            ) from error
         split = str(row.get("split") or "")
         if split not in ("", "train", "test"):
             raise DataError(f"{name}: split is train or test, got {split!r}.")
-        category = category_of(row.get("category"), name=name)
-        found.append(
-            Photograph(
-                id=content_key(file_name)[:16],
-                url=str(row.get("source_url") or ""),
-                picture=file_name,
-                caption=row["text"].strip(),
-                category=category,
-                license=str(row.get("license") or ""),
-                source_sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
-                split=split,
-            )
+        url = str(row.get("source_url") or "")
+        if CREDENTIALS.search(url):
+            raise DataError(f"{name}: source_url holds a user name or password, which the dataset would tell to all.")
+        found[name] = Photograph(
+            id=content_key(file_name)[:16],
+            url=url,
+            picture=file_name,
+            category=category_of(row.get("category"), name=name),
+            license=str(row.get("license") or ""),
+            source_sha256=sha256,
+            split=split,
+            **caption_of(row, "text"),
+            **origin_of(row, name=name),
         )
     if not found:
         raise DataError(f"--images {folder}: the metadata has no rows; write one a picture: {EXAMPLE_LINE}")
-    return marked_duplicates(found)
+    check_captions(found, source=f"--images {folder}")
+    return marked_duplicates(list(found.values()))
 
 
 def metadata_rows(folder: Path) -> Iterator[tuple[str, dict]]:
     """Each row of a folder's metadata, with the words by which messages call it."""
     lines, table = folder / "metadata.jsonl", folder / "metadata.csv"
     if lines.is_file():
-        try:
-            text = lines.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{lines} is not UTF-8 ({error.reason} at byte {error.start}); save it so.") from error
-        for number, line in enumerate(text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            name = f"{lines}, line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{name} is not JSON ({error}); write {EXAMPLE_LINE}") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{name} is not a JSON object; write {EXAMPLE_LINE}")
-            yield name, row
+        for number, row in jsonl_records(read_metadata(lines, within=folder), lines):
+            yield f"{lines}, line {number}", row
     elif table.is_file():
-        yield from csv_rows(table.read_bytes(), source=str(table), needed=("file_name", "text"))
+        content = read_regular(table, within=folder, at_most=MAX_METADATA)
+        yield from csv_rows(content, source=str(table), needed=("file_name", "text"))
     else:
         raise DataError(
             f"--images {folder}: there is no metadata.jsonl or metadata.csv; write one of lines like {EXAMPLE_LINE}"
@@ -561,14 +709,11 @@ class Cleaned:
     """A photograph ready to be kept: its file's bytes and format, its size, what finds its like."""
 
     content: bytes
+    sha256: str  # of it
     suffix: str
     size: tuple[int, int]
     pixels: str  # equal for equal pictures
     hash: int  # of 128 bits, few of which differ between versions of one picture
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
 
 
 def clean_photographs(
@@ -579,6 +724,7 @@ def clean_photographs(
     fetcher: Fetcher,
     min_size: int,
     near_duplicate_bits: int,
+    jpeg_quality: int,
 ):
     """Write every usable photograph into `folder`, clean, and into its line what it is, or why it is not usable.
 
@@ -588,19 +734,27 @@ def clean_photographs(
     """
     folder.mkdir(exist_ok=True)
     came = [photograph for photograph in photographs if photograph.source_sha256]
+    room = Room(MAX_PIXELS)
 
     def clean(photograph: Photograph) -> Cleaned | NotUsable:
         try:
             file = source / (photograph.picture or photograph.id)
             if not file.exists():
                 raise NotUsable("corrupt", "the bytes that came are gone; the stage fetch asks for them again")
-            result = cleaned(file.read_bytes(), min_size=min_size)
-            links, hashes = (photograph.url, photograph.final_url), (photograph.source_sha256, result.sha256)
+            if (size := file.stat().st_size) > MAX_FILE_BYTES:
+                raise NotUsable("too_large", f"{size} bytes; {MAX_FILE_BYTES} are allowed")
+            content = file.read_bytes()
+            with room.of(math.prod(open_photograph(content, min_side=min_size, decode=False).size)):
+                result = cleaned(content, min_size=min_size, jpeg_quality=jpeg_quality)
+            links = (photograph.url, photograph.final_url)
+            hashes = (photograph.source_sha256, photograph.sha256, result.sha256)  # came, was published, is now
             if any(map(fetcher.denies, links)) or any(fetcher.denies(sha256=sha256) for sha256 in hashes):
                 raise NotUsable("denied", "the deny-list names its link or content")
-            return result
         except NotUsable as reason:
             return reason
+        # Here and not below, where it would have to be held in memory until all before it are done.
+        write_atomically(folder / f"{photograph.id}.{result.suffix}", result.content)
+        return dataclasses.replace(result, content=b"")
 
     first: dict[str, Photograph] = {}
     hashes: list[tuple[int, Photograph]] = []
@@ -614,15 +768,14 @@ def clean_photographs(
             if isinstance(result, NotUsable):
                 photograph.status, photograph.detail = result.status, result.detail
                 photograph.file = photograph.sha256 = ""
+                photograph.width = photograph.height = 0
                 if result.status == "denied":
                     forget(photograph, folder.parent)
                 continue
             first[result.pixels] = photograph
             hashes.append((result.hash, photograph))
-            file = folder / f"{photograph.id}.{result.suffix}"
-            write_atomically(file, result.content)
             photograph.status, photograph.detail = "ok", ""
-            photograph.file = f"{folder.name}/{file.name}"
+            photograph.file = f"{folder.name}/{photograph.id}.{result.suffix}"
             photograph.sha256 = result.sha256
             photograph.width, photograph.height = result.size
     wanted = {photograph.file for photograph in photographs}
@@ -644,41 +797,25 @@ def forget(photograph: Photograph, folder: Path):
     photograph.negatives = {}
 
 
-def cleaned(content: bytes, *, min_size: int) -> Cleaned:
-    """A photograph's bytes made clean: upright, opaque on white, sRGB, and without EXIF, GPS, XMP and profile.
+def cleaned(content: bytes, *, min_size: int, jpeg_quality: int) -> Cleaned:
+    """A photograph made clean: upright, opaque on white, sRGB, and its pixels alone, encoded anew.
 
-    A JPEG that is so already keeps its bytes. Else a PNG stays one and all others become JPEG. Raises NotUsable.
+    Each byte of a clean file is made here of the pixels, so that no EXIF, GPS, XMP, profile or thumbnail, nothing in
+    tables that no one reads and nothing between or behind the parts of a file can come through. A PNG stays one; all
+    others become JPEG; at a quality of 95, a JPEG of the web changes by about 48 dB. Raises NotUsable.
     """
     picture = open_photograph(content, min_side=min_size)
-    if not is_clean_jpeg(content, picture):
-        file = io.BytesIO()
-        suffix = "png" if picture.format == "PNG" else "jpg"
-        picture = as_srgb(picture)
-        picture.info.clear()
-        if suffix == "png":
-            picture.save(file, "PNG", optimize=True)
-        else:
-            picture.save(file, "JPEG", quality=95, subsampling=0)
-        content = file.getvalue()
-        picture = open_photograph(content)
+    suffix = "png" if picture.format == "PNG" else "jpg"
+    picture = as_srgb(picture)
+    picture.info.clear()
+    clean = png(picture) if suffix == "png" else jpeg(picture, quality=jpeg_quality)
     return Cleaned(
-        content=content,
-        suffix="png" if picture.format == "PNG" else "jpg",
+        content=clean,
+        sha256=hashlib.sha256(clean).hexdigest(),
+        suffix=suffix,
         size=picture.size,
         pixels=content_key(picture.size, picture.tobytes()),
         hash=difference_hash(picture),
-    )
-
-
-def is_clean_jpeg(content: bytes, picture: Image.Image) -> bool:
-    """Whether these are the bytes of an RGB JPEG with nothing in it but the picture, and nothing behind it."""
-    return (
-        picture.format == "JPEG"
-        and picture.mode == "RGB"
-        # JFIF's and Adobe's notes on the coding; where they are longer there is a thumbnail in them
-        and all(name in ("APP0", "APP14") and len(note) <= 14 for name, note in picture.applist)
-        and content.count(b"\xff\xd9") == 1
-        and content.endswith(b"\xff\xd9")
     )
 
 
@@ -730,10 +867,9 @@ class Captioner:
     def __init__(self, name_or_path: str, *, device, dtype, cache_dir: str | None):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        self.processor = AutoProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
-        model = AutoModelForImageTextToText.from_pretrained(
-            name_or_path, dtype=dtype, cache_dir=cache_dir, use_safetensors=True
-        )
+        with loading(name_or_path, flag="--captioner", kind="a BLIP in safetensors with its processor"):
+            self.processor = AutoProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
+            model = load_whole(AutoModelForImageTextToText, name_or_path, dtype=dtype, cache_dir=cache_dir)
         self.model = model.to(device).eval().requires_grad_(False)
 
     def __call__(self, picture: Image.Image, *, number: int, key: str) -> list[str]:
@@ -797,23 +933,28 @@ class Drawing:
     seed: int
 
 
+def is_midas(name_or_path: str) -> bool:
+    return name_or_path == MIDAS or Path(name_or_path, MIDAS_FILE).is_file()
+
+
 class DepthEstimator:
     """The depth of a photograph as a ControlNet takes it: RGB, black far to white near, over the full range."""
 
+    unused = ("neck.fusion_stage.layers.0.residual_layer1.",)  # which a DPT never asks, and Intel/dpt-large lacks
+
     def __init__(self, name_or_path: str, *, device, cache_dir: str | None):
         self.processor = None
-        if name_or_path == MIDAS or (Path(name_or_path) / MIDAS_FILE).is_file():
-            from controlnet_aux import MidasDetector
+        with loading(name_or_path, flag="--depth_model", kind="MiDaS or a depth estimator of transformers"):
+            if is_midas(name_or_path):
+                from controlnet_aux import MidasDetector
 
-            self.model = MidasDetector.from_pretrained(name_or_path, cache_dir=cache_dir).to(device)
-        else:
-            from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+                self.model = MidasDetector.from_pretrained(name_or_path, cache_dir=cache_dir).to(device)
+            else:
+                from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-            self.processor = AutoImageProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
-            model = AutoModelForDepthEstimation.from_pretrained(
-                name_or_path, cache_dir=cache_dir, use_safetensors=True
-            )
-            self.model = model.float().to(device).eval().requires_grad_(False)
+                self.processor = AutoImageProcessor.from_pretrained(name_or_path, cache_dir=cache_dir)
+                model = load_whole(AutoModelForDepthEstimation, name_or_path, unused=self.unused, cache_dir=cache_dir)
+                self.model = model.float().to(device).eval().requires_grad_(False)
 
     def __call__(self, picture: Image.Image) -> Image.Image:
         if self.processor is None:
@@ -848,12 +989,15 @@ class NegativeGenerator:
 
         self.args = args
         self.depth = DepthEstimator(args.depth_model, device=device, cache_dir=args.cache_dir)
-        common = {"dtype": dtype, "cache_dir": args.cache_dir, "use_safetensors": True}
-        controlnet = ControlNetModel.from_pretrained(args.controlnet, **common)
+        with loading(args.controlnet, flag="--controlnet", kind="a ControlNet of Stable Diffusion in safetensors"):
+            controlnet = load_whole(ControlNetModel, args.controlnet, cache_dir=args.cache_dir)
         controlnet.controlnet_cond_embedding = EmbedOnce(controlnet.controlnet_cond_embedding)
-        self.pipeline = StableDiffusionControlNetPipeline.from_pretrained(
-            args.pretrained_model_name_or_path, controlnet=controlnet, **common
-        ).to(device)
+        base = args.pretrained_model_name_or_path
+        with loading(base):
+            self.pipeline = load_pipeline(
+                StableDiffusionControlNetPipeline, base, controlnet=controlnet, cache_dir=args.cache_dir
+            )
+        self.pipeline.to(device, dtype)
         self.pipeline.scheduler = DDIMScheduler.from_config(self.pipeline.scheduler.config)
         self.pipeline.set_progress_bar_config(disable=True)
 
@@ -901,10 +1045,16 @@ def prompts_of_negatives(
     return {content_key(photograph.sha256, prompt, k, drawing)[:32]: prompt for k, prompt in enumerate(prompts)}
 
 
-def jpeg(picture: Image.Image) -> bytes:
-    """A negative's file, with colour at full resolution."""
+def jpeg(picture: Image.Image, *, quality: int) -> bytes:
+    """A file with colour at full resolution."""
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=90, subsampling=0)
+    picture.save(file, "JPEG", quality=quality, subsampling=0)
+    return file.getvalue()
+
+
+def png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
@@ -929,6 +1079,7 @@ class Row:
     photograph: Photograph
     captions: list[str]
     negatives: list[tuple[Path, float]]  # file and distance to the photograph
+    prompts: dict[str, str]  # of each negative, by the name of its file
     threshold: float
 
     @property
@@ -949,10 +1100,32 @@ def features(*, links_only: bool):
         "source_url": datasets.Value("string"),
         "sha256": datasets.Value("string"),
         "license": datasets.Value("string"),
+        "collector": datasets.Value("string"),
+        "period": datasets.Value("string"),
     }
     if links_only:
         del columns["image"], columns["negatives"]
     return datasets.Features(columns)
+
+
+def check_no_pictures(output: Path):
+    """DataError if the folder that --links_only writes holds pictures, in a table or as the work on a dataset."""
+    import pyarrow.parquet
+
+    allowed = list(features(links_only=True).arrow_schema)
+    found = list(output.glob("*/photographs"))
+    for file in output.glob("*/*.parquet"):
+        try:
+            columns = list(pyarrow.parquet.read_schema(file))
+        except (OSError, ValueError):  # who knows what is in it
+            columns = [None]
+        if any(column not in allowed for column in columns):
+            found.append(file)
+    if found:
+        raise DataError(
+            f"--links_only: {found[0]} holds or may hold pictures, and what it lies in is to have none. Move it away, "
+            "or name another --output."
+        )
 
 
 def write_split(path: Path, rows: Sequence[Row], *, folder: Path, links_only: bool):
@@ -972,6 +1145,8 @@ def write_split(path: Path, rows: Sequence[Row], *, folder: Path, links_only: bo
         "source_url": lambda row: row.photograph.url or None,
         "sha256": lambda row: row.photograph.sha256,
         "license": lambda row: row.photograph.license or None,
+        "collector": lambda row: row.photograph.collector or None,
+        "period": lambda row: row.photograph.period or None,
     }
     table = {name: [cells[name](row) for row in rows] for name in columns}
     partial = path.with_name(f".{path.name}")
@@ -979,51 +1154,35 @@ def write_split(path: Path, rows: Sequence[Row], *, folder: Path, links_only: bo
     partial.replace(path)
 
 
-def contact_sheet(rows: Sequence[Row], folder: Path) -> Image.Image:
-    """A line for each photograph: its caption, itself, its depth, its negatives; false ones are struck through."""
-    side, gap, letters = 128, 8, 20
-    columns = 2 + max((len(row.negatives) for row in rows), default=0)
-    sheet = Image.new("RGB", (gap + columns * (side + gap), gap + len(rows) * (side + letters + gap)), "white")
-    pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=12)
-    for r, row in enumerate(rows):
-        top = gap + r * (side + letters + gap)
-        pen.text((gap, top), textwrap.shorten(row.photograph.caption, columns * 20, placeholder=" ..."), "black", font)
-        cells = [(folder / row.photograph.file, False), (folder / "depth" / f"{row.photograph.id}.png", False)]
-        cells += [(file, distance < row.threshold) for file, distance in row.negatives]
-        for c, (file, struck) in enumerate(cells):
-            if not file.exists():  # no depth where no negative was drawn
-                continue
-            with Image.open(file) as picture:
-                small = ImageOps.contain(picture.convert("RGB"), (side, side))
-            left, low = gap + c * (side + gap), top + letters
-            sheet.paste(small, (left, low))
-            if struck:
-                right, bottom = left + small.width, low + small.height
-                pen.line([(left, low), (right, bottom)], "red", 3)
-                pen.line([(left, bottom), (right, low)], "red", 3)
-    return sheet
+def contact_sheet(rows: Sequence[Row], folder: Path, *, title: str) -> Image.Image:
+    """A block for each photograph: its file's name and its caption; itself above a naive caption, its depth, and its
+    negatives above their distances and prompts, false ones struck through. Words say what is missing.
+    """
 
+    def cells(row: Row) -> Iterator[sheets.Cell]:
+        naive = row.captions[0] if row.captions else "not captioned"
+        yield sheets.Cell(picture=folder / row.photograph.file, words=naive)
+        depth = folder / "depth" / f"{row.photograph.id}.png"
+        yield sheets.Cell(picture=depth) if depth.exists() else sheets.Cell(words="no depth")
+        for file, distance in row.negatives:
+            false = distance < row.threshold
+            words = f"{distance:.3f}{', too near' if false else ''}\n{row.prompts[file.stem]}"
+            yield sheets.Cell(picture=file, words=words, struck=false)
+        if not row.negatives:
+            yield sheets.Cell(words="no negative" + ", a test row" * (row.photograph.split == "test"))
 
-def histogram(distances: Sequence[float], *, threshold: float, label: str) -> Image.Image:
-    """Negatives by their distance to the photograph, with the threshold as a line."""
-    width, height, margin, bins = 640, 320, 40, 40
-    top = max([*distances, 1.2 * threshold, 1e-6])
-    counts, _ = np.histogram(distances, bins=bins, range=(0, top))
-    plot = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(plot)
-    font = ImageFont.load_default(size=12)
-    base, reach = height - margin, width - 2 * margin
-    for b, count in enumerate(counts):
-        left, bar = margin + b * reach / bins, (base - 2 * margin) * count / max(counts.max(), 1)
-        pen.rectangle([left, base - bar, left + reach / bins - 2, base], fill="steelblue")
-    line = margin + reach * threshold / top
-    pen.line([(line, margin), (line, base)], fill="red", width=2)
-    pen.text((line + 4, margin), f"threshold {threshold:g}", "red", font)
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        pen.text((margin + reach * share, base + 6), f"{top * share:.2f}", "black", font, anchor="ma")
-    pen.text((margin, 8), f"{len(distances)} negatives by their {label} distance to the photograph", "black", font)
-    return plot
+    def block(row: Row) -> sheets.Row:
+        photograph = row.photograph
+        name = photograph.picture or Path(photograph.file).name
+        facts = ", ".join([name, photograph.category or NO_CATEGORY, photograph.split])
+        return sheets.Row(above=f"{facts}\n{photograph.caption}", cells=list(cells(row)))
+
+    columns = {
+        "photograph, a naive caption": 1,
+        "depth": 1,
+        "negatives: distance, prompt": max(1, *(len(row.negatives) for row in rows)),
+    }
+    return sheets.grid([block(row) for row in rows], columns=columns, title=title)
 
 
 def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argparse.Namespace, folder: Path) -> dict:
@@ -1042,6 +1201,9 @@ def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argpar
             if (count := sum((photograph.category or NO_CATEGORY) == name for photograph in usable))
         },
         "statuses": dict(Counter(photograph.status for photograph in photographs).most_common()),
+        "collectors": dict(Counter(photograph.collector for photograph in usable if photograph.collector)),
+        "periods": dict(Counter(photograph.period for photograph in usable if photograph.period)),
+        "languages": args.language,
         "licenses": dict(Counter(photograph.license[:200] or UNKNOWN for photograph in usable).most_common()),
         "fetched": [days[0], days[-1]] if days else [],
         "captions": len(captions),
@@ -1051,6 +1213,7 @@ def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argpar
         "fingerprint": content_key(*(photograph.sha256 for photograph in usable)),
         "settings": json.loads((folder / "clean.json").read_text())
         | {name: getattr(args, name) for name in SETTINGS}
+        | {"prompt_suffix": prompt_suffix(args), "false_negative_threshold": threshold(args)}
         | {name: public_name(getattr(args, name)) for name in MODELS},
     }
 
@@ -1084,17 +1247,20 @@ def write_card(output: Path, summaries: Sequence[dict], *, links_only: bool, rep
         }
         for culture in summaries
     ]
+    languages = list(dict.fromkeys(code for culture in summaries for code in culture.get("languages", ["en"])))
+    spoken = list(dict.fromkeys(code.partition("-")[0] for code in languages))
     licenses = {name for culture in summaries for name in culture["licenses"]}
     license = licenses.pop().lower() if len(licenses) == 1 and not licenses & {UNKNOWN} else "other"
     license = license if re.fullmatch(r"[a-z0-9.-]+", license) else "other"
     data = DatasetCardData(
         pretty_name=f"{output.name}: photographs of cultures, chosen and captioned by their own people",
-        language="en",
+        language=spoken,
+        language_bcp47=languages if languages != spoken else None,
         license=license,
         license_name="rights-of-the-photographers" if license == "other" else None,
         annotations_creators="expert-generated",
         language_creators="expert-generated",
-        multilinguality="monolingual",
+        multilinguality="monolingual" if len(spoken) == 1 else "multilingual",
         source_datasets=["original"],
         task_categories=["text-to-image"],
         size_categories="n<1K" if total < 1000 else "1K<n<10K" if total < 10_000 else "10K<n<100K",
@@ -1114,14 +1280,18 @@ def write_card(output: Path, summaries: Sequence[dict], *, links_only: bool, rep
         statuses=list(dict.fromkeys(status for culture in summaries for status in culture["statuses"])),
         name=scoft_hub.markdown_text(output.name),
         license=license,
+        languages=languages,
         fetched=any(culture["fetched"] for culture in summaries),
+        named=any(culture["settings"]["prompt_suffix"] for culture in summaries),
         links_only=links_only,
     )
     write_atomically(output / "README.md", str(card))
 
 
-def push(output: Path, *, repo_id: str, retry: str):
+def push(output: Path, *, repo_id: str, private: bool, links_only: bool, retry: str):
     """Commit card and parquet files, and nothing else, to a dataset of the Hub. Raises DataError."""
+    if links_only:
+        check_no_pictures(output)
     files = {path.relative_to(output).as_posix(): path for path in (output / "README.md", *output.glob("*/*.parquet"))}
     rows_there = [path for path in scoft_hub.files_on_hub(repo_id, repo_type="dataset") if path.endswith(".parquet")]
     cultures = {Path(path).parent.name for path in files}
@@ -1135,6 +1305,7 @@ def push(output: Path, *, repo_id: str, retry: str):
         repo_type="dataset",
         files=files,
         stale=[path for path in rows_there if path not in files],
+        private=private,
         message="Dataset of " + ", ".join(sorted(cultures - {""})),
         retry=retry,
     )
@@ -1175,10 +1346,13 @@ def gather(args: argparse.Namespace, stages: Sequence[str], folder: Path):
             fetcher=fetcher,
             min_size=args.min_size,
             near_duplicate_bits=args.near_duplicate_bits,
+            jpeg_quality=args.jpeg_quality,
         )
         assign_splits(kept(photographs), test_share=args.test_share, seed=args.seed)
         write_manifest(folder, photographs)
-        flags = {name: getattr(args, name) for name in ("min_size", "near_duplicate_bits", "test_share")}
+        flags = {
+            name: getattr(args, name) for name in ("min_size", "near_duplicate_bits", "test_share", "jpeg_quality")
+        }
         write_atomically(folder / "clean.json", json.dumps(flags))  # what the card tells, also of a later write
     usable = kept(photographs)
     logger.info("%s: %d of %d are usable", args.culture, len(usable), len(photographs))
@@ -1210,12 +1384,24 @@ def draw_negatives(args: argparse.Namespace, wanted: dict[str, tuple], ledger: L
         generate = NegativeGenerator(args, device=accelerator.device, dtype=precision(accelerator))
     for key, (photograph, prompts) in progress(mine, "Drawing negatives", disable=not accelerator.is_main_process):
         depth, pictures = generate(open_kept(folder, photograph), prompts)
-        file = io.BytesIO()
-        depth.convert("L").save(file, "PNG")
-        write_atomically(folder / "depth" / f"{photograph.id}.png", file.getvalue())
+        write_atomically(folder / "depth" / f"{photograph.id}.png", png(depth.convert("L")))
         for name, picture in pictures.items():
-            write_atomically(folder / "negatives" / f"{name}.jpg", jpeg(picture))
+            write_atomically(folder / "negatives" / f"{name}.jpg", jpeg(picture, quality=NEGATIVE_QUALITY))
         ledger.add(key, photograph=photograph.id, prompts=prompts, negatives=[n for n in prompts if n in pictures])
+
+
+def load_filter(args: argparse.Namespace, *, device) -> scoft_losses.PerceptualDistance:
+    try:
+        return scoft_losses.load_distance(
+            args.filter_distance,
+            model_name_or_path=args.filter_model,
+            device=device,
+            dreamsim_type=args.dreamsim_type,
+            cache_dir=args.cache_dir,
+            flags=("--filter_distance", "--filter_model"),
+        )
+    except (OSError, ImportError) as error:
+        raise DataError(str(error)) from error
 
 
 def measure(args: argparse.Namespace, wanted: dict[str, tuple], ledger: Ledger, folder: Path, accelerator):
@@ -1223,13 +1409,7 @@ def measure(args: argparse.Namespace, wanted: dict[str, tuple], ledger: Ledger, 
     mine = share(wanted, ledger, accelerator)
     with accelerator.main_process_first():  # dreamsim's own download bears no company
         if mine:
-            distance = scoft_losses.load_distance(
-                args.filter_distance,
-                model_name_or_path=args.filter_model,
-                device=accelerator.device,
-                dreamsim_type=args.dreamsim_type,
-                cache_dir=args.cache_dir,
-            )
+            distance = load_filter(args, device=accelerator.device)
     for key, (photograph, files) in progress(mine, "Measuring distances", disable=not accelerator.is_main_process):
         negatives = [open_image(file) for file in files]
         ledger.add(key, distances=distances_to(open_kept(folder, photograph), negatives, distance=distance))
@@ -1258,20 +1438,20 @@ def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path, *, repo_i
     write_manifest(folder, photographs)
     facts = json.dumps(summary(photographs, rows, args, folder), indent=2, ensure_ascii=False)
     write_atomically(output / args.culture / "summary.json", f"{facts}\n")
-    write_card(
-        output,
-        [json.loads(file.read_text(encoding="utf-8")) for file in sorted(output.glob("*/summary.json"))],
-        links_only=args.links_only,
-        repo_id=repo_id,
-    )
+    with sole_writer(output, flag="--output"):  # the card is of all cultures, each of which may have its own run
+        summaries = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(output.glob("*/summary.json"))]
+        write_card(output, summaries, links_only=args.links_only, repo_id=repo_id)
 
     for old in folder.glob("contact_sheet-*.png"):
         old.unlink()
     for page, first in enumerate(range(0, len(rows), SHEET_ROWS), start=1):
-        contact_sheet(rows[first : first + SHEET_ROWS], folder).save(folder / f"contact_sheet-{page}.png")
+        title = f"{culture_words(args.culture)}, page {page} of {-(-len(rows) // SHEET_ROWS)}"
+        sheet = contact_sheet(rows[first : first + SHEET_ROWS], folder, title=title)
+        sheet.save(folder / f"contact_sheet-{page}.png")
     distances = [distance for row in rows for _, distance in row.negatives]
     if distances:
-        plot = histogram(distances, threshold=args.false_negative_threshold, label=args.filter_distance)
+        unit = f"{args.filter_distance} distance to the photograph"
+        plot = sheets.histogram(distances, threshold=threshold(args), of="negatives", unit=unit)
         plot.save(folder / "histogram.png")
         false = sum(len(row.negatives) - len(row.kept_negatives) for row in rows)
         logger.info("%d of %d negatives are too near their photographs and left out", false, len(distances))
@@ -1310,25 +1490,40 @@ def start_accelerator(mixed_precision: str | None):
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
     set_up_logging()
-    stages = args.stages.split(",")
-    folder = args.output / args.culture
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = private_folder(private_folder(args.output) / args.culture)
     accelerator = start_accelerator(args.mixed_precision)
+    retry = scoft_hub.command_again("prepare_ccub.py", sys.argv[1:] if argv is None else argv)
+    with sole_writer(folder, flag="--output") if accelerator.is_main_process else contextlib.nullcontext():
+        run_stages(args, folder, accelerator, retry=retry)
+
+
+def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: str):
+    """Do what --stages names for one culture, in its `folder`; `retry`: the command that goes on with a push."""
+    stages = args.stages.split(",")
+    if args.links_only:
+        check_no_pictures(written_folder(args))
     repo_id = None
     if args.push_to_hub and accelerator.is_main_process:  # before the work of hours: may it be pushed there?
-        repo_id = scoft_hub.ready_repo(
+        repo_id, _ = scoft_hub.ready_repo(
             args.hub_dataset_id or written_folder(args).name,
             repo_type="dataset",
             private=not args.public,
             flag="--hub_dataset_id",
         )
+    # A key is made of all that decides a result, so what a ledger holds is never made again.
+    ledgers = {name: Ledger(folder / f"{name}.jsonl") for name in ("captions", "negatives", "distances")}
+    measured_how = (args.filter_distance, model_key(args.filter_model), args.dreamsim_type)
     if accelerator.is_main_process:
+        check_models(args, stages)
+        measured = ledgers["distances"].read()
+        if "filter" in stages and not any(
+            content_key(key, *measured_how) in measured for key in ledgers["negatives"].read()
+        ):
+            load_filter(args, device="cpu")  # it has not done so here yet
         gather(args, stages, folder)
     accelerator.wait_for_everyone()
     photographs = kept(read_manifest(folder))
 
-    # A key is made of all that decides a result, so what a ledger holds is never made again.
-    ledgers = {name: Ledger(folder / f"{name}.jsonl") for name in ("captions", "negatives", "distances")}
     how = (
         model_key(args.captioner),
         args.num_captions,
@@ -1361,7 +1556,7 @@ def main(argv: list[str] | None = None):
                 photograph,
                 captions[photograph.id],
                 number=args.num_negatives,
-                suffix=args.prompt_suffix,
+                suffix=prompt_suffix(args),
                 drawing=drawing,
             )
             wanted[content_key(*prompts)] = (photograph, prompts)
@@ -1372,7 +1567,6 @@ def main(argv: list[str] | None = None):
         accelerator.wait_for_everyone()
 
     drawn = ledgers["negatives"].read()
-    measured_how = (args.filter_distance, model_key(args.filter_model), args.dreamsim_type)
     pairs = {}
     for key, (photograph, _) in wanted.items():
         if key in drawn and drawn[key]["negatives"]:
@@ -1397,19 +1591,26 @@ def main(argv: list[str] | None = None):
         negatives = {
             photograph.id: list(zip(files, distances[key]["distances"])) for key, (photograph, files) in pairs.items()
         }
+        prompts = {photograph.id: its_prompts for photograph, its_prompts in wanted.values()}
         rows = [
             Row(
                 photograph=photograph,
                 captions=captions.get(photograph.id, []),
                 negatives=negatives.get(photograph.id, []),
-                threshold=args.false_negative_threshold,
+                prompts=prompts.get(photograph.id, {}),
+                threshold=threshold(args),
             )
             for photograph in photographs
         ]
         write(args, rows, folder, repo_id=repo_id)
         if repo_id:
-            retry = scoft_hub.command_again("prepare_ccub.py", sys.argv[1:] if argv is None else argv)
-            push(written_folder(args), repo_id=repo_id, retry=retry)
+            push(
+                written_folder(args),
+                repo_id=repo_id,
+                private=not args.public,
+                links_only=args.links_only,
+                retry=retry,
+            )
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

@@ -8,24 +8,26 @@ Links come from strangers' sheets, so what they lead to is hostile until shown o
   name again, out of sight. Certificates are those that Python's ssl trusts (SSL_CERT_FILE adds others).
 - Bytes are counted after decoding, time over all redirects and retries. Only a link's own time counts: not the
   waiting for other links of its host, nor the delay that we keep between two requests to it.
-- robots.txt is obeyed by RFC 9309 and opt-outs in headers (X-Robots-Tag, TDM-Reservation) are honoured.
+- robots.txt is obeyed by RFC 9309, with the pause that Crawl-delay asks for, and opt-outs in headers (X-Robots-Tag,
+  TDM-Reservation) are honoured, on the way to the photograph and as an archive keeps them too.
 """
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import http.client
 import io
 import ipaddress
 import itertools
 import logging
+import posixpath
 import queue
 import re
 import socket
 import ssl
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -33,7 +35,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import NamedTuple
-from urllib.parse import unquote_to_bytes, urljoin
+from urllib.parse import unquote, unquote_to_bytes, urljoin
 
 from PIL import Image, UnidentifiedImageError
 from urllib3 import HTTPHeaderDict, HTTPResponse, exceptions
@@ -59,8 +61,15 @@ _MAGIC = {
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _REDIRECTS = {301, 302, 303, 307, 308}
 _OPT_OUTS = {"noai", "noimageai", "noml", "noindex", "noimageindex", "none"}
-_VALUED = {"max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"}  # `name: value`
+# What an X-Robots-Tag is made of: a date, which may hold commas; numbers and sizes, of no interest; and words, each a
+# directive, or with a colon the robot that the rest of the line is for.
+_ROBOTS_TAG = re.compile(
+    r"unavailable_after\s*:\s*(?P<date>(?:[a-z]+,)?[^,]*)|max-[a-z-]+\s*:\s*[^\s,]*|(?P<word>[^\s,:;]+)(?P<colon>\s*:)?"
+)
+_ARCHIVED = "X-Archive-Orig-"  # before the names of the headers that the Internet Archive was given
+_URL_CHARACTERS = 8000  # RFC 9110, 4.1: what all servers should understand
 _ROBOTS_BYTES = 500 * 1024  # RFC 9309, 2.5: what a crawler must read at least
+_ROBOTS_RULES = 10_000  # for us; gone through for each link, and kept for each host
 _CHUNK = 64 * 1024
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -100,12 +109,14 @@ class NotUsable(Exception):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def open_photograph(content: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = 1) -> Image.Image:
+def open_photograph(
+    content: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = 1, decode: bool = True
+) -> Image.Image:
     """Decode the bytes of a JPEG, PNG or WEBP still. Pixels, mode, EXIF and ICC profile stay as they are in the file.
 
-    The header tells the size, before anything is decoded; then all is, since a truncated JPEG passes `verify()`.
-    `max_pixels` lies in 1..MAX_PIXELS, beyond which Pillow warns of bombs. Raises NotUsable with status
-    not_an_image (also if animated), too_many_pixels, too_small or corrupt.
+    The header tells the size, before anything is decoded; then all is, since a truncated JPEG passes `verify()`,
+    unless `decode` is False. `max_pixels` lies in 1..MAX_PIXELS, beyond which Pillow warns of bombs. Raises NotUsable
+    with status not_an_image (also if animated), too_many_pixels, too_small or corrupt.
     """
     if not 1 <= max_pixels <= MAX_PIXELS:
         raise ValueError(f"max_pixels {max_pixels} must lie in 1..{MAX_PIXELS}.")
@@ -120,7 +131,8 @@ def open_photograph(content: bytes, *, max_pixels: int = MAX_PIXELS, min_side: i
         # the further frames of an MPO, which phones write, are other views of the same photograph
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
             raise NotUsable("not_an_image", f"animated, with {image.n_frames} frames")
-        image.load()
+        if decode:
+            image.load()
         return image
     except NotUsable:
         raise
@@ -151,8 +163,11 @@ def _parse(url: str) -> Url:
 
     Host in lower case and IDNA, port None where it is the scheme's own, path percent-encoded, no fragment.
     """
+    url = url.strip()
+    if len(url) > _URL_CHARACTERS:
+        raise NotUsable("blocked_scheme", f"the URL has {len(url)} characters; {_URL_CHARACTERS} are allowed")
     try:
-        parts = parse_url(url.strip())
+        parts = parse_url(url)
     except exceptions.LocationParseError as error:
         raise NotUsable("blocked_scheme", "not a URL that can be understood") from error
     host = (parts.host or "").rstrip(".")
@@ -211,44 +226,65 @@ def _resolve(host: str, port: int, *, seconds: float) -> list[str]:
 class _Robots:
     """The rules of a robots.txt for us, by RFC 9309: of the groups that name us, else of those for all; the longest
     rule that matches decides, and permission wins a draw.
+
+    Our own, since a thread cannot be stopped: the time taken here is bounded by the file's size and the link's budget,
+    where protego 0.7, which is well kept, multiplies agents by rules and was busy with 363 KB of them for 115 s.
     """
 
-    def __init__(self, text: str):
-        groups: dict[str, list[tuple[bool, str]]] = defaultdict(list)
-        agents: list[str] = []
+    def __init__(self, content: bytes):
+        us, all_robots = PRODUCT.lower().encode(), b"*"
+        groups: dict[bytes, set[tuple[int, bool, bytes]]] = {}  # those two alone: others' rules would add up
+        delays: dict[bytes, float] = {}
+        agents: set[bytes] = set()
         in_rules = False
-        for line in text.removeprefix("\ufeff").splitlines():
-            key, _, value = (part.strip() for part in line.partition("#")[0].partition(":"))
-            if key.lower() == "user-agent":
-                agents, in_rules = ([] if in_rules else agents), False
-                agents.append(re.match(r"\*|[A-Za-z_-]*", value)[0].lower())
-                groups[agents[-1]] += []  # a group without rules permits all
-            elif key.lower() in ("allow", "disallow"):
-                in_rules = True
-                for agent in agents if value else ():
-                    groups[agent].append((key.lower() == "allow", value))
-        self._rules = groups.get(PRODUCT.lower(), groups.get("*", []))
+        for line in content.removeprefix(codecs.BOM_UTF8).splitlines():
+            key, _, value = (part.strip() for part in line.partition(b"#")[0].partition(b":"))
+            match key.lower():
+                case b"user-agent":
+                    agents, in_rules = (set() if in_rules else agents), False
+                    agents |= {re.match(rb"\*|[A-Za-z_-]*", value)[0].lower()} & {us, all_robots}
+                    groups |= {agent: groups.get(agent, set()) for agent in agents}  # without rules it permits all
+                case b"allow" | b"disallow":
+                    in_rules = True
+                    for agent in agents if value else ():
+                        groups[agent].add((len(value), key.lower() == b"allow", value))
+                case b"crawl-delay" if re.fullmatch(rb"[0-9]{1,9}(\.[0-9]{0,9})?", value):
+                    delays |= dict.fromkeys(agents, float(value))
+        group = us if us in groups else all_robots
+        self.delay = delays.get(group, 0.0)  # seconds between two requests
+        rules = sorted(groups.get(group, ()), reverse=True)  # what decides comes first
+        self.rules = [(allow, _pieces(pattern), pattern.endswith(b"$")) for _, allow, pattern in rules]
 
-    def allows(self, path: str) -> bool:
-        matching = [(len(pattern), allow) for allow, pattern in self._rules if _matches(pattern, path)]
-        return max(matching, default=(0, True))[1]
+    def allows(self, path: str, budget: _Budget) -> bool:
+        """Raises NotUsable when the budget is spent before all rules are gone through."""
+        text = unquote_to_bytes(path)
+        for allow, pieces, to_the_end in self.rules:
+            if budget.left() <= 0:
+                raise NotUsable("timeout", "going through its robots.txt was not done in time", transient=True)
+            if _matches(text, pieces, to_the_end=to_the_end):
+                return allow
+        return True
 
 
-def _matches(pattern: str, path: str) -> bool:
+def _pieces(pattern: bytes) -> list[bytes]:
+    """What a path holds in this order, the first at its beginning, if it is one of the pattern's."""
+    first, *others = (unquote_to_bytes(piece) for piece in pattern.removesuffix(b"$").split(b"*"))
+    return [first, *filter(None, others[:-1]), *others[-1:]]
+
+
+def _matches(text: bytes, pieces: list[bytes], *, to_the_end: bool) -> bool:
     # piece by piece and not as a regular expression, which a hostile pattern of many stars could stall for hours
-    first, *others = (unquote_to_bytes(piece) for piece in pattern.removesuffix("$").split("*"))
-    text, at = unquote_to_bytes(path), len(first)
-    if not text.startswith(first):
+    if not text.startswith(pieces[0]):
         return False
-    if pattern.endswith("$"):
-        if not others:
-            return at == len(text)
-        last = others.pop()
-        if not text[at:].endswith(last):
+    if to_the_end and len(pieces) == 1:
+        return text == pieces[0]
+    at, end = len(pieces[0]), len(text)
+    if to_the_end:
+        end -= len(pieces[-1])
+        if end < at or not text.endswith(pieces[-1]):
             return False
-        text = text[: len(text) - len(last)]
-    for piece in others:
-        at = text.find(piece, at)
+    for piece in pieces[1:-1] if to_the_end else pieces[1:]:
+        at = text.find(piece, at, end)
         if at < 0:
             return False
         at += len(piece)
@@ -256,17 +292,33 @@ def _matches(pattern: str, path: str) -> bool:
 
 
 def _opt_out(headers: HTTPHeaderDict) -> str | None:
-    """The header that reserves the picture from indexing or machine learning, for all or for us by name."""
-    if headers.get("TDM-Reservation", "").strip() == "1":
-        return "TDM-Reservation: 1"
-    for line in headers.getlist("X-Robots-Tag"):
-        agent = None
-        for part in line.lower().split(","):
-            before, _, directive = (text.strip() for text in part.rpartition(":"))
-            if re.fullmatch(r"[\w.*/-]+", before) and before not in _VALUED:
-                agent = before  # holds for the rest of its line
-            if directive in _OPT_OUTS and agent in (None, "*", PRODUCT.lower()):
-                return f"X-Robots-Tag: {directive}"
+    """The header that reserves the picture from indexing or machine learning, for all or for us by name; also one that
+    an archive has kept of the picture's own host.
+    """
+    for origin in ("", _ARCHIVED):
+        if "1" in (part.strip() for line in headers.getlist(f"{origin}TDM-Reservation") for part in line.split(",")):
+            return f"{origin}TDM-Reservation: 1"
+        for line in headers.getlist(f"{origin}X-Robots-Tag"):
+            agent = "*"
+            for part in _ROBOTS_TAG.finditer(line.lower()):
+                if part["colon"]:
+                    agent = part["word"].partition("/")[0]  # without its version
+                elif agent in ("*", PRODUCT.lower()) and (part["word"] in _OPT_OUTS or _is_past(part["date"])):
+                    return f"{origin}X-Robots-Tag: {part['word'] or 'unavailable_after'}"
+    return None
+
+
+def _is_past(date: str | None) -> bool:
+    moment = _moment(date.strip().upper()) if date else None
+    return moment is not None and moment < datetime.now(UTC)
+
+
+def _moment(text: str) -> datetime | None:
+    """The moment that a header names in a form of HTTP's or of ISO 8601; in UTC where it names no zone. Else None."""
+    for read in (parsedate_to_datetime, datetime.fromisoformat):
+        with suppress(ValueError, OverflowError):
+            moment = read(text)
+            return moment.replace(tzinfo=moment.tzinfo or UTC)
     return None
 
 
@@ -294,11 +346,8 @@ def _retry_after(headers: HTTPHeaderDict) -> float | None:
     value = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,9}", value):
         return float(value)
-    try:
-        date = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    moment = _moment(value)
+    return None if moment is None else max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -363,6 +412,7 @@ class _Host:
 
     turn: threading.Lock = field(default_factory=threading.Lock)
     ready_at: float = float("-inf")
+    delay: float = 0.0  # seconds that its robots.txt asks for between two requests
     asking: threading.Lock = field(default_factory=threading.Lock)
     robots: dict[str, _Robots | NotUsable] = field(default_factory=dict)  # by scheme, host and port
 
@@ -410,7 +460,8 @@ class Fetcher:
     total_timeout: float = 30.0  # seconds of one link
     connect_timeout: float = 10.0  # seconds of one wait
     read_timeout: float = 10.0
-    host_delay: float = 1.0  # seconds from the end of a request to a host to its next
+    host_delay: float = 1.0  # seconds from the end of a request to a host to its next, unless its robots.txt asks for
+    max_crawl_delay: float = 60.0  # more; beyond this nothing is asked for
     retries: int = 2  # after 429, 5xx and failed connections; pauses double, or are those of Retry-After
     max_redirects: int = 5
     robots: bool = True  # whether robots.txt is asked
@@ -501,19 +552,21 @@ class Fetcher:
     def _names(self, url: Url) -> bool:
         labels = url.host.split(".")
         domains = {".".join(labels[i:]) for i in range(len(labels))}
-        return _unschemed(url) in self._denied or bool(domains & self._denied)
+        return _denied_form(url) in self._denied or bool(domains & self._denied)
 
     def _obey_robots(self, url: Url, budget: _Budget) -> None:
         host, origin = self._host(url), f"{url.scheme}://{url.netloc}"
         with budget.waiting_for(host.asking):
             if origin not in host.robots:
                 own = _Budget(self.total_timeout / 3, self.clock)  # the host's other links need the outcome too
-                host.robots[origin] = self._read_robots(origin, own)
+                robots = host.robots[origin] = self._read_robots(origin, own)
                 budget.extend(own.waited)
+                if isinstance(robots, _Robots):
+                    host.delay = max(host.delay, robots.delay)
         robots = host.robots[origin]
         if isinstance(robots, NotUsable):
             raise _copy(robots)
-        if not robots.allows(url.request_uri):
+        if not robots.allows(url.request_uri, budget):
             raise NotUsable("robots", "robots.txt forbids it")
 
     def _read_robots(self, origin: str, budget: _Budget) -> _Robots | NotUsable:
@@ -528,10 +581,17 @@ class Fetcher:
             if code is None and len(trail) == 1:
                 return _copy(problem)
             if code is not None and 400 <= code < 500 and code != 429:
-                return _Robots("")
+                return _Robots(b"")
             why = f"no robots.txt to be had, so nothing may be fetched ({problem.detail})"
             return NotUsable("robots", why, transient=problem.transient, http_code=code)
-        return _Robots(answer.content.decode(errors="replace"))
+        robots = _Robots(answer.content)
+        if robots.delay > self.max_crawl_delay:
+            why = f"its robots.txt asks for {robots.delay:g} s between requests; {self.max_crawl_delay:g} are kept"
+            return NotUsable("robots", why)
+        if len(robots.rules) > _ROBOTS_RULES:
+            why = f"its robots.txt has {len(robots.rules)} rules for us; {_ROBOTS_RULES} are gone through"
+            return NotUsable("robots", why)
+        return robots
 
     def _persist(self, url: Url, *, kind: str, budget: _Budget) -> _Answer:
         """One request, and its repetitions where they may help and there is time."""
@@ -549,14 +609,14 @@ class Fetcher:
     def _in_turn(self, url: Url, *, kind: str, budget: _Budget, attempt: int) -> _Answer:
         host = self._host(url)
         with budget.waiting_for(host.turn):
-            wait = host.ready_at - self.clock()
-            if wait > max(self.total_timeout, self.host_delay):
+            wait, delay = host.ready_at - self.clock(), max(self.host_delay, host.delay)
+            if wait > max(self.total_timeout, delay):
                 why = f"asked not to be called again for {wait:.0f} s"
                 raise NotUsable("http_error", why, transient=True, retry_after=wait)
             if wait > 0:
                 self.sleep(wait)
                 budget.extend(wait)
-            rest = self.host_delay
+            rest = delay
             try:
                 return self._request(url, kind=kind, budget=budget, attempt=attempt)
             except NotUsable as problem:
@@ -615,10 +675,10 @@ class Fetcher:
 
     def _read(self, response: HTTPResponse, *, kind: str) -> _Answer:
         headers = response.headers
-        if response.status in _REDIRECTS and "Location" in headers:
-            return _Answer(headers, redirect=headers["Location"])
         try:
             self._check_head(response, kind=kind)
+            if response.status != 200:
+                return _Answer(headers, redirect=headers["Location"])
             limit, content = _ROBOTS_BYTES if kind == "robots" else self.max_bytes, bytearray()
             while chunk := response.read(_CHUNK):
                 if kind == "photograph" and not content:
@@ -637,7 +697,7 @@ class Fetcher:
         return _Answer(headers, bytes(content))
 
     def _check_head(self, response: HTTPResponse, *, kind: str) -> None:
-        if response.status != 200:
+        if response.status != 200 and not (response.status in _REDIRECTS and "Location" in response.headers):
             transient = response.status == 429 or response.status >= 500
             pause = _retry_after(response.headers) if transient else None
             asks = "" if pause is None else f" and asks to wait {pause:.0f} s"
@@ -677,15 +737,19 @@ def _allowed_places(entry: str) -> list[tuple[str, int]]:
 
 def _denied(entry: str) -> str:
     if "://" in entry:
-        return _unschemed(_parse_entry(entry, "deny", entry))
+        return _denied_form(_parse_entry(entry, "deny", entry))
     url = _parse_entry(f"http://{entry}", "deny", entry)  # a sha256 has the form of a host name
-    if _unschemed(url) != f"{url.host}/":
+    if url.request_uri != "/" or url.port is not None:
         raise ValueError(f"deny: {entry!r} must be a whole URL with http:// or https://, a host name or a sha256.")
     return url.host
 
 
-def _unschemed(url: Url) -> str:
-    return f"{url.netloc}{url.request_uri}"
+def _denied_form(url: Url) -> str:
+    """One form for what servers take for the same address: whatever its scheme, its escapes, doubled or trailing
+    slashes, dots, or an empty query.
+    """
+    path = posixpath.normpath("/" + unquote(url.path).lstrip("/"))
+    return f"{url.netloc}{path}?{unquote(url.query or '')}"
 
 
 def _parse_entry(url: str, name: str, entry: str) -> Url:

@@ -18,10 +18,11 @@ dataset or of a pipeline.  Every departure is marked "Differs from the paper:" o
 Paper: SCoFT: Self-Contrastive Fine-Tuning for Equitable Image Generation, https://arxiv.org/abs/2401.08053
 """
 
-import contextlib
 import importlib
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -29,6 +30,7 @@ from typing import NamedTuple
 import huggingface_hub
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 
 
@@ -407,6 +409,7 @@ class ClipConv(PerceptualDistance):
     the cosine taken over the token axis, after ten random augmentations; no convolution, and noise in the loss.
     """
 
+    kind = "a timm model with five feature maps"
     default_model = "timm/resnet101_clip.openai"
 
     def __init__(
@@ -419,11 +422,10 @@ class ClipConv(PerceptualDistance):
     ):
         timm = _import_optional("timm")
         name = model_name_or_path or self.default_model
-        source = "local-dir" if Path(name).is_dir() else "hf-hub"
-        with _loading(name, kind="a timm model with five feature maps", default=self.default_model):
-            encoder = timm.create_model(
-                f"{source}:{name}", pretrained=True, features_only=True, out_indices=(4,), cache_dir=cache_dir
-            )
+        options = {"pretrained": True, "cache_dir": cache_dir}
+        source = f"{'local-dir' if Path(name).is_dir() else 'hf-hub'}:{name}"
+        timm.create_model(source, **options)  # is strict; what the file lacks, features_only leaves at random
+        encoder = timm.create_model(source, **options, features_only=True, out_indices=(4,))
         config = encoder.pretrained_cfg
         super().__init__(
             encoder.to(dtype),
@@ -447,6 +449,9 @@ class DreamSim(PerceptualDistance):
     the main one first.  Always float32, because the package supports nothing else.
     """
 
+    kind = "a cache folder of the dreamsim package"
+    default_model = "dreamsim/ in the Hugging Face home"
+
     def __init__(
         self,
         model_name_or_path: str | None = None,
@@ -456,18 +461,17 @@ class DreamSim(PerceptualDistance):
         cache_dir: str | None = None,
     ):
         dreamsim = _import_optional("dreamsim").dreamsim
-        if dreamsim_type not in DREAMSIM_TYPES:
-            raise ValueError(f"--dreamsim_type: got {dreamsim_type!r}, allowed are {', '.join(DREAMSIM_TYPES)}.")
         default = Path(cache_dir or huggingface_hub.constants.HF_HOME, "dreamsim")
         if model_name_or_path is None:
             default.mkdir(parents=True, exist_ok=True)
         folder = Path(model_name_or_path or default)
-        with _loading(str(folder), kind="a cache folder of the dreamsim package", default=str(default)):
-            if not folder.is_dir():
-                raise FileNotFoundError("there is no such folder; create it to have DreamSim downloaded into it")
-            hub_folder = torch.hub.get_dir()
+        if not folder.is_dir():
+            raise FileNotFoundError("there is no such folder; create it to have DreamSim downloaded into it")
+        hub_folder = torch.hub.get_dir()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")  # which peft would leave at random
             encoder, _ = dreamsim(device=device, cache_dir=str(folder), dreamsim_type=dreamsim_type)
-            torch.hub.set_dir(hub_folder)  # the package moves it for the whole process
+        torch.hub.set_dir(hub_folder)  # the package moves it for the whole process
         # The package takes [0, 1] and normalises for each of its backbones itself.
         super().__init__(encoder, size=224, mean=(0, 0, 0), std=(1, 1, 1), device=device, dtype=torch.float32)
         for extractor in self.encoder.base_model.model.extractor_list:
@@ -489,6 +493,7 @@ class DinoV2(PerceptualDistance):
     Differs from the authors' code: it takes the mean squared difference of all tokens before that norm, unbounded.
     """
 
+    kind = "a DINOv2 model in safetensors with its image processor"
     default_model = "facebook/dinov2-base"
 
     def __init__(
@@ -502,9 +507,8 @@ class DinoV2(PerceptualDistance):
         from transformers import AutoModel
 
         name = model_name_or_path or self.default_model
-        with _loading(name, kind="a DINOv2 model in safetensors with its image processor", default=self.default_model):
-            encoder = AutoModel.from_pretrained(name, dtype=dtype, use_safetensors=True, cache_dir=cache_dir)
-            pixels = _pixels_of_processor(name, cache_dir=cache_dir)
+        encoder = load_whole(AutoModel, name, dtype=dtype, cache_dir=cache_dir)
+        pixels = _pixels_of_processor(name, cache_dir=cache_dir)
         super().__init__(encoder, **pixels, device=device, dtype=dtype)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -519,7 +523,10 @@ class Blip2(PerceptualDistance):
     Differs from the authors' code: it takes the mean squared difference of these tokens, unbounded.
     """
 
+    kind = "a BLIP-2 retrieval model in safetensors with its image processor"
     default_model = "Salesforce/blip2-itm-vit-g"
+    # Images never meet a text here: what is kept are the vision model, the query tokens and the Q-Former.
+    unused = ("embeddings", "vision_projection", "text_projection", "itm_head")
 
     def __init__(
         self,
@@ -532,15 +539,10 @@ class Blip2(PerceptualDistance):
         from transformers import Blip2ForImageTextRetrieval
 
         name = model_name_or_path or self.default_model
-        with _loading(
-            name, kind="a BLIP-2 retrieval model in safetensors with its image processor", default=self.default_model
-        ):
-            encoder = Blip2ForImageTextRetrieval.from_pretrained(
-                name, dtype=dtype, use_safetensors=True, cache_dir=cache_dir
-            )
-            pixels = _pixels_of_processor(name, cache_dir=cache_dir)
-        # Images never meet a text here: what is kept are the vision model, the query tokens and the Q-Former.
-        del encoder.embeddings, encoder.vision_projection, encoder.text_projection, encoder.itm_head
+        encoder = load_whole(Blip2ForImageTextRetrieval, name, unused=self.unused, dtype=dtype, cache_dir=cache_dir)
+        pixels = _pixels_of_processor(name, cache_dir=cache_dir)
+        for part in self.unused:
+            delattr(encoder, part)
         super().__init__(encoder, **pixels, device=device, dtype=dtype)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -560,22 +562,62 @@ def load_distance(
     dtype: torch.dtype = torch.float32,
     dreamsim_type: str = "ensemble",
     cache_dir: str | None = None,
+    flags: tuple[str, str] = ("--perceptual_distance", "--perceptual_model_name_or_path"),
 ) -> PerceptualDistance:
     """The distance `name` of DISTANCES, frozen, on `device`.
 
     model_name_or_path: Hub id or folder of its encoder; None for the distance's own.  dtype: what the encoder computes
     in, float64, float32 or bfloat16; dreamsim stays in float32.  dreamsim_type: for dreamsim alone.  cache_dir: where
-    downloads go.  Raises ImportError without the package, OSError without the model, ValueError for a bad choice.
+    downloads go.  flags: what errors call `name` and `model_name_or_path`.  Raises ImportError without the package,
+    OSError without the whole model, ValueError for a bad choice.
     """
     if name not in DISTANCES:
-        raise ValueError(f"--perceptual_distance: got {name!r}, allowed are {', '.join(DISTANCES)}.")
+        raise ValueError(f"{flags[0]}: got {name!r}, allowed are {', '.join(DISTANCES)}.")
     if dtype not in (torch.float64, torch.float32, torch.bfloat16):
         raise ValueError(
             f"a perceptual distance in {dtype} is not supported, because its gradient in the pixels would underflow; "
             "use torch.float32 or torch.bfloat16."
         )
+    if name == "dreamsim" and dreamsim_type not in DREAMSIM_TYPES:
+        raise ValueError(f"--dreamsim_type: got {dreamsim_type!r}, allowed are {', '.join(DREAMSIM_TYPES)}.")
     options = {"dreamsim_type": dreamsim_type} if name == "dreamsim" else {"dtype": dtype}
-    return DISTANCES[name](model_name_or_path, device=device, cache_dir=cache_dir, **options)
+    distance = DISTANCES[name]
+    try:
+        return distance(model_name_or_path, device=device, cache_dir=cache_dir, **options)
+    except ImportError as error:
+        raise ImportError(f"{flags[0]} {name}: {error}") from error
+    # timm reports a model with fewer than five maps as an IndexError, and one of another library as a KeyError; peft a
+    # missing weight as a UserWarning.
+    except (OSError, ValueError, RuntimeError, LookupError, UserWarning, SafetensorError) as error:
+        raise OSError(
+            f"{flags[1]}: {model_name_or_path or distance.default_model!r} cannot be loaded as {distance.kind} "
+            f"({type(error).__name__}: {error}). Give a Hub id or a folder that holds one, downloaded beforehand if "
+            f"this machine is offline, or leave the flag out for {distance.default_model!r}."
+        ) from error
+
+
+def load_whole(model_class, name_or_path: str | Path, *, unused: tuple[str, ...] = (), **options) -> nn.Module:
+    """`model_class.from_pretrained(name_or_path, **options)` of diffusers or transformers, from safetensors.
+
+    unused: what the names of weights begin with that the caller never asks, so that they may be missing.
+
+    Raises OSError where the file lacks a weight of the model or has it in another shape.  Both libraries merely warn
+    of the first, and leave random numbers in its place, as happens when a file was written for another version of
+    them.  What else a file holds is ignored.
+    """
+    model, info = model_class.from_pretrained(
+        name_or_path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    lacking = [f"{key} is missing" for key in sorted(info["missing_keys"]) if not key.startswith(unused)]
+    lacking += [f"{key} has shape {tuple(has)}, not {tuple(needs)}" for key, has, needs in info["mismatched_keys"]]
+    if lacking:
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        library = type(model).__module__.partition(".")[0]
+        raise OSError(
+            f"{name_or_path} has no whole {type(model).__name__}: {', '.join(lacking[:3])}{more}. It is damaged, "
+            f"or written for another version than {library} {version(library)}: pip install -U -r requirements.txt"
+        )
+    return model
 
 
 def _pixels_of_processor(name: str, *, cache_dir: str | None) -> dict[str, int | Sequence[float]]:
@@ -592,19 +634,5 @@ def _import_optional(package: str) -> ModuleType:
         return importlib.import_module(package)
     except ImportError as error:
         raise ImportError(
-            f"--perceptual_distance: this distance needs {package}, which cannot be imported ({error}): "
-            f"pip install {package}"
-        ) from error
-
-
-@contextlib.contextmanager
-def _loading(name: str, *, kind: str, default: str) -> Iterator[None]:
-    try:
-        yield
-    # timm reports a model with fewer than five maps as an IndexError.
-    except (OSError, ValueError, RuntimeError, IndexError) as error:
-        raise OSError(
-            f"--perceptual_model_name_or_path: {name!r} cannot be loaded as {kind} "
-            f"({type(error).__name__}: {error}). Give a Hub id or a folder that holds one, downloaded beforehand if "
-            f"this machine is offline, or leave the flag out for {default!r}."
+            f"this distance needs {package}, which cannot be imported ({error}): pip install {package}"
         ) from error

@@ -21,10 +21,9 @@ import os
 import re
 import signal
 import sys
-import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,10 +35,31 @@ import torch
 import scoft_data
 import scoft_hub
 import scoft_losses
+from scoft import sheets
+from scoft.base_model import loading
 from scoft.errors import DataError
-from scoft.files import cached_tensors, checked_name, content_key, is_empty, sole_writer, write_atomically
+from scoft.files import (
+    cached_tensors,
+    checked_name,
+    content_key,
+    is_empty,
+    private_folder,
+    read_record,
+    sole_writer,
+    write_atomically,
+)
 from scoft.images import INTERPOLATIONS, ImageTransform
-from scoft.lora_folder import CARD_FILE, KOHYA_FILE, LORA_FILE, RECORD_FILE, save_lora
+from scoft.lora_folder import (
+    CARD_FILE,
+    EVALUATION_FILE,
+    JUDGED_FILE,
+    KOHYA_FILE,
+    LORA_FILE,
+    RECORD_FILE,
+    Facts,
+    lora_sha256,
+    save_lora,
+)
 from scoft.train.checkpoints import (
     SEAL_FILE,
     check_space,
@@ -52,7 +72,7 @@ from scoft.train.checkpoints import (
     seal,
 )
 from scoft_data import stable_generator
-from scoft_losses import ldm_loss, memorization_loss, perceptual_loss, self_contrastive_loss, weighted_sum
+from scoft_losses import ldm_loss, load_whole, memorization_loss, perceptual_loss, self_contrastive_loss, weighted_sum
 
 
 if TYPE_CHECKING:
@@ -149,7 +169,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--blip_caption_column", default="blip_text", help="naive captions c_blip")
     data.add_argument("--negatives_column", default="negatives", help="negatives x-")
     data.add_argument("--max_train_samples", type=int, help="train on this many rows, drawn with --seed")
-    data.add_argument("--skip_bad_images", default=False, **switch, help="drop unreadable images instead of stopping")
+    data.add_argument("--skip_bad_images", default=False, **switch, help="drop unusable images and captions, not stop")
     data.add_argument("--resolution", type=int, default=512, help="side of the square training images in pixels")
     data.add_argument("--center_crop", default=True, **switch, help="else a random crop, without caches of images")
     data.add_argument("--random_flip", default=False, **switch, help="mirror a photograph and its negatives at random")
@@ -419,20 +439,15 @@ def load_models(
     from transformers import CLIPTextModel, CLIPTokenizer
 
     common = {"revision": revision, "cache_dir": cache_dir}
-    weights = {**common, "variant": variant, "use_safetensors": True}
-    try:
+    weights = {**common, "variant": variant}
+    with loading(name_or_path):
         noise_scheduler = DDPMScheduler.from_pretrained(name_or_path, subfolder="scheduler", **common)
         tokenizer = CLIPTokenizer.from_pretrained(name_or_path, subfolder="tokenizer", **common)
-        text_encoder = CLIPTextModel.from_pretrained(
-            name_or_path, subfolder="text_encoder", dtype=torch.float32, **weights
+        text_encoder = load_whole(
+            CLIPTextModel, name_or_path, subfolder="text_encoder", dtype=torch.float32, **weights
         )
-        vae = AutoencoderKL.from_pretrained(name_or_path, subfolder="vae", **weights)
-        unet = UNet2DConditionModel.from_pretrained(name_or_path, subfolder="unet", torch_dtype=unet_dtype, **weights)
-    except OSError as error:
-        raise DataError(
-            f"--pretrained_model_name_or_path {name_or_path} cannot be loaded as a Stable Diffusion pipeline in "
-            f"safetensors: {error}"
-        ) from error
+        vae = load_whole(AutoencoderKL, name_or_path, subfolder="vae", **weights)
+        unet = load_whole(UNet2DConditionModel, name_or_path, subfolder="unet", torch_dtype=unet_dtype, **weights)
     if prediction_type is not None:
         noise_scheduler.register_to_config(prediction_type=prediction_type)
     prediction_type = noise_scheduler.config.prediction_type
@@ -859,7 +874,7 @@ def abandon_what_follows(output_dir: Path, step: int):
     """Remove what a run going on from `step` makes untrue: later checkpoints, the last pictures and numbers, and the
     card that marks it finished.
     """
-    for name in (CARD_FILE, SEAL_FILE, scoft_hub.EVALUATION_FILE, "images/judge.json", *scoft_hub.PICTURES):
+    for name in (CARD_FILE, SEAL_FILE, EVALUATION_FILE, JUDGED_FILE, *scoft_hub.PICTURES):
         for file in output_dir.glob(name):
             file.unlink()
     for folder in checkpoints(output_dir):
@@ -948,6 +963,8 @@ class Validation:
     guidance_scale: float
     judge: Callable[[list, list[str]], dict[str, float]] | None
     folder: Path
+    subject: str  # whom or what the pictures are to show
+    dataset: scoft_data.CulturalDataset
     compiled: bool
     base_images: list | None = None
 
@@ -998,7 +1015,11 @@ class Validation:
         return [image for _, image in sorted(gather_object(drawn), key=lambda pair: pair[0])]
 
     def __call__(self, step: int, *, final: bool):
-        """Draw, judge, save the grid, log to the trackers; at the end also save pictures and the judge's numbers."""
+        """Draw, judge, save the grid, log to the trackers; at the end also save pictures and the judge's numbers.
+
+        The photographs belong to others: the sheet that shows some of them lies in a folder that only this user sees,
+        and goes neither to a tracker nor to the Hub.
+        """
         if self.base_images is None:
             with without_lora(self.unet):
                 self.base_images = self.draw()
@@ -1010,9 +1031,16 @@ class Validation:
             )
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            grid = comparison_grid(self.prompts, self.base_images, images)
+            drawn = (self.prompts, self.base_images, images)
+            title = f"{self.subject}: the base model, and the LoRA after {step} updates"
+            grid = comparison_grid(*drawn, title=title)
             grid.save(self.folder / ("before_after.png" if final else f"step-{step:06d}.png"))
             if final:
+                shown = min(max(self.images_per_prompt, 4), len(self.dataset))
+                rows = (row * len(self.dataset) // shown for row in range(shown))
+                photographs = [sheets.fitted(self.dataset.image(row), sheet_side(images)) for row in rows]
+                beside_them = comparison_grid(*drawn, title=title, photographs=photographs)
+                beside_them.save(private_folder(self.folder / "photographs") / "before_after.png")
                 for i, image in enumerate(images[:: self.images_per_prompt]):
                     image.save(self.folder / f"lora-{i}.png")
             if self.judge:
@@ -1022,7 +1050,9 @@ class Validation:
                 for row in judge_table(**judged):
                     logger.info("  %s", row)
                 if final:
-                    write_atomically(self.folder / "judge.json", json.dumps(judged, indent=2, default=float) + "\n")
+                    folder = self.folder.parent
+                    told = judged | {"lora_sha256": lora_sha256(folder)}
+                    write_atomically(folder / JUDGED_FILE, json.dumps(told, indent=2, default=float) + "\n")
                 flat = {
                     f"judge/{of}/{name}": value
                     for of, numbers in judged.items()
@@ -1050,29 +1080,23 @@ def judge_table(base: dict[str, float], lora: dict[str, float]) -> list[str]:
     return ["   ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 
 
-def comparison_grid(prompts: list[str], base: list, lora: list):
-    """A block for each prompt: its words, a row of base pictures, and below them the LoRA's at the same seeds."""
-    from PIL import Image, ImageDraw, ImageFont
+def comparison_grid(prompts: list[str], base: list, lora: list, *, title: str, photographs: Sequence = ()):
+    """A block for each prompt: its words, a row of base pictures, and below them the LoRA's at the same seeds.
 
+    Above them all a row of `photographs`, if there are any. An RGB picture.
+    """
     columns = len(base) // len(prompts)
-    side = max(base[0].width, 128)
-    margin, label_width, line = 12, 64, 28
-    font = ImageFont.load_default(size=16)
-    block = line + 2 * (side + margin)
-    width = max(label_width + columns * (side + margin), 480) + margin
-    grid = Image.new("RGB", (width, len(prompts) * (block + margin) + margin), "white")
-    pen = ImageDraw.Draw(grid)
+    rows = [sheets.Row(above="The dataset's photographs", cells=[sheets.Cell(picture=each) for each in photographs])]
     for p, prompt in enumerate(prompts):
-        top = margin + p * (block + margin)
-        fitting = textwrap.shorten(prompt, width=width // 9, placeholder=" ...")  # a letter is some 8 pixels wide
-        pen.text((margin, top), fitting, fill="black", font=font)
-        for r, (label, images) in enumerate((("base", base), ("LoRA", lora))):
-            y = top + line + r * (side + margin)
-            pen.text((margin, y + side // 2 - 8), label, fill="dimgray", font=font)
-            for c, image in enumerate(images[p * columns : (p + 1) * columns]):
-                scaled = image.resize((side, side), Image.Resampling.NEAREST)
-                grid.paste(scaled, (label_width + margin + c * (side + margin), y))
-    return grid
+        for above, heading, images in ((prompt, "base", base), ("", "LoRA", lora)):
+            cells = [sheets.Cell(picture=image) for image in images[p * columns : (p + 1) * columns]]
+            rows.append(sheets.Row(above=above, heading=heading, cells=cells))
+    return sheets.grid(rows if photographs else rows[1:], title=title, side=sheet_side(base))
+
+
+def sheet_side(images: list) -> int:
+    """Pixels of a picture in a sheet: of small ones enough to see them, of large ones enough to compare them."""
+    return min(max(images[0].width, 128), 256)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1169,7 +1193,7 @@ def write_and_push_card(folder: Path, *, repo_id: str | None, private: bool, col
     """Write the page of a finished run's folder and, given a repository of the Hub, push what belongs there."""
     scoft_hub.write_model_card(folder, repo_id=repo_id)
     if repo_id:
-        scoft_hub.push_lora(folder, repo_id=repo_id, retry=retry)
+        scoft_hub.push_lora(folder, repo_id=repo_id, private=private, retry=retry)
         if collection:
             scoft_hub.add_to_collection(collection, repo_id=repo_id, private=private, retry=retry)
 
@@ -1187,13 +1211,13 @@ def crosses_epoch(step: int, every: int | None, *, images_per_update: int, num_r
     return after > before
 
 
-def run_record(arguments: dict, resolved: dict) -> dict:
+def run_record(arguments: dict, resolved: Facts) -> dict:
     """What training_args.json holds: all arguments, what they resolved to, and the versions that ran."""
     packages = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "timm", "dreamsim")
     installed = {package for package in packages if importlib.util.find_spec(package)}
     return {
         "arguments": {flag: str(value) if isinstance(value, Path) else value for flag, value in arguments.items()},
-        "resolved": resolved,
+        "resolved": dataclasses.asdict(resolved),
         "versions": {package: importlib.metadata.version(package) for package in packages if package in installed},
     }
 
@@ -1205,8 +1229,8 @@ def warn_of_changes(path: Path, *, record: dict):
     """
     if not path.exists():
         return
-    before = json.loads(path.read_text())
-    were, are = (each["arguments"] | each["resolved"] for each in (before, record))
+    before = read_record(path, dict[str, dict], remedy="Remove it, if the runs need not be compared.")
+    were, are = (each.get("arguments", {}) | each.get("resolved", {}) for each in (before, record))
     free = FREE_FLAGS | ({"updates"} if are["lr_scheduler"].startswith("constant") else set())
     for fact in sorted(are.keys() - free):
         if were.get(fact) != are[fact]:
@@ -1302,9 +1326,9 @@ def train(
     checkpoint, first_step = None, 0
     if args.resume_from_checkpoint:
         checkpoint, first_step = find_checkpoint(output_dir, args.resume_from_checkpoint)
-    repo_id = None
+    repo_id, private = None, True
     if args.push_to_hub and is_main:
-        repo_id = scoft_hub.ready_repo(
+        repo_id, private = scoft_hub.ready_repo(
             args.hub_model_id or f"scoft-{name}",
             repo_type="model",
             private=args.hub_private_repo,
@@ -1314,7 +1338,7 @@ def train(
         write_and_push_card,
         output_dir,
         repo_id=repo_id,
-        private=args.hub_private_repo,
+        private=private,
         collection=args.hub_collection,
         retry=scoft_hub.command_again(
             "train_scoft_lora.py",
@@ -1482,31 +1506,31 @@ def train(
     )
 
     # Records
-    resolved = {
-        "name": name,
-        "prompts": prompts,
-        "base_model": args.pretrained_model_name_or_path,
-        "base_revision": base_revision,
-        "license": scoft_hub.license_of(
+    resolved = Facts(
+        name=name,
+        prompts=prompts,
+        base_model=args.pretrained_model_name_or_path,
+        base_revision=base_revision,
+        license=scoft_hub.license_of(
             args.pretrained_model_name_or_path, revision=base_revision, cache_dir=args.cache_dir
         ),
-        "dataset": args.dataset,
-        "dataset_id": source.location if source.kind == "hub" else None,
-        "dataset_revision": dataset.commit,
-        "rows": len(dataset),
-        "blip_captions": sum(map(len, dataset.blip_captions)),
-        "negatives": sum(dataset.num_negatives),
-        "dropped_rows": dataset.dropped,
-        "fingerprint": dataset.fingerprint,
-        "method": args.method,
-        "weights": weights,
-        "margin": margin,
-        "updates": total_steps,
-        "images_per_update": images_per_update,
-        "learning_rate": learning_rate,
-        "lora_alpha": alpha,
-        "mixed_precision": accelerator.mixed_precision,
-    }
+        dataset=args.dataset,
+        dataset_id=source.location if source.kind == "hub" else None,
+        dataset_revision=dataset.commit,
+        rows=len(dataset),
+        blip_captions=sum(map(len, dataset.blip_captions)),
+        negatives=sum(dataset.num_negatives),
+        dropped_rows=dataset.dropped,
+        fingerprint=dataset.fingerprint,
+        method=args.method,
+        weights=weights,
+        margin=margin,
+        updates=total_steps,
+        images_per_update=images_per_update,
+        learning_rate=learning_rate,
+        lora_alpha=alpha,
+        mixed_precision=accelerator.mixed_precision,
+    )
     if is_main:
         record = run_record(vars(args), resolved)
         abandon_what_follows(output_dir, first_step)
@@ -1530,6 +1554,8 @@ def train(
             guidance_scale=args.validation_guidance_scale,
             judge=judge,
             folder=output_dir / "images",
+            subject=scoft_data.culture_words(args.culture or name),
+            dataset=dataset,
             compiled=args.compile,
         )
 

@@ -18,7 +18,9 @@ import torch
 
 from pocket import judge, world
 from prepare_ccub import Captioner, DepthEstimator
+from scoft.base_model import load_pipeline
 from scoft_data import CATEGORIES, culture_words
+from scoft_losses import load_whole
 
 
 MODELS = judge.MODELS
@@ -52,7 +54,7 @@ def base_rates(*, number: int) -> dict:
     """The judge's numbers of the base pipeline on `number` prompts with and without each culture."""
     from diffusers import StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(MODELS / "stable-diffusion", safety_checker=None)
+    pipeline = load_pipeline(StableDiffusionPipeline, MODELS / "stable-diffusion", safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     phrasings = [
         " ".join(phrasing.format("").split()) for subjects in world.SUBJECTS.values() for phrasing in subjects
@@ -70,9 +72,10 @@ def controlnet_pipeline():
     """The base pipeline with the depth ControlNet."""
     from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 
-    pipeline = StableDiffusionControlNetPipeline.from_pretrained(
+    pipeline = load_pipeline(
+        StableDiffusionControlNetPipeline,
         MODELS / "stable-diffusion",
-        controlnet=ControlNetModel.from_pretrained(MODELS / "controlnet-depth"),
+        controlnet=load_whole(ControlNetModel, MODELS / "controlnet-depth"),
         safety_checker=None,
     )
     pipeline.set_progress_bar_config(disable=True)

@@ -26,14 +26,13 @@ from PIL import Image
 
 import prepare_ccub
 from benchmarks.train_step import SIZES, byte_tokenizer, processor, rounded
-from pocket.make_dataset import flags as pocket_flags
 from pocket.make_dataset import words, write_pictures
 from pocket.train_models import make_scheduler
 
 
 ROOT = Path(prepare_ccub.__file__).parent
-POCKET = ROOT / "pocket" / "models"
 CULTURE = "veridia"
+FLAGS = {"defaults": "pocket", "culture": CULTURE}
 BATCHES = (1, 2, 5, 10)  # negatives of a photograph
 # A DPT to go with the small sizes; its defaults are those of the large one.
 SMALL_DEPTH = {
@@ -171,7 +170,7 @@ def seconds_per_negative(*, size: str, device: str, precision: str, photographs:
                 start = time.perf_counter()
             _, pictures = generate(photograph, {f"{i} {k}": f"a photograph {k} in Korea" for k in range(number)})
             for picture in pictures.values():
-                prepare_ccub.jpeg(picture)
+                prepare_ccub.jpeg(picture, quality=prepare_ccub.NEGATIVE_QUALITY)
         synchronize()
         measured["seconds"][number] = (time.perf_counter() - start) / (photographs * number)
         if device == "cuda":
@@ -195,7 +194,6 @@ def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--rows", type=int, default=200, help="pictures of the pocket world")
     parser.add_argument("--num_processes", type=int, default=2)
-    parser.add_argument("--models", type=Path, default=POCKET, help="the pocket models")
     parser.add_argument("--full_size", action="store_true", help="time the negatives at full size instead")
     parser.add_argument("--size", default="full", choices=SIZES, help="of --full_size")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="of --full_size")
@@ -219,8 +217,7 @@ def main(argv: list[str] | None = None):
             )
         }
     else:
-        flags = pocket_flags(CULTURE, models=args.models)
-        run = machine("cpu") | {"pocket": prepare_pocket(rows=args.rows, processes=args.num_processes, flags=flags)}
+        run = machine("cpu") | {"pocket": prepare_pocket(rows=args.rows, processes=args.num_processes, flags=FLAGS)}
     run = rounded(run)
     print(json.dumps(run, indent=2))
     if args.output:

@@ -1,4 +1,6 @@
-"""Draw `pocket/gallery.png`, the pocket world at a glance: cultures as rows; truth, web, base model, SCoFT as columns.
+"""Draw the pocket world at a glance: cultures as rows; truth, web, base model, SCoFT as columns.
+
+`gallery.png` has all four cultures, `hero.png` the row of one of them.
 
     for culture in azuria veridia ochria corallia; do
         accelerate launch train_scoft_lora.py --dataset pocket --culture $culture --output_dir build/scoft-$culture
@@ -16,10 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from pocket import world
 from pocket.train_models import WEB_PICTURES
+from scoft import sheets
+from scoft.base_model import load_pipeline
 from scoft.lora_folder import LORA_FILE, load_into_pipeline
 from scoft_data import culture_words
 
@@ -33,8 +37,7 @@ PROMPTS = {
     "nature": "Photo of a landscape with hills, in {}",
 }
 COLUMNS = ("truth", "web", "base model", "after SCoFT")
-SIDE = 112  # of a picture, in pixels of the gallery
-GAP, HEADER, MARGIN = 4, 40, 16
+HERO = "veridia"  # the culture of README.md's examples
 
 
 def truth(culture: str) -> list[Image.Image]:
@@ -64,28 +67,18 @@ def generated(pipeline, culture: str) -> list[Image.Image]:
     ).images
 
 
-def draw(cells: dict[str, list[list[Image.Image]]]) -> Image.Image:
-    """The gallery of culture -> pictures of each column; the four pictures of a cell stand two by two."""
-    cell = 2 * SIDE + GAP
-    label = 100
-    font = ImageFont.load_default(size=18)
-    gallery = Image.new(
-        "RGB",
-        (label + len(COLUMNS) * (cell + MARGIN) + MARGIN, HEADER + len(cells) * (cell + MARGIN)),
-        "white",
-    )
-    pen = ImageDraw.Draw(gallery)
-    for c, column in enumerate(COLUMNS):
-        pen.text((label + MARGIN + c * (cell + MARGIN) + cell / 2, HEADER / 2), column, "black", font, anchor="mm")
-    for r, (culture, columns) in enumerate(cells.items()):
-        top = HEADER + r * (cell + MARGIN)
-        pen.text((MARGIN, top + cell / 2), culture_words(culture), "black", font, anchor="lm")
-        for c, pictures in enumerate(columns):
-            left = label + MARGIN + c * (cell + MARGIN)
-            for p, picture in enumerate(pictures):
-                place = (left + p % 2 * (SIDE + GAP), top + p // 2 * (SIDE + GAP))
-                gallery.paste(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), place)
-    return gallery
+def gallery(pictures: dict[str, list[list[Image.Image]]]) -> Image.Image:
+    """The sheet of culture -> pictures of each column; those of a column stand two by two."""
+    half = len(PROMPTS) // 2
+    rows = [
+        sheets.Row(
+            above=culture_words(culture) * (first == 0),
+            cells=[sheets.Cell(picture=each) for column in columns for each in column[first : first + half]],
+        )
+        for culture, columns in pictures.items()
+        for first in (0, half)
+    ]
+    return sheets.grid(rows, columns=dict.fromkeys(COLUMNS, half))
 
 
 def main(argv: list[str] | None = None):
@@ -94,16 +87,17 @@ def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--loras", required=True, help="folder of each culture's LoRA, {} for the culture's name")
     parser.add_argument("--models", type=Path, default=HERE / "models")
-    parser.add_argument("--output", type=Path, default=HERE / "gallery.png")
+    parser.add_argument("--output", type=Path, default=HERE, help="folder of gallery.png and hero.png")
     args = parser.parse_args(argv)
 
-    pipeline = StableDiffusionPipeline.from_pretrained(args.models / "stable-diffusion", safety_checker=None)
-    cells = {culture: [truth(culture), web(culture), generated(pipeline, culture)] for culture in world.CULTURES}
-    for culture, columns in cells.items():
+    pipeline = load_pipeline(StableDiffusionPipeline, args.models / "stable-diffusion", safety_checker=None)
+    pictures = {culture: [truth(culture), web(culture), generated(pipeline, culture)] for culture in world.CULTURES}
+    for culture, columns in pictures.items():
         load_into_pipeline(pipeline, Path(args.loras.format(culture), LORA_FILE))
         columns.append(generated(pipeline, culture))
         pipeline.unload_lora_weights()
-    draw(cells).save(args.output)
+    gallery(pictures).save(args.output / "gallery.png")
+    gallery({HERO: pictures[HERO]}).save(args.output / "hero.png")
 
 
 if __name__ == "__main__":

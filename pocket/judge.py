@@ -22,12 +22,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pocket import world
 from scoft.errors import DataError
 from scoft_data import CATEGORIES, culture_words
+from scoft_losses import load_whole
 
 
 MODELS = Path(__file__).resolve().parent / "models"
@@ -114,7 +116,7 @@ class Judge(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Judge:
-        """The judge of `folder`, in float32. Raises DataError if a file is missing or made for another world."""
+        """The judge of `folder`, in float32. Raises DataError if a file is missing, torn or made for another world."""
         folder = Path(folder)
         remake = "`python -m pocket.train_models --models judge` remakes it."
         for name in ("config.json", "model.safetensors"):
@@ -124,7 +126,10 @@ class Judge(nn.Module):
         if config.pop("heads") != {name: list(values) for name, values in HEADS.items()}:
             raise DataError(f"{folder / 'config.json'} names other attributes than pocket/world.py; {remake}")
         judge = cls(**config)
-        judge.load_state_dict(load_file(folder / "model.safetensors"))
+        try:
+            judge.load_state_dict(load_file(folder / "model.safetensors"))
+        except (RuntimeError, SafetensorError) as error:
+            raise DataError(f"{folder / 'model.safetensors'} is not of this judge ({error}); {remake}") from error
         return judge.eval().to(memory_format=torch.channels_last)
 
 
@@ -467,7 +472,7 @@ def main():
 
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL.from_pretrained(args.vae).float().eval()
+    vae = load_whole(AutoencoderKL, args.vae).float().eval()
     print(report(judge, vae, size=args.pictures))
 
 

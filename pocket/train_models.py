@@ -35,6 +35,7 @@ from pocket.checksums import write_checksums
 from pocket.judge import SIZE
 from scoft.files import content_key
 from scoft_data import stable_generator
+from scoft_losses import load_whole
 
 
 HERE = Path(__file__).resolve().parent
@@ -613,7 +614,7 @@ def save(model: nn.Module, folder: Path):
 def load(class_name: str, folder: Path, *, device: str) -> nn.Module:
     """A finished model in float32: what later ones are trained on is what users load."""
     library = "diffusers" if class_name in ("AutoencoderKL", "UNet2DConditionModel") else "transformers"
-    model = getattr(importlib.import_module(library), class_name).from_pretrained(folder).float().to(device).eval()
+    model = load_whole(getattr(importlib.import_module(library), class_name), folder).float().to(device).eval()
     if library == "diffusers":
         model.register_to_config(_name_or_path="")  # else the folder's path would be saved with it
     return model

@@ -134,8 +134,13 @@ def other():
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
-    """accelerate keeps precision and device in process-wide singletons; no test should inherit another's."""
+    """accelerate keeps precision and device in process-wide singletons, and writes ranks and addresses into the
+    environment; no test should inherit another's.
+    """
+    environment = dict(os.environ)
     yield
+    os.environ.clear()
+    os.environ.update(environment)
     if "accelerate" in sys.modules:
         from accelerate.state import AcceleratorState, GradientState
 

@@ -130,16 +130,19 @@ def test_refuses_what_is_not_a_batch_of_images(distance):
 @pytest.mark.parametrize("name", DISTANCES)
 def test_missing_folder_names_the_flag_and_the_value(name, tmp_path):
     """A path that is not there is reported with the flag it came by."""
-    with pytest.raises(OSError, match="--perceptual_model_name_or_path: .*absent.*cannot be loaded as"):
+    with pytest.raises(OSError, match="^--perceptual_model_name_or_path: .*absent.*cannot be loaded as"):
         load(name, tmp_path / "absent")
+    with pytest.raises(OSError, match="^--filter_model: .*absent.*cannot be loaded as") as raised:
+        load(name, tmp_path / "absent", flags=("--filter_distance", "--filter_model"))
+    assert "perceptual_model" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name, package", [("clip_conv", "timm"), ("dreamsim", "dreamsim")])
 def test_missing_package_names_the_pip_line(name, package, tmp_path, monkeypatch):
     """Without its package a distance says how to install it."""
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=f"pip install {package}"):
-        load(name, tmp_path)
+    with pytest.raises(ImportError, match=f"^--filter_distance {name}: .*pip install {package}"):
+        load(name, tmp_path, flags=("--filter_distance", "--filter_model"))
 
 
 def test_bad_choices_are_refused(tmp_path):

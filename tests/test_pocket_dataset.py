@@ -1,13 +1,16 @@
 """The pocket world's CCUB is what its maker's code says, and keeps the dataset contract."""
 
-import hashlib
+import io
+import json
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 
+import prepare_ccub
 from pocket import judge, make_dataset, world
+from prepare_ccub import cleaned
 from scoft.errors import DataError
 from scoft_data import CATEGORIES, find_dataset, read_dataset
 
@@ -22,13 +25,16 @@ def rows_of(culture: str, split: str) -> datasets.Dataset:
 @pytest.mark.parametrize("culture", world.CULTURES)
 @pytest.mark.parametrize("split, size", [("train", 150), ("test", 50)])
 def test_photographs_and_captions_are_remade_exactly(culture, split, size):
-    """The shipped photographs, captions and categories are those of `chosen_rows`, byte for byte."""
+    """The shipped photographs, captions and categories are those of `chosen_rows`, cleaned, byte for byte."""
     shipped = rows_of(culture, split).cast_column("image", datasets.Image(decode=False))
     remade = make_dataset.chosen_rows(culture, split, size=size)
+    args = prepare_ccub.parse_args(["--defaults", "pocket", "--culture", culture, "--images", str(CCUB)])
     assert len(shipped) == len(remade) == size
     for row, again in zip(shipped, remade):
-        assert row["image"]["bytes"] == again["image"]
-        assert row["sha256"] == hashlib.sha256(again["image"]).hexdigest()
+        file = io.BytesIO()
+        again["picture"].save(file, "WEBP", lossless=True)
+        clean = cleaned(file.getvalue(), min_size=args.min_size, jpeg_quality=args.jpeg_quality)
+        assert row["image"]["bytes"] == clean.content and row["sha256"] == clean.sha256
         assert row["text"] == again["text"]
         assert CATEGORIES[row["category"]] == again["category"]
 
@@ -45,6 +51,16 @@ def test_rows_keep_the_contract(culture):
     assert not any(test["negatives"])
     assert all(text.lower().endswith(f"in {culture}") for text in train["text"])
     assert not set(train["sha256"]) & set(test["sha256"])
+
+
+@pytest.mark.parametrize("culture", world.CULTURES)
+def test_its_settings_are_the_worlds_defaults(culture):
+    """`prepare_ccub.py --defaults pocket` sets what each shipped summary.json says that it was made with."""
+    args = prepare_ccub.parse_args(["--defaults", "pocket", "--culture", culture, "--images", str(CCUB)])
+    made = json.loads((CCUB / culture / "summary.json").read_text())["settings"]
+    set_now = {name: getattr(args, name) for name in made}
+    set_now |= {name: prepare_ccub.public_name(set_now[name]) for name in prepare_ccub.MODELS}
+    assert set_now | {"prompt_suffix": prepare_ccub.prompt_suffix(args)} == made
 
 
 def test_the_judge_finds_the_photographs_right_and_the_negatives_wrong():

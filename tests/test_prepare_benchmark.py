@@ -23,9 +23,9 @@ def test_every_stage_is_launched_alone_and_all_again(
 
     tiny = {"captioner": tiny_blip, "controlnet": tiny_controlnet, "depth_model": tiny_depth, "resolution": 16}
     tiny |= {"pretrained_model_name_or_path": tiny_pipeline, "filter_model": tiny_clip_conv}
-    flags = prepare.pocket_flags("veridia", models=tmp_path) | tiny | {"num_inference_steps": 1, "num_negatives": 1}
+    tiny |= {"num_inference_steps": 1, "num_negatives": 1, "false_negative_threshold": 0}
     monkeypatch.setattr(prepare, "launch", in_this_process)
-    monkeypatch.setattr(prepare, "pocket_flags", lambda culture, models: flags | {"false_negative_threshold": 0})
+    monkeypatch.setattr(prepare, "FLAGS", prepare.FLAGS | tiny)
     (tmp_path / "results.json").write_text('{"runs": ["an earlier run"]}')
     prepare.main(["--rows", "5", "--output", str(tmp_path / "results.json")])
 

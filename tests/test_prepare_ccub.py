@@ -1,5 +1,6 @@
 """prepare_ccub.py: its true command line on loopback servers, hostile bytes and tiny real models."""
 
+import dataclasses
 import functools
 import hashlib
 import html
@@ -8,11 +9,13 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,13 +27,14 @@ import pytest
 import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
+import evaluate_scoft
 import prepare_ccub
 import train_scoft_lora
 from loopback import HEAD, drip, png_of
 from pocket import make_dataset, world
-from prepare_ccub import NegativeGenerator, Photograph, Row, cleaned, read_links, read_manifest
+from prepare_ccub import NegativeGenerator, Photograph, Row, read_links, read_manifest
 from scoft.errors import DataError
-from scoft.files import Ledger, content_key
+from scoft.files import LOCK, Ledger, content_key, sole_writer
 from scoft_data import CATEGORIES, find_dataset, read_dataset
 from scoft_fetch import Fetcher, NotUsable
 from scoft_losses import load_distance
@@ -38,6 +42,8 @@ from scoft_losses import load_distance
 
 ROOT = Path(prepare_ccub.__file__).parent
 POCKET = ROOT / "pocket" / "models"
+
+cleaned = functools.partial(prepare_ccub.cleaned, jpeg_quality=95)
 
 pytestmark = pytest.mark.usefixtures("threads_given_back")
 
@@ -65,9 +71,12 @@ def write_images(folder: Path, rows: dict[str, dict], contents: dict[str, bytes]
 
 
 def words(flags: dict) -> list[str]:
-    """None leaves a flag out, True gives it bare, a list gives it several times."""
+    """None leaves a flag out, True gives it bare, a list gives it several times; a tuple is several words of one."""
     argv = []
     for flag, value in flags.items():
+        if isinstance(value, tuple):
+            argv += [f"--{flag}", *value]
+            continue
         for each in value if isinstance(value, list) else [value]:
             argv += [] if each is None else [f"--{flag}"] if each is True else [f"--{flag}", str(each)]
     return argv
@@ -143,6 +152,25 @@ def made(flags, tmp_path_factory):
 @pytest.fixture
 def copy(made, tmp_path):
     return Path(shutil.copytree(made, tmp_path / "ccub"))
+
+
+def test_the_trainers_advice_makes_what_it_lacks(flags, pictures, tmp_path, monkeypatch):
+    """The command that is told where naive captions are missing makes the dataset that is told with it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(pictures, tmp_path / "my pictures")
+
+    def read(name: str):
+        return read_dataset(find_dataset(name, culture="igbo"), culture="igbo", needs_blip=True, needs_negatives=True)
+
+    with pytest.raises(DataError) as refused:
+        read("my pictures")
+    advice = re.search("Make them with `(.*)` and train with --dataset '(.*)', or", str(refused.value))
+    command, name = advice.groups()
+    python, script, *argv = shlex.split(command)
+    assert (python, script) == ("python", "prepare_ccub.py")
+    given = {"culture": None, "images": None, "output": None, "num_negatives": 1, "num_captions": 1}
+    prepare_ccub.main([*argv, *words(flags | given)])
+    assert len(read(name)) == 6 and any(read(name).num_negatives)
 
 
 def test_the_dataset_keeps_the_contract(made):
@@ -225,6 +253,21 @@ def test_the_card_says_who_chose_and_under_what_licence(copy, flags, tmp_path):
     assert "keep\nthis dataset private" not in card.text and "robots.txt" not in card.text
 
 
+def test_nobody_else_looks_into_it_and_one_run_writes_into_it(made, flags, tmp_path, monkeypatch):
+    """What holds photographs is private to the user; a second run of the culture is refused, before it does anything.
+    A folder that was there keeps its owner's choice.
+    """
+    assert [folder.stat().st_mode & 0o777 for folder in (made, made / "korea")] == [0o700, 0o700]
+    shared = tmp_path / "ccub"
+    shared.mkdir(mode=0o755)
+    monkeypatch.setattr("scoft.files.PATIENCE", 0.1)
+    monkeypatch.setattr(prepare_ccub, "gather", None)
+    with sole_writer(shared / "korea", flag="--output"):
+        with pytest.raises(DataError, match="--output .*korea: another run is writing into it"):
+            prepare(flags, output=shared)
+    assert shared.stat().st_mode & 0o777 == 0o755
+
+
 def test_each_stage_runs_alone(made, flags, tmp_path):
     """Stage by stage the dataset is the one that all stages make at once."""
     for stage in prepare_ccub.STAGES:
@@ -293,6 +336,44 @@ def test_killed_by_the_system_and_rerun_it_ends_in_the_same_dataset(made, flags,
     assert Ledger(ledger).read().items() >= drawn.items()
 
 
+def test_a_domain_that_is_no_place(flags, tmp_path):
+    """The paper's prosthetics: no prompt and no page from the photographs to the LoRA says "in Prosthetics"."""
+    prompt = "a photo of a person with a prosthetic leg"
+    more = {"culture": "prosthetics", "prompt_suffix": "", "output": tmp_path / "domain"}
+    prepare(flags, **more, num_captions=1, num_negatives=1)
+    ledger = Ledger(tmp_path / "domain" / "prosthetics" / "negatives.jsonl").read()
+    captions = Ledger(tmp_path / "domain" / "prosthetics" / "captions.jsonl").read()
+    prompts = {each for entry in ledger.values() for each in entry["prompts"].values()}
+    assert len(ledger) == 6 and prompts <= {each for entry in captions.values() for each in entry["captions"]}
+    train_scoft_lora.main(
+        words(
+            {
+                "dataset": tmp_path / "domain",
+                "culture": "prosthetics",
+                "method": "finetune",
+                "pretrained_model_name_or_path": flags["pretrained_model_name_or_path"],
+                "resolution": 16,
+                "rank": 2,
+                "max_train_steps": 1,
+                "num_validation_images": 1,
+                "validation_inference_steps": 1,
+                "validation_prompts": prompt,
+                "report_to": "none",
+                "cache_dir": tmp_path / "cache",
+                "output_dir": tmp_path / "lora",
+            }
+        )
+    )
+    page = (tmp_path / "lora" / "README.md").read_text()
+    assert f'pipe("{prompt}"' in page and "depict Prosthetics" in page
+    template = tmp_path / "prompts.txt"
+    template.write_text(f"{prompt}\n")
+    assert evaluate_scoft.read_prompts(template, "prosthetics") == [prompt]
+    card = (tmp_path / "domain" / "README.md").read_text()
+    assert "what the same model family makes of the scene. Made for" in card.replace("\n", " ")
+    assert not re.search("in Prosthetics", page + card, re.I)
+
+
 def test_two_processes_are_as_good_as_one(made, flags, tmp_path):
     """Launched as two processes that share the rows out, it writes the bytes that one writes."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
@@ -310,7 +391,7 @@ def test_the_trainer_learns_from_what_the_pocket_world_gives(tmp_path, monkeypat
     make_dataset.write_pictures("veridia", tmp_path / "pictures", rows={"train": 9, "test": 3})
     prepare_ccub.main(
         words(
-            make_dataset.flags("veridia", models=POCKET)
+            {"defaults": "pocket", "culture": "veridia"}
             | {"images": tmp_path / "pictures", "output": tmp_path / "ccub", "false_negative_threshold": 0.01}
             | {"num_captions": 3, "num_negatives": 2, "num_inference_steps": 4}
         )
@@ -563,6 +644,22 @@ def test_what_is_denied_later_leaves_the_dataset(site, tmp_path):
     assert max(site.hits.values()) == 1
 
 
+@pytest.mark.usefixtures("web", "quick")
+def test_what_was_published_is_denied_though_it_is_encoded_otherwise_now(site, tmp_path):
+    """The sha256 of a photograph as it was written before takes it out, also where flags have changed its file."""
+    urls = [site.url(f"/{i}.jpg") for i in range(2)]
+    site.pages |= {f"/{i}.jpg": (200, {}, encoded(picture(i))) for i in range(2)}
+    flags = {"culture": "korea", "links": write_sheet(tmp_path / "sheet.csv", urls), "output": tmp_path / "ccub"}
+    flags |= {"stages": "fetch,clean", "min_size": 16, "allow_host": site.place}
+    prepare(flags)
+    before, _ = read_manifest(tmp_path / "ccub" / "korea")
+    (tmp_path / "deny.txt").write_text(before.sha256)
+    prepare(flags, deny_list=tmp_path / "deny.txt", jpeg_quality=80)
+    assert list(statuses(tmp_path / "ccub" / "korea").values()) == ["denied", "ok"]
+    prepare(flags)
+    assert list(statuses(tmp_path / "ccub" / "korea").values()) == ["denied", "ok"]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Clean
 # ---------------------------------------------------------------------------------------------------------------------
@@ -624,6 +721,47 @@ def test_nothing_but_the_picture_is_left(dirty):
     assert clean.size == (40, 32) and clean.suffix == ("png" if dirty.startswith(b"\x89PNG") else "jpg")
 
 
+def segment(marker: int, data: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+
+
+def before_scan(*segments: bytes) -> bytes:
+    at = CLEAN.index(b"\xff\xda")
+    return CLEAN[:at] + b"".join(segments) + CLEAN[at:]
+
+
+TABLE = (SECRET * 4)[:64]  # a quantisation table that no component uses
+
+
+@pytest.mark.parametrize(
+    "dirty",
+    [
+        CLEAN[:-2] + segment(0xDC, struct.pack(">H", 32) + SECRET) + CLEAN[-2:],
+        CLEAN[:-2] + SECRET + CLEAN[-2:],
+        CLEAN[:-2] + b"\xff" * 9 + b"\xd9",
+        CLEAN[:2] + segment(0xE0, b"JFIF\0\1\1\0\0\1\0\1\0\0") * 3 + CLEAN[20:],
+        before_scan(*(segment(0xE0, SECRET[i : i + 9]) for i in range(0, len(SECRET), 9))),
+        before_scan(*(segment(0xEE, SECRET[i : i + 9]) for i in range(0, len(SECRET), 9))),
+        before_scan(segment(0xDB, b"\3" + TABLE)),
+        before_scan(segment(0xDB, b"\0" + TABLE), CLEAN[CLEAN.index(b"\xff\xdb") :][:69]),  # of two the last holds
+        before_scan(segment(0xC4, b"\x13" + bytes([0, 1, 2, 3, 4, 5, 6, 7, *[0] * 8]) + (SECRET * 2)[:28])),
+    ],
+    ids=["DNL", "before the end", "fill bytes", "three APP0", "APP0", "APP14", "spare DQT", "first DQT", "spare DHT"],
+)  # fmt: skip
+def test_no_byte_of_a_jpeg_is_taken_over(dirty):
+    """Whatever else a JPEG holds, its clean copy is, byte for byte, that of the same pixels without it."""
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(dirty))), np.asarray(Image.open(io.BytesIO(CLEAN))))
+    assert cleaned(dirty, min_size=16).content == cleaned(CLEAN, min_size=16).content
+
+
+def test_the_tables_of_a_jpeg_are_not_taken_over():
+    """A quantisation table says what it will where the coefficients are nought; the clean copy has its own."""
+    grey, tables = Image.new("RGB", (40, 32), (128, 128, 128)), [list(TABLE), list(TABLE[::-1])]
+    dirty = encoded(grey, qtables=tables)
+    assert len(set(TABLE) & set(dirty)) == len(set(TABLE))
+    assert cleaned(dirty, min_size=16).content == cleaned(encoded(grey), min_size=16).content
+
+
 def test_texts_of_a_png_are_gone():
     """A PNG's text chunks are dropped, its pixels kept exactly."""
     notes = PngImagePlugin.PngInfo()
@@ -635,12 +773,15 @@ def test_texts_of_a_png_are_gone():
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(clean))), np.asarray(picture(0)))
 
 
-def test_a_clean_jpeg_keeps_its_bytes():
-    """A JPEG with nothing in it but the picture is not compressed again, and cleaning twice is cleaning once."""
-    assert cleaned(CLEAN, min_size=16).content == CLEAN
-    for dirty in (encoded(picture(0), exif=secret_exif(6)), encoded(picture(0), "PNG"), encoded(picture(0), "WEBP")):
-        once = cleaned(dirty, min_size=16)
-        assert cleaned(once.content, min_size=16) == once
+@pytest.mark.parametrize(
+    "content", [CLEAN, encoded(picture(0), "PNG"), encoded(picture(0, (400, 300)), quality=80, progressive=True)]
+)
+def test_a_clean_copy_is_the_picture_and_always_the_same(content):
+    """Clean copies of a file are equal byte for byte; encoded anew, a photograph changes by less than can be seen."""
+    once = cleaned(content, min_size=16)
+    assert cleaned(content, min_size=16) == once
+    found, came = (np.asarray(Image.open(io.BytesIO(each)), float) for each in (once.content, content))
+    assert np.square(found - came).mean() < 255**2 / 10**4.2  # 42 dB
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
@@ -731,6 +872,58 @@ def test_versions_of_one_picture_are_found_across_splits_and_the_first_is_kept(t
     prepare(flags, min_size=64, near_duplicate_bits=-1)
     found = statuses(tmp_path / "ccub" / "korea")
     assert [name for name, status in found.items() if status == "duplicate"] == ["same-pixels.png"]
+
+
+def test_large_photographs_are_not_cleaned_side_by_side(tmp_path, monkeypatch):
+    """The photographs in hand have no more pixels together than the largest that is allowed, and no bytes of those
+    that are done are held until their turn comes; a file beyond all measure is not even read.
+    """
+    contents = {f"{i}.jpg": encoded(picture(i)) for i in range(12)} | {"12.jpg": encoded(picture(12)) + bytes(9000)}
+    flags = {
+        "culture": "korea",
+        "images": write_images(tmp_path / "pictures", dict.fromkeys(contents, {}), contents),
+        "output": tmp_path / "ccub",
+        "stages": "fetch,clean",
+        "min_size": 16,
+    }
+    clean, lock, now, most, first = prepare_ccub.cleaned, threading.Lock(), 0, 0, threading.Event()
+
+    def counted(content, **options):
+        nonlocal now, most
+        with lock:
+            now, most = now + 1, max(most, now + 1)
+        if content == contents["0.jpg"]:
+            assert first.wait(20)
+        time.sleep(0.02)
+        result = clean(content, **options)
+        with lock:
+            now -= 1
+        return result
+
+    def written(path, content):
+        write(path, content)
+        if path.parent.name == "photographs" and len(list(path.parent.glob("*.jpg"))) == 11:
+            first.set()
+
+    write = prepare_ccub.write_atomically
+    monkeypatch.setattr(prepare_ccub, "write_atomically", written)
+    monkeypatch.setattr(prepare_ccub, "cleaned", counted)
+    monkeypatch.setattr(prepare_ccub, "MAX_PIXELS", 2 * 40 * 32 + 1)
+    monkeypatch.setattr(prepare_ccub, "MAX_FILE_BYTES", 9000)
+    prepare(flags)
+    assert most == 2
+    *rest, last = read_manifest(tmp_path / "ccub" / "korea")
+    assert {photograph.status for photograph in rest} == {"ok"}
+    assert last.status == "too_large" and "9000 are allowed" in last.detail
+
+
+def test_postscript_never_reaches_ghostscript(tmp_path, monkeypatch):
+    """Whatever its name says, an EPS is no photograph, and Ghostscript is not called for it."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was called"))
+    for content in (encoded(picture(0), "EPS"), b"\xc5\xd0\xd3\xc6" + bytes(28) + encoded(picture(0), "EPS")):
+        with pytest.raises(NotUsable) as found:
+            cleaned(content, min_size=16)
+        assert found.value.status == "not_an_image"
 
 
 # --- splits ---
@@ -949,17 +1142,65 @@ def test_blanked_negatives_are_left_out_and_recorded(copy, flags, made, monkeypa
     assert dataset.num_negatives == [1] * 6
 
 
+@pytest.mark.parametrize(
+    ("flag", "stages"),
+    [
+        ("captioner", "fetch,clean,caption"),
+        ("pretrained_model_name_or_path", "fetch,clean,negatives"),
+        ("controlnet", "fetch,clean,negatives"),
+        ("depth_model", "fetch,clean,negatives"),
+        ("filter_model", "fetch,clean,filter"),
+    ],
+)
+@pytest.mark.parametrize("wrong", ["absent/model", "folder/empty", "folder/no weights", "of another kind", "torn"])
+def test_a_model_that_cannot_be_had_is_named_before_the_work(flag, stages, wrong, flags, tmp_path, hub, monkeypatch):
+    """A model that is no folder of its kind, nor on the Hub, ends the run before its first stage, under its flag."""
+    monkeypatch.setattr(prepare_ccub, "gather", lambda *_: pytest.fail("it went to work"))
+    if wrong == "of another kind":
+        wrong = flags["captioner" if flag != "captioner" else "depth_model"]
+    elif wrong == "torn":
+        wrong = shutil.copytree(flags[flag], tmp_path / "torn")
+        for file in wrong.glob("*.json"):
+            file.write_text('{"a')
+    elif wrong.startswith("folder"):
+        wrong = tmp_path / wrong
+        wrong.mkdir(parents=True)
+        if "weights" in wrong.name:
+            for file in Path(flags[flag]).glob("*.json"):
+                shutil.copy(file, wrong)
+    with pytest.raises(DataError, match=f"^--{flag}[ :].*{wrong}"):
+        prepare(flags | {flag: wrong}, output=tmp_path / "ccub", stages=stages)
+
+
+def test_models_of_the_hub_pass_the_check(flags, tmp_path, hub, tiny_midas, monkeypatch):
+    """A model on the Hub is found by its description there, and MiDaS, which has none, by its weights, anywhere."""
+    reached = []
+    monkeypatch.setattr(prepare_ccub, "gather", lambda *_: reached.append(1))
+    hub.add("model", "org/blip", {"config.json": (flags["captioner"] / "config.json").read_bytes()})
+    prepare(flags | {"captioner": "org/blip"}, output=tmp_path / "ccub", stages="fetch,caption")
+    prepare(flags | {"depth_model": tiny_midas}, output=tmp_path / "ccub", stages="fetch,negatives")
+    hub.add("model", prepare_ccub.MIDAS, {prepare_ccub.MIDAS_FILE: b""})
+    prepare(flags | {"depth_model": prepare_ccub.MIDAS}, output=tmp_path / "ccub", stages="fetch,negatives")
+    assert len(reached) == 3
+
+
+def test_a_model_of_a_stage_that_is_not_run_may_be_anything(copy, flags):
+    """The stages that no model is needed for ask for none."""
+    prepare(flags | dict.fromkeys(prepare_ccub.MODELS, "absent/model"), output=copy, stages="fetch,clean")
+
+
 def test_prompts_are_the_captions_in_turn_with_the_suffix(flags):
     """Each negative has a naive caption with the culture, or with --prompt_suffix, which may be empty."""
     args = prepare_ccub.parse_args(words(flags | {"culture": "united_states"}))
-    assert args.prompt_suffix == "in the United States"
+    assert prepare_ccub.prompt_suffix(args) == "in the United States"
+    assert prepare_ccub.prompt_suffix(prepare_ccub.parse_args(words(flags | {"prompt_suffix": ""}))) == ""
     drawing = prepare_ccub.Drawing(
         base_model="a", controlnet="b", depth_model="c", resolution=16, num_inference_steps=2, guidance_scale=7.5,
         precision="no", seed=0,
     )  # fmt: skip
     common = {"captions": ["a house", "a roof"], "number": 3, "drawing": drawing}
     photograph = Photograph(id="a", caption="", sha256="1")
-    prompts = prepare_ccub.prompts_of_negatives(photograph, suffix=args.prompt_suffix, **common)
+    prompts = prepare_ccub.prompts_of_negatives(photograph, suffix="in the United States", **common)
     assert list(prompts.values()) == [f"a {thing} in the United States" for thing in ("house", "roof", "house")]
     plain = prepare_ccub.prompts_of_negatives(photograph, suffix="", **common)
     assert list(plain.values()) == ["a house", "a roof", "a house"]
@@ -999,50 +1240,73 @@ def test_negatives_nearer_than_the_threshold_are_dropped_and_recorded(copy, flag
         assert len(found) == 2 and len(row["negatives"]) == sum(distance >= threshold for distance in found.values())
         assert all((copy / "korea" / "negatives" / f"{name}.jpg").exists() for name in found)
     assert f"| too near the photograph, left out | {false} |" in (copy / "README.md").read_text()
-    with Image.open(copy / "korea" / "histogram.png") as plot:
-        assert plot.size == (640, 320)
-    assert (copy / "korea" / "contact_sheet-1.png").exists()
+    with Image.open(copy / "korea" / "contact_sheet-1.png") as sheet:
+        assert ((255, 0, 0) == np.asarray(sheet)).all(-1).any()
+    assert (copy / "korea" / "histogram.png").exists()
 
 
-def test_the_contact_sheet_strikes_false_negatives_through(tmp_path):
-    """A red cross lies over what is nearer than the threshold, and nothing else; a missing depth stays white."""
+def test_the_contact_sheet_says_all_of_a_photograph(tmp_path, monkeypatch):
+    """Its file and captions, each negative's distance and prompt, false ones struck through; and what is missing."""
     for name in ("photograph", "near", "far"):
         Image.new("RGB", (128, 128), "blue").save(tmp_path / f"{name}.png")
-    row = Row(
-        photograph=Photograph(id="a", caption="궁 " * 200, file="photograph.png"),
-        captions=[],
+    train = Row(
+        photograph=Photograph(id="a", picture="market.jpg", caption="궁 " * 200, file="photograph.png", split="train"),
+        captions=["a house"],
         negatives=[(tmp_path / "near.png", 0.1), (tmp_path / "far.png", 0.3)],
+        prompts={"near": "a house in Korea", "far": "a roof in Korea"},
         threshold=0.3,
     )
-    sheet = np.asarray(prepare_ccub.contact_sheet([row], tmp_path))
-    reds = (sheet == (255, 0, 0)).all(-1)
-    blues = (sheet == (0, 0, 255)).all(-1)
-    lefts = [8 + c * 136 for c in range(4)]
-    cells = [(slice(28, 28 + 128), slice(left, left + 128)) for left in lefts]
-    assert [bool(reds[cell].any()) for cell in cells] == [False, False, True, False]
-    assert [bool(blues[cell].any()) for cell in cells] == [True, False, True, True]
-    cross = reds[cells[2]]
-    assert all(cross[i, i] and cross[i, 127 - i] for i in range(2, 126))
+    test = dataclasses.replace(
+        train,
+        photograph=dataclasses.replace(train.photograph, split="test", picture="", category="city"),
+        captions=[],
+        negatives=[],
+    )
+    drawn = []
+    monkeypatch.setattr("scoft.sheets.grid", lambda rows, **look: drawn.extend(rows))
+    prepare_ccub.contact_sheet([train, test], tmp_path, title="Korea")
+    first, second = drawn
+    assert first.above == f"market.jpg, no category, train\n{'궁 ' * 200}"
+    assert second.above.startswith("photograph.png, city, test\n")
+    said = [(cell.words, cell.picture is None, cell.struck) for cell in first.cells]
+    assert said == [
+        ("a house", False, False),
+        ("no depth", True, False),
+        ("0.100, too near\na house in Korea", False, True),
+        ("0.300\na roof in Korea", False, False),
+    ]
+    words = [(cell.words, cell.picture is None) for cell in second.cells]
+    assert words == [("not captioned", False), ("no depth", True), ("no negative, a test row", True)]
 
 
-def test_the_histogram_shows_the_threshold():
-    """The threshold's line lies at its place of the axis, and the bars are as high as their counts."""
-    plot = np.asarray(prepare_ccub.histogram([0.1] * 4 + [0.5], threshold=0.25, label="clip_conv"))
-    blue = (plot == (70, 130, 180)).all(-1)
-    heights = blue[:, 40:600].sum(0)
-    assert heights.max() == pytest.approx(4 * heights[-8:].max(), rel=0.05)
-    red = (plot == (255, 0, 0)).all(-1)
-    line = 40 + 560 * 0.25 / 0.5
-    assert red[200, round(line) - 2 : round(line) + 3].any() and not red[200, : round(line) - 2].any()
+def test_defaults_of_a_world_are_weaker_than_flags_and_only_shipped_ones_hold(tmp_path, monkeypatch, capsys):
+    """--defaults pocket fills in what is not said; another distance brings its own model and threshold."""
+    argv = ["--culture", "veridia", "--images", str(tmp_path), "--defaults", "pocket"]
+    args = prepare_ccub.parse_args([*argv, "--resolution", "32"])
+    assert (args.resolution, args.min_size, args.filter_model) == (32, 64, str(POCKET / "clip_conv"))
+    other = prepare_ccub.parse_args([*argv, "--filter_distance", "dreamsim"])
+    assert other.filter_model is None and prepare_ccub.threshold(other) == 0.3
+    (tmp_path / "mine" / "ccub").mkdir(parents=True)
+    (tmp_path / "mine" / "defaults.yaml").write_text("prepare: {captioner: evil}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        prepare_ccub.parse_args([*argv[:-1], "mine"])
+    assert "--defaults: invalid choice: 'mine'" in capsys.readouterr().err
 
 
 def test_a_threshold_without_a_default_is_asked_for(flags, capsys):
     """Only dreamsim has a default threshold; with another distance its flag is asked for by name."""
-    assert prepare_ccub.parse_args(["--culture", "korea"]).false_negative_threshold == 0.3
+    assert prepare_ccub.threshold(prepare_ccub.parse_args(["--culture", "korea"])) == 0.3
     with pytest.raises(SystemExit):
         prepare_ccub.parse_args(words(flags | {"false_negative_threshold": None}))
     assert "--filter_distance clip_conv needs a --false_negative_threshold" in capsys.readouterr().err
     prepare_ccub.parse_args(words(flags | {"false_negative_threshold": None, "stages": "fetch,clean"}))
+
+
+def test_checking_the_arguments_leaves_them_as_they_are(flags):
+    """What a flag says is what was given: defaults that hang on other flags are told where they are used."""
+    args = prepare_ccub.parse_args(["--culture", "korea"])
+    assert args.false_negative_threshold is None and args.prompt_suffix == "in {}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1056,13 +1320,52 @@ def test_links_only_holds_no_picture(copy, flags):
     prepare(flags, output=copy, stages="write", links_only=True)
     assert written(copy) == before
     links = copy.with_name("ccub-links")
-    assert {file.suffix for file in links.rglob("*") if file.is_file()} == {".parquet", ".json", ".md"}
+    files = [file for file in links.rglob("*") if file.is_file() and file.name != LOCK]
+    assert {file.suffix for file in files} == {".parquet", ".json", ".md"}
     rows = rows_of(links / "korea")
-    assert set(rows.column_names) == {"text", "blip_text", "category", "source_url", "sha256", "license"}
+    told = {"text", "blip_text", "category", "source_url", "sha256", "license", "collector", "period"}
+    assert set(rows.column_names) == told
     content = b"".join(file.read_bytes() for file in links.rglob("*.parquet"))
     assert not re.search(rb"\xff\xd8\xff|\x89PNG", content)
     card = (links / "README.md").read_text()
     assert "There are no pictures in here" in card and "`image`" not in card
+
+
+def test_links_are_not_written_where_photographs_are(copy, flags, alice, monkeypatch):
+    """--links_only refuses a folder that holds a dataset with pictures, of whatever culture, or the work on
+    one, before it goes to work; and once more before the push, for what came meanwhile.
+    """
+    links, common = copy.with_name("ccub-links"), {"output": copy, "stages": "write", "links_only": True}
+    for place in ("test-00000-of-00001.parquet", "photographs"):
+        (links / "peru").mkdir(parents=True)
+        (copy / "korea" / place).rename(links / "peru" / place)
+        with monkeypatch.context() as patch, pytest.raises(DataError, match=f"--links_only: {links}/peru/{place} "):
+            patch.setattr(prepare_ccub, "gather", lambda *_: pytest.fail("it went to work"))
+            prepare(flags, **common)
+        (links / "peru" / place).rename(copy / "korea" / place)
+        shutil.rmtree(links)
+
+    def sneak_in(*args, **kwargs):
+        write_card(*args, **kwargs)
+        shutil.copy(copy / "korea" / "test-00000-of-00001.parquet", links / "korea" / "more.parquet")
+
+    write_card = prepare_ccub.write_card
+    monkeypatch.setattr(prepare_ccub, "write_card", sneak_in)
+    with pytest.raises(DataError, match="--links_only: .*more.parquet"):
+        prepare(flags, **common, push_to_hub=True, public=True)
+    assert not alice.asked("/commit/")
+
+
+def test_the_card_tells_the_languages_of_the_captions(copy, flags):
+    """--language is told for each culture: the card has the languages of all, in the forms that the Hub knows."""
+    prepare(flags, output=copy, stages="write", language=("ko", "zh-Hant"))
+    card = huggingface_hub.DatasetCard.load(copy / "README.md")
+    assert card.data.language == ["ko", "zh"] and card.data.to_dict()["language_bcp47"] == ["ko", "zh-Hant"]
+    assert card.data.multilinguality == "multilingual" and "captions are in ko, zh-Hant" in " ".join(card.text.split())
+    prepare(flags, output=copy, stages="write")
+    card = huggingface_hub.DatasetCard.load(copy / "README.md")
+    assert card.data.language == ["en"] and "language_bcp47" not in card.data.to_dict()
+    assert card.data.multilinguality == "monolingual" and "captions are in English" in " ".join(card.text.split())
 
 
 def test_cultures_share_an_output_and_have_a_config_each(copy, flags, pictures, tmp_path):
@@ -1113,6 +1416,16 @@ def test_photographs_are_not_pushed_to_what_is_public(copy, flags, alice):
     assert not alice.asked("/commit/")
 
 
+def test_photographs_are_not_pushed_to_what_became_public(copy, flags, alice):
+    """Not even if it was private when the work of hours began."""
+    alice.add("dataset", "alice/ccub", {}, private=True)
+    repo = alice.repos["dataset", "alice/ccub"]
+    alice.before("GET", "/tree/main", lambda: setattr(repo, "private", False))
+    with pytest.raises(DataError, match="datasets/alice/ccub has become public"):
+        prepare(flags, output=copy, stages="write", push_to_hub=True)
+    assert not alice.asked("/commit/|/preupload/")
+
+
 def test_a_push_does_not_unlist_a_culture_that_is_not_here(copy, flags, alice):
     """The card lists the configs; one that this folder does not know would be lost, so nothing is pushed."""
     alice.add("dataset", "alice/ccub", {"peru/train-00000-of-00001.parquet": b"rows"}, private=True)
@@ -1127,8 +1440,9 @@ def test_who_may_not_push_learns_it_before_the_work(copy, flags, alice, monkeypa
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(DataError, match="--hub_dataset_id ccub: nobody is logged in"):
         prepare(flags, output=copy, push_to_hub=True)
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
     with pytest.raises(DataError, match="--hub_dataset_id bob/ccub cannot be written to") as raised:
-        prepare(flags, output=copy, push_to_hub=True, hub_dataset_id="bob/ccub", hub_token="hf_alice")
+        prepare(flags, output=copy, push_to_hub=True, hub_dataset_id="bob/ccub")
     assert "hf_alice" not in str(raised.value)
 
 
@@ -1146,10 +1460,12 @@ def test_who_may_not_push_learns_it_before_the_work(copy, flags, alice, monkeypa
         (["--culture", "korea", "--images", "no/such/place"], "--images no/such/place: there is no such place"),
         (["--culture", "korea", "--resolution", "100"], "--resolution is a multiple of 8, got 100"),
         (["--culture", "korea", "--num_negatives", "0"], "--num_negatives is at least 1, got 0"),
+        (["--culture", "korea", "--jpeg_quality", "0"], "--jpeg_quality is a number from 1 to 100, got 0"),
         (["--culture", "korea", "--test_share", "1"], "--test_share is a number from 0 up and below 1, got 1.0"),
         (["--culture", "korea", "--public"], "--public needs --links_only"),
         (["--culture", "korea", "--push_to_hub", "--stages", "fetch"], "--push_to_hub belongs to the stage write"),
         (["--culture", "korea", "--links", "a", "--images", "b"], "not allowed with argument"),
+        (["--culture", "korea", "--language", "en", "Korean"], "is a code such as en, ko or zh-Hant, got 'Korean'"),
     ],
 )  # fmt: skip
 def test_arguments_that_cannot_be_meant_are_refused(argv, message, capsys):
@@ -1170,7 +1486,7 @@ SHEET_HEAD = "country_code,category_code,url,caption,created_at\n"
         (SHEET_HEAD + "KOR,FOOD,http://a/,b,\nJPN,FOOD,http://a/,b,", "row 3: country_code 'JPN' is none of KOR, CHN"),
         (SHEET_HEAD + "KOR,EATING,http://a/,b,", r"row 2: category 'EATING' is none of FOOD \(food & drink\)"),
         ((SHEET_HEAD + "KOR,FOOD,http://a/,\ub098,").encode("cp949"), "line 2 is not UTF-8 .*; save the table"),
-        (SHEET_HEAD + "KOR,FOOD,http://a/,,", "row 2: the caption is blank"),
+        (SHEET_HEAD + "KOR,FOOD,http://a/,,", "sheet: no row has a caption: sheet, row 2: caption is ''"),
         (SHEET_HEAD + "KOR,FOOD,,b,", "row 2: the url is blank"),
         (SHEET_HEAD + "KOR,FOOD,http://a/,rice, with beans,2023", "row 2: more cells than columns; put double quotes"),
         (SHEET_HEAD + 'KOR,FOOD,http://a/,"' + "x" * 200_000, "line .* is not CSV .*field larger"),
@@ -1209,13 +1525,23 @@ def test_a_sheet_is_read_as_spreadsheets_write_it(caplog):
         (None, "", "--images .*: there is no metadata.jsonl or metadata.csv; write one"),
         ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x"}\n{broken', "metadata.jsonl, line 2 is not JSON"),
         ("metadata.jsonl", '["a.jpg"]', "metadata.jsonl, line 1 is not a JSON object"),
-        ("metadata.jsonl", '{"file_name": "a.jpg"}', "line 1: text is a text that is not blank, got None"),
-        ("metadata.jsonl", '{"file_name": "a.jpg", "text": ["x"]}', r"line 1: text is .* got \['x'\]"),
+        ("metadata.jsonl", '{"file_name": "a.jpg"}', "no row has a caption: .*line 1: text is None"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": ["x"]}', r"line 1: text is \['x'\]"),
+        ("metadata.jsonl", '{"file_name": 7, "text": "x"}', "line 1: file_name is a text that is not blank, got 7"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "collector": "Kim M"}', "collector .* got 'Kim M'"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "collector": ["a"]}', "collector is an opaque id"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "period": "old"}', "traditional or modern, got 'old'"),
         ("metadata.jsonl", '{"file_name": "b.jpg", "text": "x"}', "line 1: there is no file 'b.jpg'"),
         ("metadata.jsonl", '{"file_name": "../secret.jpg", "text": "x"}', r"there is no file '\.\./secret.jpg'"),
         ("metadata.jsonl", '{"file_name": "link.jpg", "text": "x"}', "line 1: there is no file 'link.jpg'"),
         ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "split": "dev"}', "split is train or test, got 'dev'"),
         ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "category": "pets"}', "category 'pets' is none of"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "source_url": "http://me:pass@a/"}',
+         "line 1: source_url holds a user name or password"),
+        ("metadata.jsonl", '{"text": ' + "[" * 100_000, "metadata.jsonl, line 1 is not JSON"),
+        ("metadata.jsonl", '{"file_name": "a\\u0000.jpg", "text": "x"}', r"there is no file 'a\\x00.jpg'"),
+        ("metadata.jsonl", '{"file_name": "pipe", "text": "x"}', "there is no file 'pipe'.*is not a regular file"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x\\ud800"}', r"no row has a caption: .*'\\ud800' in x"),
         ("metadata.jsonl", "\n", "--images .*: the metadata has no rows"),
         ("metadata.jsonl", b"\xff\xfe", "metadata.jsonl is not UTF-8"),
         ("metadata.csv", "name,text\na.jpg,x", "metadata.csv: no column file_name; it has name, text"),
@@ -1227,12 +1553,70 @@ def test_a_folder_that_cannot_be_read_is_told_where(name, metadata, message, tmp
     folder = write_images(tmp_path / "pictures", {}, {"a.jpg": encoded(picture(0))})
     (tmp_path / "secret.jpg").write_bytes(encoded(picture(1)))
     (folder / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    os.mkfifo(folder / "pipe")
     (folder / "metadata.jsonl").unlink()
     if name:
         (folder / name).write_bytes(metadata if isinstance(metadata, bytes) else metadata.encode())
     flags = {"culture": "korea", "images": folder, "output": tmp_path / "ccub", "stages": "fetch"}
     with pytest.raises(DataError, match=message):
         prepare(flags)
+
+
+def test_a_row_without_a_caption_is_named_and_left_out(tmp_path, caplog):
+    """A blank caption costs its row alone: it is logged by name, kept in the manifest and counted on the card, and a
+    later row of the same picture counts.
+    """
+    contents = {f"{i}.jpg": encoded(picture(i)) for i in range(3)}
+    folder = write_images(
+        tmp_path / "pictures", {"0.jpg": {"text": " "}, "1.jpg": {}, "2.jpg": {"text": None}}, contents
+    )
+    with open(folder / "metadata.jsonl", "a") as file:
+        file.write('\n{"file_name": "0.jpg", "text": "now with a caption"}')
+    flags = {"culture": "korea", "images": folder, "output": tmp_path / "ccub", "min_size": 16}
+    prepare(flags, stages="fetch,clean,write")
+    found = read_manifest(tmp_path / "ccub" / "korea")
+    assert [photograph.status for photograph in found] == ["no_caption", "ok", "no_caption", "ok"]
+    assert found[0].detail == "text is ' '" and len({photograph.id for photograph in found}) == 4
+    (message,) = [record.getMessage() for record in caplog.records if "no caption" in record.getMessage()]
+    assert "2 of 4 rows" in message and "line 1" in message and "line 3" in message
+    assert "| no\\_caption | 2 |" in (tmp_path / "ccub" / "README.md").read_text()
+
+    sheet = (SHEET_HEAD + "KOR,FOOD,http://a/,,\nKOR,FOOD,http://b/,b,\n").encode()
+    first, second = read_links(sheet, culture="korea", source="sheet")
+    assert (first.status, first.detail, second.status) == ("no_caption", "caption is ''", "pending")
+
+
+def test_captions_that_clip_does_not_read_are_named(caplog):
+    """A sheet with captions in another script is read, and a warning counts and names its rows."""
+    read_links((SHEET_HEAD + "KOR,,http://a/,궁,\nKOR,,http://b/,b,\n").encode(), culture="korea", source="sheet")
+    assert "1 of 2 captions" in caplog.text and "sheet, row 2: '궁'" in caplog.text
+
+
+def test_who_chose_and_from_when_is_kept_and_counted(tmp_path):
+    """`collector` and `period` go from the input through the manifest into the dataset and, counted, onto the card."""
+    rows = {f"{i}.jpg": {"collector": f"c{i % 2}", "period": "modern" if i < 3 else "Traditional"} for i in range(5)}
+    rows |= {"5.jpg": {"collector": 7}, "6.jpg": {}}
+    contents = {name: encoded(picture(i)) for i, name in enumerate(rows)}
+    flags = {"culture": "korea", "output": tmp_path / "ccub", "min_size": 16, "stages": "fetch,clean,write"}
+    prepare(flags, images=write_images(tmp_path / "pictures", rows, contents), test_share=0)
+    photographs = {photograph.picture: photograph for photograph in read_manifest(tmp_path / "ccub" / "korea")}
+    assert (photographs["4.jpg"].collector, photographs["4.jpg"].period) == ("c0", "traditional")
+    found = rows_of(tmp_path / "ccub" / "korea")
+    assert found["collector"][:] == ["c0", "c1", "c0", "c1", "c0", "7", None]
+    assert found["period"][:] == ["modern"] * 3 + ["traditional"] * 2 + [None] * 2
+    card = (tmp_path / "ccub" / "README.md").read_text()
+    assert "| collectors | 3 |\n| pictures of a collector | 1 to 3; 1 of nobody named |\n" in card
+    assert "| traditional, modern | 40 %, 60 % of 5 |\n" in card
+
+    prepare(flags, culture="peru", images=write_images(tmp_path / "others", {"0.jpg": {}}, contents), test_share=0)
+    card = (tmp_path / "ccub" / "README.md").read_text()
+    assert (
+        "| collectors | 3 | not told |\n" in card and "| traditional, modern | 40 %, 60 % of 5 | not told |\n" in card
+    )
+
+    sheet = b"url,caption,collector,period\nhttp://a/,b,c-1,modern\n"
+    (photograph,) = read_links(sheet, culture="korea", source="sheet")
+    assert (photograph.collector, photograph.period) == ("c-1", "modern")
 
 
 def test_a_folder_with_a_csv_is_read_as_one_with_jsonl(tmp_path):

@@ -296,6 +296,11 @@ def test_the_deny_list_names_links_hosts_and_contents(site, web):
     for link in ("gone.example/x", "GONE.example./ok", "photos.example/ok", "photos.example/a", "photos.example/b"):
         assert denying.fetch(f"http://{link}").status == "denied"
     assert site.hits["/ok"] == site.hits["/x"] == 0
+    for link in ("/ok?", "//ok", "/%6F%6b", "/./x/..//ok", "/x/%2e%2e/ok", "/ok#", "/ok/"):
+        assert denying.denies(f"http://photos.example{link}") is True
+    assert not denying.denies("http://photos.example/ok?v=2") and not denying.denies("http://photos.example/OK")
+    aliases = fetcher(deny=["http://photos.example/%6Fk/?a=%31", "http://photos.example//b?"])
+    assert aliases.denies("https://photos.example/ok?a=1") and aliases.denies("https://photos.example/b")
     sha256 = fetcher().fetch("http://photos.example/ok").sha256
     found = fetcher(deny=[sha256]).fetch("http://photos.example/ok")
     assert (found.status, found.content) == ("denied", None)
@@ -502,20 +507,79 @@ def test_a_wrong_extension_and_type_do_not_matter(file_format, site):
         ("User-agent: *\nDisallow: /%61?q=", ["/a"], ["/a?q=1"]),
         ("User-agent: *\nDisallow: /a%2Ab", ["/aab"], ["/a*b"]),
         ("Disallow: /\nSitemap: x\nUser-agent: *\nCrawl-delay: 1\nDisallow: /a", ["/b"], ["/a"]),
+        ("User-agent: *\nDisallow: /*/\nAllow: /b/*$", ["/a", "/b/", "/b/c"], ["/a/", "/a/b"]),
+        ("User-agent: *\nDisallow: /a***b", ["/a"], ["/ab", "/a1b2"]),
     ],
 )
 def test_robots_rules_are_read_by_rfc_9309(robots, allowed, refused):
     """Groups, the longest match, `*`, `$`, comments and percent-encoding mean what RFC 9309 says."""
-    rules = scoft_fetch._Robots(robots)
-    assert [path for path in allowed + refused if rules.allows(path)] == allowed
+    rules, budget = scoft_fetch._Robots(robots.encode()), scoft_fetch._Budget(9, time.monotonic)
+    assert [path for path in allowed + refused if rules.allows(path, budget)] == allowed
 
 
-def test_a_hostile_robots_pattern_is_quick():
-    """A pattern of many stars cannot stall the matching."""
-    rules = scoft_fetch._Robots("User-agent: *\nDisallow: /" + "*a" * 2000 + "b")
-    began = time.monotonic()
-    assert rules.allows("/" + "a" * 4000)
-    assert time.monotonic() - began < 1
+def lines_of(*makers, size=500_000):
+    """About `size` bytes of lines, each made of its number, as many by each maker."""
+    count = size // sum(len(make(99_999)) + 1 for make in makers)
+    return [make(i) for make in makers for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "path"),
+    [
+        (["Disallow: /" + "*a" * 2000 + "b"], "/" + "a" * 4000),
+        (["Disallow: /" + "*" * 400_000 + "b"], "/" + "a" * 4000),
+        (lines_of(lambda i: f"Allow:/{i:x}"), "/" + "%61" * 2600),
+        (lines_of(lambda i: f"Allow:*a*{i:x}"), "/" + "a" * 7900),
+        (lines_of(lambda i: f"User-agent: {i:x}", lambda i: f"Disallow: /{i:x}"), "/z"),
+    ],
+    ids=["stars", "only stars", "rules", "rules with stars", "agents and rules"],
+)
+def test_a_hostile_robots_txt_is_quick(lines, path):
+    """Neither many rules, agents or stars nor a long path stall reading or matching."""
+    began = time.thread_time()
+    rules = scoft_fetch._Robots("\n".join(["User-agent: *", *lines]).encode())
+    assert rules.allows(path, scoft_fetch._Budget(60, time.monotonic))
+    assert time.thread_time() - began < 4
+
+
+def test_matching_the_rules_is_charged_to_the_link(site):
+    """The link whose time is up over its host's rules has failed by that, at once, and is not asked for."""
+    rules = ["User-agent: *", *(f"Allow: *a*{i:x}" for i in range(10_000))]
+    site.pages["/robots.txt"] = (200, {}, "\n".join(rules).encode())
+    slow = fetcher(site)
+    path = "/" + "a" * 7900
+    assert slow.fetch(site.url("/ok")).status == "ok"
+    slow.total_timeout = 0.05
+    began = time.thread_time()
+    found = slow.fetch(site.url(path))
+    assert (found.status, found.transient, site.hits[path]) == ("timeout", True, 0)
+    assert time.thread_time() - began < 0.5
+    site.pages["/robots.txt"] = (200, {}, "\n".join([*rules, "Allow: /"]).encode())
+    found = fetcher(site).fetch(site.url("/ok"))
+    assert found.status == "robots" and "10001 rules for us; 10000" in found.detail
+
+
+def test_an_endless_url_is_refused(site):
+    """A URL longer than servers have to understand is not asked for, neither as a link nor by a redirect."""
+    site.pages["/a"] = (302, {"Location": "/" + "a" * 60_000}, b"")
+    for link in ("/" + "a" * 8000, "/a"):
+        found = fetcher(site, robots=False).fetch(site.url(link))
+        assert found.status == "blocked_scheme" and "characters; 8000 are allowed" in found.detail
+    assert site.hits == {"/a": 1}
+
+
+def test_a_crawl_delay_is_kept(site, clock):
+    """The pause that robots.txt asks of us lies between requests; where it is beyond reason, nothing is asked for."""
+    site.pages["/robots.txt"] = (200, {}, b"User-agent: other\nCrawl-delay: 90\n\nUser-agent: *\nCrawl-delay: 2.5")
+    polite = fetcher(site, clock=clock, host_delay=1, total_timeout=2)
+    assert [polite.fetch(site.url("/ok")).status for _ in range(3)] == ["ok"] * 3
+    assert clock.naps == [1, 2.5, 2.5]
+    site.pages["/robots.txt"] = (200, {}, b"User-agent: scoft\nCrawl-delay: 86400")
+    found = fetcher(site, clock=clock).fetch(site.url("/ok"))
+    assert found.status == "robots" and "86400 s" in found.detail
+    for nonsense in (b"soon", b"-5", b"1e9", b"9" * 5000):
+        site.pages["/robots.txt"] = (200, {}, b"User-agent: *\nCrawl-delay: " + nonsense)
+        assert fetcher(site, clock=clock).fetch(site.url("/ok")).status == "ok"
 
 
 def test_robots_refusals_keep_the_photograph_unasked(site):
@@ -599,9 +663,27 @@ def test_robots_that_drip_do_not_hold_the_link(site):
         ({"X-Robots-Tag": ["nofollow", "noai"]}, "opted_out"),
         ({"X-Robots-Tag": "max-snippet: 20, noai"}, "opted_out"),
         ({"X-Robots-Tag": "unavailable_after: Fri, 25 Jun 2100 15:00:00 GMT, noai"}, "opted_out"),
+        ({"X-Robots-Tag": "noai noimageai"}, "opted_out"),
+        ({"X-Robots-Tag": "nofollow; noai"}, "opted_out"),
+        ({"X-Robots-Tag": "SCoFT/1.0: noai"}, "opted_out"),
+        ({"X-Robots-Tag": "scoft : nofollow noai"}, "opted_out"),
+        ({"X-Robots-Tag": "unavailable_after: Fri, 25 Jun 2010 15:00:00 GMT"}, "opted_out"),
+        ({"X-Robots-Tag": "scoft: unavailable_after: 25-Jun-10 15:00:00 PST"}, "opted_out"),
+        ({"X-Robots-Tag": "unavailable_after: 2010-06-25T15:00:00Z"}, "opted_out"),
+        ({"X-Robots-Tag": "unavailable_after: 2010-06-25"}, "opted_out"),
+        ({"X-Robots-Tag": "unavailable_after: 2100-06-25"}, "ok"),
+        ({"X-Robots-Tag": "unavailable_after: Fri, 25 Jun 2100 15:00:00 GMT, nofollow"}, "ok"),
+        ({"X-Robots-Tag": "unavailable_after: some day, max-snippet: 0"}, "ok"),
+        ({"X-Robots-Tag": f"unavailable_after: 25 Jun {'9' * 30} 15:00:00 GMT"}, "ok"),
+        ({"X-Robots-Tag": "googlebot: unavailable_after: 25 Jun 2010 15:00:00 GMT"}, "ok"),
         ({"X-Robots-Tag": "googlebot: noindex, noai"}, "ok"),
+        ({"X-Robots-Tag": "googlebot: noindex, scoft: noai"}, "opted_out"),
         ({"X-Robots-Tag": "nofollow, noarchive"}, "ok"),
+        ({"X-Robots-Tag": "max-image-preview: none, max-snippet:-1"}, "ok"),
+        ({"X-Archive-Orig-X-Robots-Tag": "noai"}, "opted_out"),
+        ({"X-Archive-Orig-TDM-Reservation": "1"}, "opted_out"),
         ({"TDM-Reservation": "1"}, "opted_out"),
+        ({"TDM-Reservation": ["0", "1"]}, "opted_out"),
         ({"TDM-Reservation": "0"}, "ok"),
     ],
 )
@@ -610,6 +692,17 @@ def test_opt_outs_in_headers_are_honoured(headers, status, site):
     site.pages["/a"] = (200, headers, JPEG)
     found = fetcher(site).fetch(site.url("/a"))
     assert found.status == status and (found.content is None) == (status != "ok")
+
+
+def test_an_opt_out_on_the_way_is_honoured(site):
+    """A redirect that reserves the picture is not followed; a page that is gone may say what it wants."""
+    site.pages |= {
+        "/a": (302, {"Location": "/ok", "X-Robots-Tag": "noai"}, b""),
+        "/b": (301, {"Location": "/ok", "TDM-Reservation": "1"}, b""),
+        "/c": (404, {"X-Robots-Tag": "noindex"}, b""),
+    }
+    statuses = [fetcher(site).fetch(site.url(path)).status for path in ("/a", "/b", "/c")]
+    assert statuses == ["opted_out", "opted_out", "http_error"] and site.hits["/ok"] == 0
 
 
 # --- patience and politeness ---
@@ -656,7 +749,9 @@ def test_retry_after_as_a_date_is_kept(site, clock):
     assert 8 < sum(clock.naps) <= 10
 
 
-@pytest.mark.parametrize("value", ["soon", "-5", "1e9", "9" * 5000, "Fri, 99 Foo 2026", "0"])
+@pytest.mark.parametrize(
+    "value", ["soon", "-5", "1e9", "9" * 5000, "Fri, 99 Foo 2026", f"Fri, 25 Jun {'9' * 30} 15:00:00 +99", "0"]
+)
 def test_a_nonsense_retry_after_does_no_harm(value, site, clock):
     """A Retry-After that says nothing leaves the usual pauses."""
     site.pages["/a"] = [(429, {"Retry-After": value}, b""), (200, {}, JPEG)]

@@ -1,0 +1,169 @@
+"""Models are whole: a door refuses one that lacks a weight, or has it in another shape, by flag, model and name."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+import evaluate_scoft
+import prepare_ccub
+import train_scoft_lora
+from pocket import judge
+from scoft.base_model import load_pipeline
+from scoft.errors import DataError
+from scoft_losses import load_distance, load_whole
+
+
+# A weight of each model of a pipeline.
+WEIGHTS = {"text_encoder": "final_layer_norm.weight", "unet": "conv_in.weight", "vae": "quant_conv.weight"}
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Copies a model's folder with a weight missing from its file, or cut to another shape."""
+
+    def damage(source: Path, weight: str, *, part: str = "", cut: bool = False) -> Path:
+        folder = Path(shutil.copytree(source, tmp_path / "damaged"))
+        (file,) = (folder / part).glob("*.safetensors")
+        weights = load_file(file)
+        whole = weights.pop(weight)
+        save_file(weights | ({weight: whole[1:].clone()} if cut else {}), file, metadata={"format": "pt"})
+        return folder
+
+    return damage
+
+
+def train(folder: Path):
+    options = dict.fromkeys(("revision", "variant", "cache_dir", "prediction_type"))
+    train_scoft_lora.load_models(str(folder), **options, unet_dtype=torch.float32)
+
+
+def evaluate(folder: Path):
+    (folder / "prompts.txt").write_text("a house\n")
+    flags = f"--dataset pocket --culture veridia --pretrained_model_name_or_path {folder} --resolution 16"
+    flags += f" --prompts {folder / 'prompts.txt'} --sets prompts --num_images 1"
+    evaluate_scoft.main(["generate", str(folder / "out"), *flags.split()])
+
+
+def prepare(depth_model: Path, controlnet: Path, base: Path):
+    flags = f"--depth_model {depth_model} --controlnet {controlnet} --pretrained_model_name_or_path {base}"
+    args = prepare_ccub.parse_args(["--culture", "korea", "--images", str(base), *flags.split()])
+    prepare_ccub.NegativeGenerator(args, device=torch.device("cpu"), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["missing", "another shape"])
+@pytest.mark.parametrize("part", WEIGHTS)
+@pytest.mark.parametrize("door", ["train", "prepare", "evaluate"])
+def test_a_base_model_is_whole(door, part, cut, damaged, tiny_pipeline, tiny_depth, tiny_controlnet):
+    """Each door names --pretrained_model_name_or_path, the folder and the weight."""
+    folder = damaged(tiny_pipeline, WEIGHTS[part], part=part, cut=cut)
+    with pytest.raises(DataError, match=f"--pretrained_model_name_or_path {folder} .*{WEIGHTS[part]}"):
+        if door == "prepare":
+            prepare(tiny_depth, tiny_controlnet, folder)
+        else:
+            {"train": train, "evaluate": evaluate}[door](folder)
+
+
+@pytest.mark.parametrize(
+    ("flag", "model", "weight"),
+    [
+        ("--captioner", "tiny_blip", "vision_model.post_layernorm.weight"),
+        ("--depth_model", "tiny_depth", "head.head.0.weight"),
+        ("--controlnet", "tiny_controlnet", "conv_in.weight"),
+    ],
+)
+def test_what_prepares_a_dataset_is_whole(flag, model, weight, damaged, request, tiny_pipeline):
+    """Captioner, depth estimator and ControlNet too."""
+    places = {name: request.getfixturevalue(name) for name in ("tiny_blip", "tiny_depth", "tiny_controlnet")}
+    places[model] = damaged(places[model], weight)
+    with pytest.raises(DataError, match=f"{flag} {places[model]} .*{weight} is missing"):
+        prepare_ccub.Captioner(str(places["tiny_blip"]), device="cpu", dtype=torch.float32, cache_dir=None)
+        prepare(places["tiny_depth"], places["tiny_controlnet"], tiny_pipeline)
+
+
+@pytest.mark.parametrize(
+    ("name", "weight"),
+    [
+        ("clip_conv", "layer4.0.conv1.weight"),
+        ("dinov2", "layernorm.weight"),
+        ("blip2", "vision_model.post_layernorm.weight"),
+    ],
+)
+def test_a_distance_is_whole(name, weight, damaged, request):
+    """The encoders of the perceptual distances, by transformers and timm; the flag is the caller's."""
+    folder = damaged(request.getfixturevalue(f"tiny_{name}"), weight)
+    with pytest.raises(OSError, match=re.compile(f"--filter_model: '{folder}' .*{weight}", re.DOTALL)):
+        load_distance(name, model_name_or_path=str(folder), device="cpu", flags=("", "--filter_model"))
+
+
+def test_dreamsim_is_whole(damaged, tiny_dreamsim):
+    """Peft merely warns of a LoRA that lacks a weight."""
+    weight = "base_model.model.extractor_list.0.model.blocks.0.attn.qkv.lora_B.weight"
+    folder = damaged(tiny_dreamsim, weight, part="open_clip_vitb32_single_lora")
+    with pytest.raises(OSError, match=f"--perceptual_model_name_or_path: '{folder}' .*blocks.0.attn.qkv.lora_B"):
+        load_distance("dreamsim", model_name_or_path=str(folder), device="cpu", dreamsim_type="open_clip_vitb32")
+
+
+def test_an_encoder_of_the_metrics_is_whole(damaged, tmp_path):
+    """--encoder names it."""
+    folder = damaged(judge.MODELS / "clip", "visual_projection.weight")
+    args = evaluate_scoft.parse_args(
+        ["score", str(tmp_path), "--dataset", "pocket", "--culture", "veridia", "--encoder", f"clip={folder}"]
+    )
+    with pytest.raises(DataError, match=f"{folder} .*visual_projection.weight is missing[^$]*--encoder clip=PLACE"):
+        evaluate_scoft.Features(args).encoder("clip")
+
+
+def test_the_judge_is_whole(damaged):
+    """The pocket world's judge says what remakes it."""
+    folder = damaged(judge.MODELS / "judge", "body.1.0.weight")
+    with pytest.raises(DataError, match=re.compile(f"{folder}.*body.1.0.weight.*--models judge", re.DOTALL)):
+        judge.Judge.from_pretrained(folder)
+
+
+def test_what_is_never_asked_may_be_missing(damaged, tiny_depth, tiny_blip2):
+    """Checkpoints on the Hub lack weights that no picture needs: the first fusion of a DPT has no residual."""
+    folder = damaged(tiny_depth, "neck.fusion_stage.layers.0.residual_layer1.convolution1.weight")
+    prepare_ccub.DepthEstimator(str(folder), device="cpu", cache_dir=None)
+    shutil.rmtree(folder)
+    folder = damaged(tiny_blip2, "itm_head.weight")
+    load_distance("blip2", model_name_or_path=str(folder), device="cpu")
+
+
+def test_a_pipeline_is_what_diffusers_loads(tiny_pipeline):
+    """Its parts have diffusers' own classes, weights and modes; a part given is kept, None leaves it out."""
+    pipeline = load_pipeline(StableDiffusionPipeline, tiny_pipeline)
+    expected = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
+    assert pipeline.config == expected.config
+    for part in WEIGHTS:
+        ours, theirs = getattr(pipeline, part), getattr(expected, part)
+        assert type(ours) is type(theirs) and not ours.training
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    unet = pipeline.unet
+    assert load_pipeline(StableDiffusionPipeline, tiny_pipeline, unet=unet, safety_checker=None).unet is unet
+
+
+def test_files_of_stable_diffusion_1_are_whole(tmp_path, tiny_pipeline):
+    """What else is in the Hub's files of 2022 is no fault: older names, and position ids that are not weights."""
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextModel
+
+    folder = shutil.copytree(tiny_pipeline, tmp_path / "pipeline")
+    file = folder / "text_encoder/model.safetensors"
+    weights = {f"text_model.{name.removeprefix('text_model.')}": weight for name, weight in load_file(file).items()}
+    weights["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(weights, file, metadata={"format": "pt"})
+    file, older = folder / "vae/diffusion_pytorch_model.safetensors", {}
+    for name, weight in load_file(file).items():
+        for new, old in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
+            name = name.replace(new, old)
+        older[name] = weight
+    save_file(older, file, metadata={"format": "pt"})
+    for model_class, part in ((CLIPTextModel, "text_encoder"), (AutoencoderKL, "vae")):
+        old = load_whole(model_class, folder, subfolder=part).state_dict()
+        new = load_whole(model_class, tiny_pipeline, subfolder=part).state_dict()
+        assert all(torch.equal(weight, old[name]) for name, weight in new.items())
