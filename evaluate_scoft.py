@@ -43,7 +43,6 @@ import scoft_data
 import scoft_hub
 import scoft_losses
 import scoft_metrics
-from scoft import sheets
 from scoft.base_model import load_pipeline, loading
 from scoft.errors import DataError
 from scoft.evaluate import figures
@@ -125,23 +124,23 @@ PRDC = ("precision", "recall", "density", "coverage")  # computed together
 METRICS = {
     "kid": Metric(("prompts",), "KID × 10³ to the culture's photographs", "less", 2),
     # The paper's is the same for every culture, so its prompts name none.
-    "kid_general": Metric(("general",), "KID × 10³ to general photographs", "less", 2),
+    "kid_general": Metric(("general",), "KID × 10³ of general prompts to general photographs", "less", 2),
     "clip_score": Metric(("prompts", "test", "general"), "CLIP score, 2.5 cosine", "more"),
     "clip_cosine": Metric(("prompts", "test", "general"), "cosine of picture and prompt", "more"),
-    "clip_i": Metric(("train",), "CLIP-I to the caption's photographs", "less"),
-    "dino": Metric(("train",), "DINO to the caption's photographs", "less"),
-    "dreamsim": Metric(("train",), "DreamSim to the caption's photographs", "less"),
+    "clip_i": Metric(("train",), "CLIP-I to the caption's training photographs", "less"),
+    "dino": Metric(("train",), "DINO to the caption's training photographs", "less"),
+    "dreamsim": Metric(("train",), "DreamSim to the caption's training photographs", "less"),
     "div": Metric(("prompts", "train", "test"), "DIV, distance of pictures of a prompt", "more"),
     "precision": Metric(("prompts",), "precision", "more"),
     "recall": Metric(("prompts",), "recall", "more"),
     "density": Metric(("prompts",), "density", "more"),
     "coverage": Metric(("prompts",), "coverage", "more"),
-    "vendi": Metric(("prompts", "general"), "Vendi score", "more"),
+    "vendi": Metric(("prompts", "general"), "Vendi score", "more", 2),
     "nearest": Metric(("prompts", "train"), "similarity to the nearest training photograph", "less"),
     "judge": Metric(("prompts",), "the judge's rates", ""),
 }
 NEEDED = {"kid_general": "general_reference", "judge": "judge"}  # flags without which there is no such number
-ARROWS = {"less": " ↓", "more": " ↑", "": ""}
+ARROWS = {"less": "\N{NO-BREAK SPACE}↓", "more": "\N{NO-BREAK SPACE}↑", "": ""}
 
 
 def metric_of(name: str) -> Metric:
@@ -877,7 +876,11 @@ class Noise(Features):
 
 
 def open_regular(file: Path, *, within: Path | None = None) -> Image.Image:
-    return open_image(read_regular(file, within=within, at_most=MAX_BYTES))
+    """The picture in a file. Raises DataError, which names it."""
+    try:
+        return open_image(read_regular(file, within=within, at_most=MAX_BYTES))
+    except (OSError, DataError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
 
 
 def generated(folder: Path, pictures: Sequence[Picture]) -> list[Source]:
@@ -1006,9 +1009,10 @@ def score(args: argparse.Namespace):
                 estimates[metric, name, method] = estimate
             if "nearest" in wanted:
                 nearest, similarity = references.nearest(sources[name, method])
+                closest = np.argsort(-similarity, kind="stable")[:NEAREST_SHOWN]
+                pairs = [(sources[name, method][i].open(), nearest[i].open(), similarity[i]) for i in closest]
                 heading = f"{culture_words(args.culture)}: {method}, set {name}"
-                sheet = nearest_sheet(sources[name, method], nearest, similarity, title=heading)
-                write_png(args.folder / nearest_file(name, method), sheet)
+                write_png(args.folder / nearest_file(name, method), figures.nearest(pairs, title=heading))
         write_results(args, pictures, estimates, features)
 
 
@@ -1349,9 +1353,9 @@ def title(metric: str) -> str:
 
 
 def headline(metric: str, of: str) -> str:
-    """A metric's heading with its set, and an arrow to where better is."""
+    """A metric's heading with its set, where there are several, and an arrow to where better is."""
     sets = {"prompts": "", "train": ", training captions", "test": ", test captions", "general": ", general prompts"}
-    return title(metric) + sets[of] + ARROWS[better_of(metric)]
+    return title(metric) + (sets[of] if len(metric_of(metric).sets) > 1 else "") + ARROWS[better_of(metric)]
 
 
 class Bold(str):
@@ -1444,9 +1448,11 @@ def write_report(results: dict[Path, Results], output: Path):
         for name, estimates in tables.items():
             lines += ["", f"### {name}", ""] if len(tables) > 1 else [""]
             lines += differences_table(estimates, methods)
-    for folder, each in results.items():
-        for name, file in write_figures(folder, each, output, apart=len(every) > 1):
-            lines += ["", f"![{scoft_hub.markdown_text(name)}]({file})"]
+    apart = len(every) > 1
+    illustrations = [figure for each in results.items() for figure in write_figures(*each, output, apart=apart)]
+    lines += ["", "## Figures"] if illustrations else []
+    for name, file in illustrations:
+        lines += ["", f"![{scoft_hub.markdown_text(name)}]({file})"]
     lines += stopping(every)
     lines += ["", "## How it was measured", "", *provenance(every)]
     write_atomically(output / "report.md", "\n".join(lines) + "\n")
@@ -1561,12 +1567,12 @@ def includes_zero(estimate: Estimate) -> bool:
 def write_figures(folder: Path, results: Results, output: Path, *, apart: bool) -> Iterator[tuple[str, str]]:
     """Write one culture's figures; yields what each shows, and its file's name, which names the culture if `apart`."""
     culture = culture_words(results.culture)
-    pictures = [picture for picture in read_manifest(folder) if picture.set == "prompts"]
-    if pictures:
+    if grid := method_grid(folder):
         name = f"pictures-{results.culture}.png"
-        write_png(output / name, method_grid(folder, pictures))
+        write_png(output / name, grid)
         yield f"Methods as columns, prompts of {culture} as rows, at one seed", name
-    for of, method in dict.fromkeys((of, method) for metric, of, method in results.estimates if metric == "nearest"):
+    nearest = [(of, method) for metric, of, method in results.estimates if metric == "nearest" and "@" not in method]
+    for of, method in nearest:
         if (sheet := folder / nearest_file(of, method)).is_file():
             name = f"{sheet.stem}-{results.culture}.png" if apart else sheet.name
             write_atomically(output / name, read_regular(sheet, within=folder, at_most=MAX_BYTES))
@@ -1587,26 +1593,14 @@ def nearest_file(of: str, method: str) -> str:
     return f"nearest-{of}-{method}.png"
 
 
-def nearest_sheet(
-    sources: Sequence[Source], nearest: Sequence[Source], similarity: np.ndarray, *, title: str
-) -> Image.Image:
-    """The pictures that are most like a training photograph, above it, with the cosine: is anything repeated?"""
-    closest = np.argsort(-similarity, kind="stable")[:NEAREST_SHOWN]
-    return sheets.grid(
-        [
-            sheets.Row(heading="picture", cells=[sheets.Cell(picture=sources[i].open()) for i in closest]),
-            sheets.Row(
-                heading="nearest photograph, and the cosine",
-                cells=[sheets.Cell(picture=nearest[i].open(), words=f"{similarity[i]:.3f}") for i in closest],
-            ),
-        ],
-        title=title,
-    )
+def method_grid(folder: Path, only: Sequence[str] | None = None, *, most_rows: int = 10) -> Image.Image | None:
+    """Methods, or `only` these, as columns, prompts as rows, the first picture that no method lacks.
 
-
-def method_grid(folder: Path, pictures: Sequence[Picture], *, most_rows: int = 10) -> Image.Image:
-    """Methods as columns, prompts as rows, the first picture that no method lacks (figures 1, 4 and 8)."""
-    methods = list(dict.fromkeys(picture.method for picture in pictures if "@" not in picture.method))
+    None where there is no prompt of which every method has a picture that is not blank.
+    """
+    pictures = [each for each in read_manifest(folder) if each.set == "prompts" and "@" not in each.method]
+    pictures = [each for each in pictures if only is None or each.method in only]
+    methods = list(dict.fromkeys(picture.method for picture in pictures))
     at = {(each.prompt, each.number, each.method): each for each in pictures if not each.blank}
     counted = sorted({picture.number for picture in pictures})
     rows = []
@@ -1614,9 +1608,8 @@ def method_grid(folder: Path, pictures: Sequence[Picture], *, most_rows: int = 1
         whole = [number for number in counted if all((prompt, number, method) in at for method in methods)]
         if whole:
             files = [folder / at[prompt, whole[0], method].file for method in methods]
-            cells = [sheets.Cell(picture=open_regular(file, within=folder)) for file in files]
-            rows.append(sheets.Row(cells=cells, above=prompt))
-    return sheets.grid(rows, columns=dict.fromkeys(methods, 1), title=culture_words(pictures[0].culture))
+            rows.append((prompt, [open_regular(file, within=folder) for file in files]))
+    return figures.methods(rows, methods, title=culture_words(pictures[0].culture)) if rows else None
 
 
 def fill_card(args: argparse.Namespace, results: dict[Path, Results]):
@@ -1649,10 +1642,8 @@ def fill_card(args: argparse.Namespace, results: dict[Path, Results]):
     facts = {name: facts[name] for name in ("question", "confidence", "encoders")}
     record = {"method": args.method, **facts, "rows": rows, "lora_sha256": sha256}
     write_atomically(args.card / EVALUATION_FILE, json.dumps(record, indent=1) + "\n")
-    pictures = [each for each in read_manifest(folder) if each.set == "prompts"]
-    pictures = [each for each in pictures if each.method in (BASE, args.method)]
-    if pictures:
-        write_png(args.card / "images/evaluation.png", method_grid(folder, pictures))
+    if grid := method_grid(folder, only=(BASE, args.method)):
+        write_png(args.card / "images/evaluation.png", grid)
     scoft_hub.write_model_card(args.card)
     logger.info("The page %s has the numbers; push it with the command that trained it", args.card / "README.md")
 
