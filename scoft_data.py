@@ -875,9 +875,9 @@ def _checked_texts(cells: Sequence[tuple[str, object]], *, problem: str, fix: st
     if bad:
         message = f"{len(bad)} of {len(cells)} rows have {problem}"
         if not (skip and good):
-            skipping = " --skip_bad_images leaves such rows out." if good else ""
+            skipping = " train_scoft_lora.py leaves such rows out with --skip_bad_images." if good else ""
             raise DataError(f"{message}: {_listing(bad)}. {fix}{skipping}")
-        logger.warning("--skip_bad_images: %s and are left out: %s", message, "; ".join(bad))
+        logger.warning("--skip_bad_images: %s and are left out: %s", message, _listing(bad, shown=len(bad)))
     return good
 
 
@@ -936,7 +936,9 @@ def _checked_images(rows: Sequence[_Row], *, dataset: str, skip_bad_images: bool
             "Repair or remove them; train_scoft_lora.py leaves them out with --skip_bad_images."
         )
     if problems:
-        logger.warning("--skip_bad_images leaves out %d images: %s", len(problems), "; ".join(problems))
+        logger.warning(
+            "--skip_bad_images leaves out %d images: %s", len(problems), _listing(problems, shown=len(problems))
+        )
     if not checked:
         raise DataError(f"--dataset {dataset}: no usable image is left of {len(rows)} rows: {_listing(problems)}.")
     return checked

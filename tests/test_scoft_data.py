@@ -999,6 +999,13 @@ def test_large_pictures_take_turns(monkeypatch):
     assert 60 < most <= 100 and room.free == 100
 
 
+def test_want_of_memory_is_no_damage(monkeypatch):
+    """Where memory runs out, the picture is not called damaged."""
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse(MemoryError()))
+    with pytest.raises(MemoryError):
+        open_image(plain("red"))
+
+
 @pytest.mark.parametrize("made", [lambda path: os.mkfifo(path), lambda path: path.symlink_to("/dev/zero")])
 def test_only_files_are_opened(tmp_path, made):
     """A pipe, which would hang, and a device, which would never end, are refused."""
