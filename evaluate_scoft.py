@@ -59,7 +59,15 @@ from scoft.files import (
     write_atomically,
 )
 from scoft.images import MAX_BYTES, open_image
-from scoft.lora_folder import LORA_FILE, RECORD_FILE, load_into_pipeline
+from scoft.lora_folder import (
+    EVALUATION_FILE,
+    LORA_FILE,
+    RECORD_FILE,
+    TrainingRecord,
+    load_into_pipeline,
+    lora_sha256,
+    read_training_record,
+)
 from scoft_data import culture_words
 from scoft_losses import load_whole
 from scoft_metrics import Estimate
@@ -553,36 +561,13 @@ def load_lora(pipeline, picture: Picture, file: Path):
         raise DataError(f"--lora {picture.lora}: {file} was replaced while pictures were drawn; run the same again.")
 
 
-@dataclass(frozen=True)
-class TrainedWith:
-    """Of the arguments of a run, what its pictures are drawn with."""
-
-    resolution: int
-
-
-@dataclass(frozen=True)
-class TrainedOn:
-    """Of what a run found out, what its pictures are drawn with."""
-
-    base_model: str
-
-
-@dataclass(frozen=True)
-class TrainingRecord:
-    """What `training_args.json` says of a LoRA that matters here."""
-
-    arguments: TrainedWith
-    resolved: TrainedOn
-
-
 def training_records(files: dict[str, Path]) -> dict[str, TrainingRecord]:
     """Place -> the record of its LoRA, from beside the file or above its checkpoint, where there is one."""
     records = {}
     for place, file in files.items():
         for record in (file.with_name(RECORD_FILE), file.parent.with_name(RECORD_FILE)):
             if record.is_file():
-                remedy = f"Restore it; without it --lora {place} is drawn on --pretrained_model_name_or_path."
-                records[place] = read_record(record, TrainingRecord, remedy=remedy)
+                records[place] = read_training_record(record)
                 break
     return records
 
@@ -1644,7 +1629,7 @@ def fill_card(args: argparse.Namespace, results: dict[Path, Results]):
         raise DataError(
             f"--card {args.card} is no LoRA folder of train_scoft_lora.py: no {file.name}, or no {RECORD_FILE}."
         )
-    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    sha256 = lora_sha256(args.card)
     found = ((folder, each) for folder, each in results.items() if each.loras.get(args.method) == sha256)
     folder, its_own = next(found, (None, None))
     if its_own is None:
@@ -1661,10 +1646,9 @@ def fill_card(args: argparse.Namespace, results: dict[Path, Results]):
         if method in (BASE, args.method)
     ]  # fmt: skip
     facts = dataclasses.asdict(its_own)
-    record = {"method": args.method, "rows": rows} | {
-        name: facts[name] for name in ("question", "confidence", "encoders")
-    }
-    write_atomically(args.card / scoft_hub.EVALUATION_FILE, json.dumps(record, indent=1) + "\n")
+    facts = {name: facts[name] for name in ("question", "confidence", "encoders")}
+    record = {"method": args.method, **facts, "rows": rows, "lora_sha256": sha256}
+    write_atomically(args.card / EVALUATION_FILE, json.dumps(record, indent=1) + "\n")
     pictures = [each for each in read_manifest(folder) if each.set == "prompts"]
     pictures = [each for each in pictures if each.method in (BASE, args.method)]
     if pictures:

@@ -53,6 +53,7 @@ from scoft.files import (
     sole_writer,
     write_atomically,
 )
+from scoft.hub import CREDENTIALS
 from scoft.images import MAX_PIXELS, Room, as_rgb, open_image, upright
 from scoft_data import (
     CATEGORIES,
@@ -567,9 +568,12 @@ def read_pictures(folder: Path) -> list[Photograph]:
         split = str(row.get("split") or "")
         if split not in ("", "train", "test"):
             raise DataError(f"{name}: split is train or test, got {split!r}.")
+        url = str(row.get("source_url") or "")
+        if CREDENTIALS.search(url):
+            raise DataError(f"{name}: source_url holds a user name or password, which the dataset would tell to all.")
         found[name] = Photograph(
             id=content_key(file_name)[:16],
-            url=str(row.get("source_url") or ""),
+            url=url,
             picture=file_name,
             category=category_of(row.get("category"), name=name),
             license=str(row.get("license") or ""),
@@ -1284,7 +1288,7 @@ def write_card(output: Path, summaries: Sequence[dict], *, links_only: bool, rep
     write_atomically(output / "README.md", str(card))
 
 
-def push(output: Path, *, repo_id: str, links_only: bool, retry: str):
+def push(output: Path, *, repo_id: str, private: bool, links_only: bool, retry: str):
     """Commit card and parquet files, and nothing else, to a dataset of the Hub. Raises DataError."""
     if links_only:
         check_no_pictures(output)
@@ -1301,6 +1305,7 @@ def push(output: Path, *, repo_id: str, links_only: bool, retry: str):
         repo_type="dataset",
         files=files,
         stale=[path for path in rows_there if path not in files],
+        private=private,
         message="Dataset of " + ", ".join(sorted(cultures - {""})),
         retry=retry,
     )
@@ -1499,7 +1504,7 @@ def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: st
         check_no_pictures(written_folder(args))
     repo_id = None
     if args.push_to_hub and accelerator.is_main_process:  # before the work of hours: may it be pushed there?
-        repo_id = scoft_hub.ready_repo(
+        repo_id, _ = scoft_hub.ready_repo(
             args.hub_dataset_id or written_folder(args).name,
             repo_type="dataset",
             private=not args.public,
@@ -1599,7 +1604,13 @@ def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: st
         ]
         write(args, rows, folder, repo_id=repo_id)
         if repo_id:
-            push(written_folder(args), repo_id=repo_id, links_only=args.links_only, retry=retry)
+            push(
+                written_folder(args),
+                repo_id=repo_id,
+                private=not args.public,
+                links_only=args.links_only,
+                retry=retry,
+            )
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

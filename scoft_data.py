@@ -36,6 +36,7 @@ from PIL import Image
 
 from scoft.errors import DataError
 from scoft.files import checked_name, content_key, open_regular, read_front_matter, read_regular
+from scoft.hub import ask, text_of
 from scoft.images import MAX_BYTES, open_image
 
 
@@ -136,11 +137,10 @@ def find_dataset(name: str, *, culture: str | None) -> DatasetSource:
     if not _is_bare(name):
         raise _not_found(name, culture, "the Hub: not asked, since its ids look like `name` or `org/name`")
 
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 
     try:
-        user = HfApi().whoami()["name"]
+        user = ask(lambda api: text_of(api.whoami()["name"], r"\w[\w.-]*"))
     except LocalTokenNotFoundError as error:
         tried = f"the Hub: <your name>/{name}, but nobody is logged in (`hf auth login`)"
         raise _not_found(name, culture, tried) from error
@@ -731,13 +731,15 @@ def hub_commit(
     no such repository or revision or it is not for this user, is believed. Raises OSError or httpx's HTTPError, as
     huggingface_hub does; LocalEntryNotFoundError if the cache cannot tell.
     """
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
     download = functools.partial(hf_hub_download, repo_id, file, repo_type=repo_type, cache_dir=cache_dir)
     try:
-        commit = HfApi().repo_info(repo_id, repo_type=repo_type, revision=revision).sha
-    except (HTTPError, OfflineModeIsEnabled) as error:
+        commit = ask(
+            lambda api: text_of(api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha, "[0-9a-f]{40}")
+        )
+    except (HTTPError, OfflineModeIsEnabled, TimeoutError) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
             raise
     else:

@@ -44,11 +44,22 @@ from scoft.files import (
     content_key,
     is_empty,
     private_folder,
+    read_record,
     sole_writer,
     write_atomically,
 )
 from scoft.images import INTERPOLATIONS, ImageTransform
-from scoft.lora_folder import CARD_FILE, KOHYA_FILE, LORA_FILE, RECORD_FILE, save_lora
+from scoft.lora_folder import (
+    CARD_FILE,
+    EVALUATION_FILE,
+    JUDGED_FILE,
+    KOHYA_FILE,
+    LORA_FILE,
+    RECORD_FILE,
+    Facts,
+    lora_sha256,
+    save_lora,
+)
 from scoft.train.checkpoints import (
     SEAL_FILE,
     check_space,
@@ -863,7 +874,7 @@ def abandon_what_follows(output_dir: Path, step: int):
     """Remove what a run going on from `step` makes untrue: later checkpoints, the last pictures and numbers, and the
     card that marks it finished.
     """
-    for name in (CARD_FILE, SEAL_FILE, scoft_hub.EVALUATION_FILE, "images/judge.json", *scoft_hub.PICTURES):
+    for name in (CARD_FILE, SEAL_FILE, EVALUATION_FILE, JUDGED_FILE, *scoft_hub.PICTURES):
         for file in output_dir.glob(name):
             file.unlink()
     for folder in checkpoints(output_dir):
@@ -1039,7 +1050,9 @@ class Validation:
                 for row in judge_table(**judged):
                     logger.info("  %s", row)
                 if final:
-                    write_atomically(self.folder / "judge.json", json.dumps(judged, indent=2, default=float) + "\n")
+                    folder = self.folder.parent
+                    told = judged | {"lora_sha256": lora_sha256(folder)}
+                    write_atomically(folder / JUDGED_FILE, json.dumps(told, indent=2, default=float) + "\n")
                 flat = {
                     f"judge/{of}/{name}": value
                     for of, numbers in judged.items()
@@ -1180,7 +1193,7 @@ def write_and_push_card(folder: Path, *, repo_id: str | None, private: bool, col
     """Write the page of a finished run's folder and, given a repository of the Hub, push what belongs there."""
     scoft_hub.write_model_card(folder, repo_id=repo_id)
     if repo_id:
-        scoft_hub.push_lora(folder, repo_id=repo_id, retry=retry)
+        scoft_hub.push_lora(folder, repo_id=repo_id, private=private, retry=retry)
         if collection:
             scoft_hub.add_to_collection(collection, repo_id=repo_id, private=private, retry=retry)
 
@@ -1198,13 +1211,13 @@ def crosses_epoch(step: int, every: int | None, *, images_per_update: int, num_r
     return after > before
 
 
-def run_record(arguments: dict, resolved: dict) -> dict:
+def run_record(arguments: dict, resolved: Facts) -> dict:
     """What training_args.json holds: all arguments, what they resolved to, and the versions that ran."""
     packages = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "timm", "dreamsim")
     installed = {package for package in packages if importlib.util.find_spec(package)}
     return {
         "arguments": {flag: str(value) if isinstance(value, Path) else value for flag, value in arguments.items()},
-        "resolved": resolved,
+        "resolved": dataclasses.asdict(resolved),
         "versions": {package: importlib.metadata.version(package) for package in packages if package in installed},
     }
 
@@ -1216,8 +1229,8 @@ def warn_of_changes(path: Path, *, record: dict):
     """
     if not path.exists():
         return
-    before = json.loads(path.read_text())
-    were, are = (each["arguments"] | each["resolved"] for each in (before, record))
+    before = read_record(path, dict[str, dict], remedy="Remove it, if the runs need not be compared.")
+    were, are = (each.get("arguments", {}) | each.get("resolved", {}) for each in (before, record))
     free = FREE_FLAGS | ({"updates"} if are["lr_scheduler"].startswith("constant") else set())
     for fact in sorted(are.keys() - free):
         if were.get(fact) != are[fact]:
@@ -1313,9 +1326,9 @@ def train(
     checkpoint, first_step = None, 0
     if args.resume_from_checkpoint:
         checkpoint, first_step = find_checkpoint(output_dir, args.resume_from_checkpoint)
-    repo_id = None
+    repo_id, private = None, True
     if args.push_to_hub and is_main:
-        repo_id = scoft_hub.ready_repo(
+        repo_id, private = scoft_hub.ready_repo(
             args.hub_model_id or f"scoft-{name}",
             repo_type="model",
             private=args.hub_private_repo,
@@ -1325,7 +1338,7 @@ def train(
         write_and_push_card,
         output_dir,
         repo_id=repo_id,
-        private=args.hub_private_repo,
+        private=private,
         collection=args.hub_collection,
         retry=scoft_hub.command_again(
             "train_scoft_lora.py",
@@ -1493,31 +1506,31 @@ def train(
     )
 
     # Records
-    resolved = {
-        "name": name,
-        "prompts": prompts,
-        "base_model": args.pretrained_model_name_or_path,
-        "base_revision": base_revision,
-        "license": scoft_hub.license_of(
+    resolved = Facts(
+        name=name,
+        prompts=prompts,
+        base_model=args.pretrained_model_name_or_path,
+        base_revision=base_revision,
+        license=scoft_hub.license_of(
             args.pretrained_model_name_or_path, revision=base_revision, cache_dir=args.cache_dir
         ),
-        "dataset": args.dataset,
-        "dataset_id": source.location if source.kind == "hub" else None,
-        "dataset_revision": dataset.commit,
-        "rows": len(dataset),
-        "blip_captions": sum(map(len, dataset.blip_captions)),
-        "negatives": sum(dataset.num_negatives),
-        "dropped_rows": dataset.dropped,
-        "fingerprint": dataset.fingerprint,
-        "method": args.method,
-        "weights": weights,
-        "margin": margin,
-        "updates": total_steps,
-        "images_per_update": images_per_update,
-        "learning_rate": learning_rate,
-        "lora_alpha": alpha,
-        "mixed_precision": accelerator.mixed_precision,
-    }
+        dataset=args.dataset,
+        dataset_id=source.location if source.kind == "hub" else None,
+        dataset_revision=dataset.commit,
+        rows=len(dataset),
+        blip_captions=sum(map(len, dataset.blip_captions)),
+        negatives=sum(dataset.num_negatives),
+        dropped_rows=dataset.dropped,
+        fingerprint=dataset.fingerprint,
+        method=args.method,
+        weights=weights,
+        margin=margin,
+        updates=total_steps,
+        images_per_update=images_per_update,
+        learning_rate=learning_rate,
+        lora_alpha=alpha,
+        mixed_precision=accelerator.mixed_precision,
+    )
     if is_main:
         record = run_record(vars(args), resolved)
         abandon_what_follows(output_dir, first_step)

@@ -29,7 +29,7 @@ LOCK = ".lock"  # of a folder: held by the process that writes into it
 PATIENCE = 10  # seconds in which what a killed run has left running notices that it is alone
 MAX_NAME = 64  # characters of a name that becomes a file's or a folder's: in UTF-8 they stay below 255 bytes
 MAX_CARD = 2**20  # bytes of a README
-MAX_DEPTH = 20  # of lists and tables in its YAML
+MAX_DEPTH = 20  # of lists and tables in each other in its YAML
 MAX_RECORD = 2**26  # bytes of a JSON file; ours stay far below
 
 
@@ -274,7 +274,7 @@ def read_front_matter(path: Path, *, within: Path | None = None) -> dict:
         content = yaml.safe_load(found[1]) or {}
         if not isinstance(content, dict):
             raise DataError("it has no `name: value`")
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, RecursionError) as error:
         raise DataError(f"{path} begins with metadata that is not valid YAML ({error}).") from error
     return content
 

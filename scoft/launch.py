@@ -20,6 +20,7 @@ from pathlib import Path
 
 from scoft.errors import DataError
 from scoft.files import read_regular
+from scoft.hub import CREDENTIALS
 
 
 logger = logging.getLogger(__name__)
@@ -38,11 +39,15 @@ TOKEN_ADVICE = (
     "--hub_token is no flag, since `ps` and logs show what stands in a command line or a file of flags. If this was a "
     "true token, revoke it; give the next one by `hf auth login`, by HF_TOKEN, or by HF_TOKEN_PATH, the name of a file"
 )
+CREDENTIALS_ADVICE = (
+    "an address holds a user name or password, which `ps`, logs and records would show. Give it without; what needs "
+    "them can be fetched by hand and given as a file"
+)
 MAX_TABLE = 2**20  # bytes of a file of flags
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser as our commands use it: no abbreviations, every default in --help, no token, and hints.
+    """argparse's parser as our commands use it: no abbreviations, every default in --help, no secrets, and hints.
 
     A table of flags may stand behind the command line, see `words_of`.
     """
@@ -61,6 +66,8 @@ class Parser(argparse.ArgumentParser):
         argv = sys.argv[1:] if argv is None else argv
         if any(word.partition("=")[0] in {f"--{flag}" for flag in TOKEN_FLAGS} for word in argv):
             self.error(TOKEN_ADVICE)
+        if any(CREDENTIALS.search(word) for word in argv):
+            self.error(CREDENTIALS_ADVICE)
         args, unknown = self.parse_known_args(argv, namespace)
         if unknown:
             hints = [f"{word}: did you mean {near}?" for word in unknown if (near := self.nearest(word))]

@@ -1416,6 +1416,16 @@ def test_photographs_are_not_pushed_to_what_is_public(copy, flags, alice):
     assert not alice.asked("/commit/")
 
 
+def test_photographs_are_not_pushed_to_what_became_public(copy, flags, alice):
+    """Not even if it was private when the work of hours began."""
+    alice.add("dataset", "alice/ccub", {}, private=True)
+    repo = alice.repos["dataset", "alice/ccub"]
+    alice.before("GET", "/tree/main", lambda: setattr(repo, "private", False))
+    with pytest.raises(DataError, match="datasets/alice/ccub has become public"):
+        prepare(flags, output=copy, stages="write", push_to_hub=True)
+    assert not alice.asked("/commit/|/preupload/")
+
+
 def test_a_push_does_not_unlist_a_culture_that_is_not_here(copy, flags, alice):
     """The card lists the configs; one that this folder does not know would be lost, so nothing is pushed."""
     alice.add("dataset", "alice/ccub", {"peru/train-00000-of-00001.parquet": b"rows"}, private=True)
@@ -1526,6 +1536,8 @@ def test_a_sheet_is_read_as_spreadsheets_write_it(caplog):
         ("metadata.jsonl", '{"file_name": "link.jpg", "text": "x"}', "line 1: there is no file 'link.jpg'"),
         ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "split": "dev"}', "split is train or test, got 'dev'"),
         ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "category": "pets"}', "category 'pets' is none of"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "source_url": "http://me:pass@a/"}',
+         "line 1: source_url holds a user name or password"),
         ("metadata.jsonl", '{"text": ' + "[" * 100_000, "metadata.jsonl, line 1 is not JSON"),
         ("metadata.jsonl", '{"file_name": "a\\u0000.jpg", "text": "x"}', r"there is no file 'a\\x00.jpg'"),
         ("metadata.jsonl", '{"file_name": "pipe", "text": "x"}', "there is no file 'pipe'.*is not a regular file"),

@@ -460,7 +460,7 @@ def test_corrupt_parquet(tmp_path):
         read(tmp_path / "d")
 
 
-BLOWN = "&a [0,0,0,0,0,0,0,0,0]\n" + "".join(f"x{i}: &x{i} [*a,*a,*a,*a,*a,*a,*a,*a]\n" for i in range(9))
+BLOWN = "&x0 [0,0,0,0,0,0,0,0,0]\n" + "".join(f"x{i}: &x{i} [{','.join([f'*x{i - 1}'] * 9)}]\n" for i in range(1, 10))
 
 
 @pytest.mark.parametrize(

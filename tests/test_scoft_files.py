@@ -22,6 +22,7 @@ from scoft.files import (
     content_key,
     is_empty,
     private_folder,
+    read_front_matter,
     read_record,
     read_regular,
     sole_writer,
@@ -156,6 +157,32 @@ def test_records_are_what_they_should_be(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(DataError, match=f"judge.json.*{message}.*Judge it again."):
         read_record(path, Judged, remedy="Judge it again.")
+
+
+LAUGHS = "\n".join(["a0: &a0 ha", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30))])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"{LAUGHS}\nlicense: *a29", "uses an alias"),
+        ("a: &a [*a]", "uses an alias"),
+        ("a: " + "[" * 5000, "lie in each other"),
+        ("license: [mit", "not valid YAML"),
+        ("license: \0", "not valid YAML"),
+        ("license: !!bool mit", "not valid YAML"),
+        ("license: !!timestamp mit", "not valid YAML"),
+        ("[mit]: x", "not valid YAML.*unhashable"),
+        ("- mit", "has no `name: value`"),
+        ("x: " + "y" * 2**20, "1048576 are allowed"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_page_that_would_fill_the_memory_is_refused(tmp_path, text, message):
+    """Aliases of aliases, nesting and sizes are bounded before anything is built of them; tags that lie are told."""
+    (tmp_path / "README.md").write_text(f"---\n{text}\n---\n")
+    with pytest.raises(DataError, match=f"(?s)README.md .*{message}"):
+        read_front_matter(tmp_path / "README.md")
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "/x", "a/b", "a b", "-x", "_x", "x" * 65, "a\n", "a\0"])
