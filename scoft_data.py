@@ -780,12 +780,17 @@ def _hub_place(source: DatasetSource, culture: str | None, *, split: str, cache_
 def _parquet_table(files: Sequence[Path], place: _Place, *, split: str, cache_dir) -> datasets.Dataset:
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from datasets import Dataset, Features
+    from datasets import Dataset, Features, config
     from datasets.exceptions import DatasetsError
 
     try:
+        version = []
         for file in files:
-            open_regular(file, within=place.within).close()
+            with open_regular(file, within=place.within) as opened:
+                found = os.fstat(opened.fileno())
+            version.append([str(file), found.st_size, found.st_mtime_ns])
+        # `datasets` itself would take files of another size for those it knows, if they are said to be as old
+        cache_dir = Path(cache_dir or config.HF_DATASETS_CACHE) / content_key(version)[:16]
         # the columns as they are stored: what metadata says of them names classes of `datasets`
         features = Features.from_arrow_schema(pq.read_schema(files[0]).remove_metadata())
         paths = [glob.escape(str(file)) for file in files]

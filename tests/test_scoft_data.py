@@ -309,6 +309,11 @@ def test_parquet_written_anew_is_read_anew(tmp_path, layout):
     layout(tmp_path / "d")
     before = read(tmp_path / "d")
     (file,) = (tmp_path / "d").rglob("*.parquet") if layout is parquet_plain else (tmp_path / "d/korea").iterdir()
+    age = file.stat().st_mtime_ns
+    write_parquet(file, photographs=[plain(colour, (25, 30)) for colour in COLOURS])
+    os.utime(file, ns=(age, age))
+    between = read(tmp_path / "d").image_hashes
+    assert not set(between) & set(before.image_hashes)
     write_parquet(file, photographs=[plain(colour) for colour in reversed(COLOURS)])
     assert read(tmp_path / "d").image_hashes == before.image_hashes[::-1]
 
