@@ -373,8 +373,8 @@ class Photograph:
     """A line of `manifest.jsonl`: a link or a picture, and what became of it.
 
     `status` is pending, no_caption, one of scoft_fetch.Fetched's, or of cleaning: not_an_image, too_large,
-    too_many_pixels, too_small, corrupt, duplicate, denied. It is in the dataset if it has a `file`, its clean copy,
-    within the culture's folder; `sha256`, `width` and `height` are that file's.
+    too_many_pixels, too_small, too_long, corrupt, duplicate, denied. It is in the dataset if it has a `file`, its
+    clean copy, within the culture's folder; `sha256`, `width` and `height` are that file's.
     """
 
     id: str  # names all files of the photograph; a hash of its link or file name
