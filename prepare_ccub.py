@@ -42,7 +42,18 @@ import scoft_losses
 from scoft import sheets
 from scoft.base_model import load_pipeline, loading
 from scoft.errors import DataError
-from scoft.files import Ledger, content_key, model_key, private_folder, sole_writer, write_atomically
+from scoft.files import (
+    Ledger,
+    checked_name,
+    content_key,
+    model_key,
+    private_folder,
+    read_lines,
+    read_record,
+    read_regular,
+    sole_writer,
+    write_atomically,
+)
 from scoft.hub import CREDENTIALS
 from scoft.images import MAX_PIXELS, as_rgb, open_image, upright
 from scoft_data import CATEGORIES, SHEET_TABS, culture_words, stable_generator
@@ -263,8 +274,10 @@ def with_defaults(parser: Parser, argv: list[str]) -> list[str]:
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
     """Find all that can be said against the arguments alone; ends in `parser.error`, which exits."""
     stages = args.stages.split(",")
-    if not re.fullmatch(r"\w[\w-]*", args.culture):
-        parser.error(f"--culture names a folder: letters, digits, - and _, got {args.culture!r}")
+    try:
+        checked_name(args.culture, what="--culture")
+    except DataError as error:
+        parser.error(str(error))
     if unknown := [name for name in stages if name not in STAGES]:
         parser.error(f"--stages: there is no stage {unknown[0]!r}; there are {', '.join(STAGES)}")
     if "fetch" in stages and not (args.links or args.images or args.culture in SHEET_TABS):
@@ -375,6 +388,12 @@ class Photograph:
     split: str = ""
     negatives: dict[str, float] = dataclasses.field(default_factory=dict)  # name -> distance, false ones included
 
+    def __post_init__(self):
+        for name in (self.id, *self.negatives):
+            checked_name(name, what="what names a file")
+        if self.file and not re.fullmatch(rf"photographs/{self.id}\.[a-z]+", self.file):
+            raise DataError(f"file is photographs/{self.id} with a suffix, got {self.file!r}.")
+
     @property
     def origin(self) -> str:
         return self.picture or self.url
@@ -382,9 +401,8 @@ class Photograph:
 
 def read_manifest(folder: Path) -> list[Photograph]:
     """The photographs of a culture's folder, in the order of the input; none before the first run."""
-    path = folder / "manifest.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    return [Photograph(**json.loads(line)) for line in lines if line]
+    remedy = "Remove the file, and begin again with --stages fetch."
+    return read_lines(folder / "manifest.jsonl", Photograph, remedy=remedy)
 
 
 def write_manifest(folder: Path, photographs: Iterable[Photograph]):
@@ -752,7 +770,10 @@ def clean_photographs(
                 raise NotUsable("corrupt", "the bytes that came are gone; the stage fetch asks for them again")
             if (size := file.stat().st_size) > MAX_FILE_BYTES:
                 raise NotUsable("too_large", f"{size} bytes; {MAX_FILE_BYTES} are allowed")
-            content = file.read_bytes()
+            try:
+                content = read_regular(file, within=source)
+            except DataError as error:
+                raise NotUsable("corrupt", str(error)) from error
             with room.of(math.prod(open_photograph(content, min_side=min_size, decode=False).size)):
                 result = cleaned(content, min_size=min_size, jpeg_quality=jpeg_quality)
             links = (photograph.url, photograph.final_url)
@@ -1194,8 +1215,40 @@ def contact_sheet(rows: Sequence[Row], folder: Path, *, title: str) -> Image.Ima
     return sheets.grid([block(row) for row in rows], columns=columns, title=title)
 
 
+@dataclass(frozen=True)
+class SplitRows:
+    train: int
+    test: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """`summary.json` of a culture's folder: what the card says of it, counts by name, and settings."""
+
+    name: str
+    words: str
+    about: str  # Markdown of --about
+    rows: SplitRows
+    categories: dict[str, int]
+    statuses: dict[str, int]
+    collectors: dict[str, int]
+    periods: dict[str, int]
+    languages: list[str]
+    licenses: dict[str, int]
+    fetched: tuple[()] | tuple[str, str]  # first and last day
+    captions: int
+    mentions: dict[str, int]
+    negatives: int
+    false_negatives: int
+    fingerprint: str
+    settings: dict[str, str | int | float | None]
+
+    def __post_init__(self):
+        checked_name(self.name, what="name")
+
+
 def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argparse.Namespace, folder: Path) -> dict:
-    """What the card says of a culture: counts and settings, kept in `summary.json` of its folder."""
+    """What is kept as a culture's Summary."""
     usable = kept(photographs)
     captions = [text for row in rows for text in row.captions]
     days = sorted(photograph.fetched_at[:10] for photograph in photographs if photograph.fetched_at)
@@ -1220,7 +1273,7 @@ def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argpar
         "negatives": sum(len(row.kept_negatives) for row in rows),
         "false_negatives": sum(len(row.negatives) - len(row.kept_negatives) for row in rows),
         "fingerprint": content_key(*(photograph.sha256 for photograph in usable)),
-        "settings": json.loads((folder / "clean.json").read_text())
+        "settings": read_record(folder / "clean.json", dict[str, int | float], remedy="Run --stages clean again.")
         | {name: getattr(args, name) for name in SETTINGS}
         | {"prompt_suffix": prompt_suffix(args), "false_negative_threshold": threshold(args)}
         | {name: public_name(getattr(args, name)) for name in MODELS},
@@ -1448,7 +1501,9 @@ def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path, *, repo_i
     facts = json.dumps(summary(photographs, rows, args, folder), indent=2, ensure_ascii=False)
     write_atomically(output / args.culture / "summary.json", f"{facts}\n")
     with sole_writer(output, flag="--output"):  # the card is of all cultures, each of which may have its own run
-        summaries = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(output.glob("*/summary.json"))]
+        remedy = "Run the stage write of that culture again, or remove its folder."
+        read = [read_record(file, Summary, remedy=remedy) for file in sorted(output.glob("*/summary.json"))]
+        summaries = list(map(dataclasses.asdict, read))
         write_card(output, summaries, links_only=args.links_only, repo_id=repo_id)
 
     for old in folder.glob("contact_sheet-*.png"):
