@@ -388,12 +388,6 @@ class Photograph:
     split: str = ""
     negatives: dict[str, float] = dataclasses.field(default_factory=dict)  # name -> distance, false ones included
 
-    def __post_init__(self):
-        for name in (self.id, *self.negatives):
-            checked_name(name, what="what names a file")
-        if self.file and not re.fullmatch(rf"photographs/{self.id}\.[a-z]+", self.file):
-            raise DataError(f"file is photographs/{self.id} with a suffix, got {self.file!r}.")
-
     @property
     def origin(self) -> str:
         return self.picture or self.url
@@ -401,8 +395,14 @@ class Photograph:
 
 def read_manifest(folder: Path) -> list[Photograph]:
     """The photographs of a culture's folder, in the order of the input; none before the first run."""
-    remedy = "Remove the file, and begin again with --stages fetch."
-    return read_lines(folder / "manifest.jsonl", Photograph, remedy=remedy)
+    path, remedy = folder / "manifest.jsonl", "Remove the file, and begin again with --stages fetch."
+    found = read_lines(path, Photograph, remedy=remedy)
+    for photograph in found:
+        for name in (photograph.id, *photograph.negatives):
+            checked_name(name, what=f"{path}: what names a file")
+        if photograph.file and not re.fullmatch(rf"photographs/{photograph.id}\.[a-z]+", photograph.file):
+            raise DataError(f"{path}: {photograph.file!r} is no file of photograph {photograph.id}. {remedy}")
+    return found
 
 
 def write_manifest(folder: Path, photographs: Iterable[Photograph]):
