@@ -1646,9 +1646,8 @@ def fill_card(args: argparse.Namespace, results: dict[Path, Results]):
         if method in (BASE, args.method)
     ]  # fmt: skip
     facts = dataclasses.asdict(its_own)
-    record = {"method": args.method, "rows": rows, "lora_sha256": sha256} | {
-        name: facts[name] for name in ("question", "confidence", "encoders")
-    }
+    facts = {name: facts[name] for name in ("question", "confidence", "encoders")}
+    record = {"method": args.method, **facts, "rows": rows, "lora_sha256": sha256}
     write_atomically(args.card / EVALUATION_FILE, json.dumps(record, indent=1) + "\n")
     pictures = [each for each in read_manifest(folder) if each.set == "prompts"]
     pictures = [each for each in pictures if each.method in (BASE, args.method)]

@@ -47,6 +47,7 @@ from scoft.files import (
     checked_name,
     content_key,
     model_key,
+    open_regular,
     private_folder,
     read_lines,
     read_record,
@@ -55,8 +56,18 @@ from scoft.files import (
     write_atomically,
 )
 from scoft.hub import CREDENTIALS
-from scoft.images import MAX_PIXELS, as_rgb, open_image, upright
-from scoft_data import CATEGORIES, SHEET_TABS, culture_words, stable_generator
+from scoft.images import MAX_PIXELS, Room, as_rgb, open_image, upright
+from scoft_data import (
+    CATEGORIES,
+    MAX_METADATA,
+    SHEET_TABS,
+    culture_words,
+    jsonl_records,
+    read_metadata,
+    stable_generator,
+    unusable,
+    warn_of_scripts,
+)
 from scoft_fetch import Fetched, Fetcher, NotUsable, open_photograph
 from scoft_losses import load_whole
 
@@ -500,9 +511,9 @@ def category_of(name_or_code: object, *, name: str) -> str | None:
 def caption_of(row: dict, column: str) -> dict[str, str]:
     """The caption and, where there is none that can be used, the status, as a Photograph has them."""
     text = row.get(column)
-    if isinstance(text, str) and text.strip():
-        return {"caption": text.strip()}
-    return {"caption": "", "status": "no_caption", "detail": f"{column} is {text!r}"}
+    if why := unusable(text):
+        return {"caption": "", "status": "no_caption", "detail": f"{column} is {why}"}
+    return {"caption": text.strip()}
 
 
 def origin_of(row: dict, *, name: str) -> dict[str, str]:
@@ -525,7 +536,7 @@ def check_captions(found: dict[str, Photograph], *, source: object):
         raise DataError(f"{source}: no row has a caption: {blank[0]}. A caption is a text that is not blank.")
     if blank:
         logger.warning("%d of %d rows have no caption and are left out: %s", len(blank), len(found), "; ".join(blank))
-    scoft_data.warn_of_scripts([(name, row.caption) for name, row in found.items() if row.caption])
+    warn_of_scripts([(name, row.caption) for name, row in found.items() if row.caption])
 
 
 def marked_duplicates(found: list[Photograph]) -> list[Photograph]:
@@ -553,9 +564,14 @@ def read_pictures(folder: Path) -> list[Photograph]:
         if not isinstance(row.get("file_name"), str) or not row["file_name"].strip():
             raise DataError(f"{name}: file_name is a text that is not blank, got {row.get('file_name')!r}.")
         file_name = row["file_name"].strip()
-        file = (folder / file_name).resolve()
-        if not file.is_relative_to(folder.resolve()) or not file.is_file():
-            raise DataError(f"{name}: there is no file {file_name!r} in {folder}; names count from that folder.")
+        try:
+            with open_regular(folder / file_name, within=folder) as content:
+                sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+        except (OSError, DataError) as error:
+            raise DataError(
+                f"{name}: there is no file {file_name!r} in {folder} that can be read ({error}); names count from "
+                "that folder."
+            ) from error
         split = str(row.get("split") or "")
         if split not in ("", "train", "test"):
             raise DataError(f"{name}: split is train or test, got {split!r}.")
@@ -568,7 +584,7 @@ def read_pictures(folder: Path) -> list[Photograph]:
             picture=file_name,
             category=category_of(row.get("category"), name=name),
             license=str(row.get("license") or ""),
-            source_sha256=sha256_of(file),
+            source_sha256=sha256,
             split=split,
             **caption_of(row, "text"),
             **origin_of(row, name=name),
@@ -579,32 +595,15 @@ def read_pictures(folder: Path) -> list[Photograph]:
     return marked_duplicates(list(found.values()))
 
 
-def sha256_of(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
 def metadata_rows(folder: Path) -> Iterator[tuple[str, dict]]:
     """Each row of a folder's metadata, with the words by which messages call it."""
     lines, table = folder / "metadata.jsonl", folder / "metadata.csv"
     if lines.is_file():
-        try:
-            text = lines.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{lines} is not UTF-8 ({error.reason} at byte {error.start}); save it so.") from error
-        for number, line in enumerate(text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            name = f"{lines}, line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{name} is not JSON ({error}); write {EXAMPLE_LINE}") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{name} is not a JSON object; write {EXAMPLE_LINE}")
-            yield name, row
+        for number, row in jsonl_records(read_metadata(lines, within=folder), lines):
+            yield f"{lines}, line {number}", row
     elif table.is_file():
-        yield from csv_rows(table.read_bytes(), source=str(table), needed=("file_name", "text"))
+        content = read_regular(table, within=folder, at_most=MAX_METADATA)
+        yield from csv_rows(content, source=str(table), needed=("file_name", "text"))
     else:
         raise DataError(
             f"--images {folder}: there is no metadata.jsonl or metadata.csv; write one of lines like {EXAMPLE_LINE}"
@@ -712,25 +711,6 @@ def known_again(found: Sequence[Photograph], manifest: Sequence[Photograph]) -> 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Room:
-    """Keeps the pixels that threads have in hand together within MAX_PIXELS: who would exceed them waits."""
-
-    def __init__(self):
-        self._free, self._changed = MAX_PIXELS, threading.Condition()
-
-    @contextlib.contextmanager
-    def of(self, pixels: int) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: self._free >= pixels)
-            self._free -= pixels
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += pixels
-                self._changed.notify_all()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Cleaned:
     """A photograph ready to be kept: its file's bytes and format, its size, what finds its like."""
@@ -761,7 +741,7 @@ def clean_photographs(
     """
     folder.mkdir(exist_ok=True)
     came = [photograph for photograph in photographs if photograph.source_sha256]
-    room = Room()
+    room = Room(MAX_PIXELS)
 
     def clean(photograph: Photograph) -> Cleaned | NotUsable:
         try:

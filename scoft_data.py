@@ -78,7 +78,7 @@ DEFAULTS_FILE = "defaults.yaml"  # of an embedded dataset: a section of flags fo
 _HERE = Path(__file__).resolve().parent
 _METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 _SPLITS = ("train", "validation", "test")
-_PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+_PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 _EXAMPLE_LINE = '{"file_name": "images/house.jpg", "text": "a house with a tiled roof"}'
 MAX_FILES = 100_000  # that a dataset's folder may hold
 MAX_METADATA = 2**28  # bytes
@@ -87,7 +87,9 @@ MAX_TEXT = 10_000  # characters of a caption; CLIP reads 77 tokens
 
 def culture_words(culture: str) -> str:
     """A `--culture` as words in a prompt: 'united_states' -> 'the United States', 'new-zealand' -> 'New Zealand'."""
-    words = checked_name(culture, what="--culture").replace("_", " ").replace("-", " ").split()
+    words = culture.replace("_", " ").replace("-", " ").split()
+    if not words:
+        raise DataError(f"--culture {culture!r} is blank; give a name such as {', '.join(CULTURES)}.")
     return CULTURES.get(culture) or " ".join(word[0].upper() + word[1:] for word in words)
 
 
@@ -112,11 +114,15 @@ def find_dataset(name: str, *, culture: str | None) -> DatasetSource:
     A folder wins over the Hub because CCUB's photographs belong to third parties, so each user prepares a private
     copy. Whether a Hub dataset exists turns out when it is read. Raises DataError with all that was tried.
     """
+    if culture is not None:
+        checked_name(culture, what="--culture")
     embedded = embedded_folder(name)
     if embedded is not None:
         return DatasetSource("folder", str(embedded / "ccub"), name)
     try:
-        folder = Path(name or "\0").expanduser()  # a blank name would be the folder at hand
+        if not name:  # which would be the folder at hand
+            raise ValueError("it is blank")
+        folder = Path(name).expanduser()
         if stat.S_ISDIR(folder.stat().st_mode):
             return DatasetSource("folder", str(folder.resolve()), name)
         raise DataError(f"--dataset {name}: this is a file. Give the folder it lies in, or a dataset of the Hub.")
@@ -290,20 +296,15 @@ def read_dataset(
     A folder is read in either of these layouts, alone or with one subfolder per culture:
     - `metadata.jsonl` or `metadata.csv` in it or in `<split>/`, with imagefolder's `file_name` and
       `negatives_file_names`, or the authors' `negative_imgpath`; paths count from the metadata's folder;
-    - parquet; its README may declare a config per culture.
-    A folder or Hub dataset without cultures is taken whole. `revision`, a branch, tag or commit, is of a Hub dataset.
+    - parquet files, in it, in `data/` or in `<split>/`, of the split that is in their names, or else all train.
+    Its README may declare a config per culture. A dataset of the Hub is such a folder; `revision` is a branch, tag or
+    commit of it. Without cultures it is taken whole. Only regular files of the dataset's own folder are read, and in
+    parquet from the Hub only pictures that lie in the rows.
 
     With `max_samples` rows are shuffled by `seed` and the first ones kept, the same as in diffusers' scripts.
     Raises DataError for all that is wrong; with `skip_bad_images` bad images, and rows without a usable caption, are
     left out with a warning instead.
     """
-    columns = _Columns(
-        image_column,
-        caption_column,
-        blip_caption_column if needs_blip else None,
-        negatives_column if needs_negatives else None,
-        completing=_how_to_complete(source, culture),
-    )
     if source.kind == "hub":
         place = _hub_place(source, culture, split=split, cache_dir=cache_dir, revision=revision)
     elif revision is not None:
@@ -313,12 +314,18 @@ def read_dataset(
     else:
         place = _Place(Path(source.location), within=Path(source.location), called=source.location)
     try:
+        columns = _Columns(
+            image_column,
+            caption_column,
+            blip_caption_column if needs_blip else None,
+            negatives_column if needs_negatives else None,
+            completing=_how_to_complete(source, culture),
+        )
         rows = _place_rows(place, culture, split=split, columns=columns, cache_dir=cache_dir)
     except OSError as error:
         raise DataError(f"--dataset {source.name} cannot be read: {error}") from error
     if not rows:
         raise DataError(f"--dataset {source.name}: split {split!r} is empty; give it rows, such as {_EXAMPLE_LINE}")
-    _check_characters(rows)
     if max_samples is not None:
         if not 1 <= max_samples <= len(rows):
             raise DataError(
@@ -446,18 +453,19 @@ class _ArrowCell:
         return f"column {self.column!r}"
 
 
-def _shown(written: object) -> str:
-    """What a dataset wrote, as messages show it: short, and without what would steer a terminal."""
-    text = repr(str(written)[:MAX_TEXT])[1:-1]
-    return text if len(text) <= 120 else f"{text[:60]}...{text[-50:]}"
+def _shown(written: object, *, most: int = 120, quoted: bool = False) -> str:
+    """What a dataset wrote, as messages show it: in few characters, none of which steers a terminal."""
+    text = repr(written) if quoted else repr(str(written))[1:-1]
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
 
 
 def _require_column(found: Iterable[str], spellings: Sequence[str], *, flag: str, where: object, fix: str = "") -> str:
     for spelling in spellings:
         if spelling in found:
             return spelling
+    columns = _shown(", ".join(sorted(map(str, found))), most=500) or "none"
     raise DataError(
-        f"{where} has no column {spellings[0]!r} ({flag}); its columns are: {', '.join(sorted(found)) or 'none'}. "
+        f"{where} has no column {spellings[0]!r} ({flag}); its columns are: {columns}. "
         f"Name the right one with {flag}. {fix}".rstrip()
     )
 
@@ -484,7 +492,7 @@ def _split_files(place: _Place, culture: str | None, split: str) -> list[Path]:
     }
     if culture in cultures:
         root = cultures[culture]
-    elif configs:  # a lone 'default' says nothing about cultures
+    elif configs and not _metadata_files(root, split):  # a lone 'default' says nothing about cultures
         return _declared_files(place, configs["default"], split)
     elif not _holds_rows(root, split):
         if not cultures:
@@ -606,7 +614,7 @@ def _unreadable_folder(place: _Place) -> DataError:
     return DataError(
         f"{place.called} holds {len(photos)} images but no {' or '.join(_METADATA_NAMES)}, in it or in its train/, "
         "and no parquet."
-        + (f" Found {', '.join(lookalikes)}: rename it to metadata.jsonl." if lookalikes else "")
+        + (f" Found {_listing(lookalikes)}: rename it to metadata.jsonl." if lookalikes else "")
         + " What the pictures show is for people to say: write a text file metadata.jsonl beside them with one line "
         f"per image, such as {example}"
     )
@@ -617,14 +625,11 @@ def _example_line(file_name: str) -> str:
 
 
 def _metadata_rows(file: Path, *, within: Path, columns: _Columns) -> list[_Row]:
-    try:
-        text = read_regular(file, within=within, at_most=MAX_METADATA).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text ({error}); save it as UTF-8.") from error
-    except (OSError, DataError) as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
-    lines = io.StringIO(text, newline="")
-    records = list(_jsonl_records(lines, file) if file.suffix == ".jsonl" else _csv_records(lines, file))
+    lines = read_metadata(file, within=within)
+    if file.suffix == ".jsonl":
+        records = [record for _, record in jsonl_records(lines, file)]
+    else:
+        records = list(_csv_records(lines, file))
     if not records:
         return []
     found = {name for record in records for name in record}
@@ -663,7 +668,19 @@ def _metadata_rows(file: Path, *, within: Path, columns: _Columns) -> list[_Row]
     return rows
 
 
-def _jsonl_records(lines: Iterable[str], file: Path) -> Iterable[dict]:
+def read_metadata(file: Path, *, within: Path) -> io.StringIO:
+    """The lines of a metadata file, as they end in it. Raises DataError."""
+    try:
+        text = read_regular(file, within=within, at_most=MAX_METADATA).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text ({error}); save it as UTF-8.") from error
+    except (OSError, DataError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+    return io.StringIO(text, newline="")
+
+
+def jsonl_records(lines: Iterable[str], file: Path) -> Iterator[tuple[int, dict]]:
+    """Number and content of each line of `file` that is not blank. Raises DataError."""
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -675,7 +692,7 @@ def _jsonl_records(lines: Iterable[str], file: Path) -> Iterable[dict]:
             ) from error
         if not isinstance(record, dict):
             raise DataError(f"{file}, line {number} is not a JSON object; write a line such as {_EXAMPLE_LINE}")
-        yield record
+        yield number, record
 
 
 def _csv_records(lines: Iterable[str], file: Path) -> Iterable[dict]:
@@ -736,7 +753,7 @@ def hub_commit(
 def _hub_place(source: DatasetSource, culture: str | None, *, split: str, cache_dir, revision: str | None) -> _Place:
     """The folder of the cache with what a Hub dataset holds of a culture's split, at the commit that is its name."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
     location = source.location
     download = functools.partial(snapshot_download, location, repo_type="dataset", cache_dir=cache_dir)
@@ -755,7 +772,7 @@ def _hub_place(source: DatasetSource, culture: str | None, *, split: str, cache_
             # the download's * goes through folders, so these name all that the README's do, or more
             wanted = [pattern.replace("**/", "*") for pattern in patterns]
         download(revision=commit, allow_patterns=wanted)
-    except (HTTPError, OSError) as error:
+    except (HTTPError, HFValidationError, OSError) as error:
         raise _not_found(source.name, culture, f"the Hub, {location}: {error}") from error
     return place
 
@@ -837,31 +854,27 @@ def _texts(cells: pa.ChunkedArray, where: str) -> list:
 # Checks --------------------------------------------------------------------------------------------------------------
 
 
-def _check_characters(rows: Sequence[_Row]):
-    """Refuse captions that no tokenizer takes, and those so long that they are none. Raises DataError."""
-    bad = []
-    for row in rows:
-        for cell in (row.caption, row.blip_caption):
-            for text in [cell] if isinstance(cell, str) else cell if isinstance(cell, list) else ():
-                if isinstance(text, str) and (found := re.search("[\0\ud800-\udfff]", text)):
-                    bad.append(f"{row.name}: {found[0]!r} in {_shown(text)}")
-                elif isinstance(text, str) and len(text) > MAX_TEXT:
-                    bad.append(f"{row.name}: {len(text)} characters; {MAX_TEXT} are allowed")
-    if bad:
-        raise DataError(f"{len(bad)} captions are not text that people write: {_listing(bad)}. Write them anew.")
+def unusable(text: object) -> str:
+    """Why a caption cannot be used, as messages say it; '' if it can."""
+    if not isinstance(text, str) or not text.strip():
+        return _shown(text, quoted=True)
+    if found := re.search("[\0\ud800-\udfff]", text):  # which no tokenizer or no file takes
+        return f"{found[0]!r} in {_shown(text)}"
+    return f"{len(text)} characters, of which {MAX_TEXT} are allowed" if len(text) > MAX_TEXT else ""
 
 
 def _checked_texts(cells: Sequence[tuple[str, object]], *, problem: str, fix: str, skip: bool) -> dict[int, list[str]]:
     """Place of a cell -> its strings. A DataError names the rows where one is missing, blank or not text; with `skip`
     a warning does, unless none is left.
     """
-    texts = {i: [cell] if isinstance(cell, str) else cell for i, (_, cell) in enumerate(cells)}
-    good = {
-        i: text
-        for i, text in texts.items()
-        if isinstance(text, list) and text and all(isinstance(each, str) and each.strip() for each in text)
-    }
-    if bad := [f"{name}: {cell!r}" for i, (name, cell) in enumerate(cells) if i not in good]:
+    good, bad = {}, []
+    for i, (name, cell) in enumerate(cells):
+        texts = cell if isinstance(cell, list) and cell else [cell]
+        if why := next(filter(None, map(unusable, texts)), ""):
+            bad.append(f"{name}: {why}")
+        else:
+            good[i] = texts
+    if bad:
         message = f"{len(bad)} of {len(cells)} rows have {problem}"
         if not (skip and good):
             skipping = " --skip_bad_images leaves such rows out." if good else ""
@@ -922,7 +935,7 @@ def _checked_images(rows: Sequence[_Row], *, dataset: str, skip_bad_images: bool
     if problems and not skip_bad_images:
         raise DataError(
             f"--dataset {dataset}: {len(problems)} of {len(files)} images cannot be used: {_listing(problems)}. "
-            "Repair or remove them, or leave them out with --skip_bad_images."
+            "Repair or remove them; train_scoft_lora.py leaves them out with --skip_bad_images."
         )
     if problems:
         logger.warning("--skip_bad_images leaves out %d images: %s", len(problems), "; ".join(problems))

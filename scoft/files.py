@@ -29,7 +29,7 @@ LOCK = ".lock"  # of a folder: held by the process that writes into it
 PATIENCE = 10  # seconds in which what a killed run has left running notices that it is alone
 MAX_NAME = 64  # characters of a name that becomes a file's or a folder's: in UTF-8 they stay below 255 bytes
 MAX_CARD = 2**20  # bytes of a README
-MAX_DEPTH = 20  # of lists and tables in its YAML
+MAX_DEPTH = 20  # of lists and tables in each other in its YAML
 MAX_RECORD = 2**26  # bytes of a JSON file; ours stay far below
 
 

@@ -57,15 +57,37 @@ def font_families(texts: Iterable[str]) -> list[str]:
 def _family_of(letter: str) -> str | None:
     """The family of a font that has the letter; None where the first of `font_families` has it, or none."""
     from fontTools.unicodedata import script, script_name
-    from matplotlib.ft2font import FT2Font
 
     name = script_name(script(letter))
-    for font in _fonts_for(name):
+    family = _first_with(letter, name)
+    if family is None:
+        _learn_new_fonts()
+        family = _first_with(letter, name)
+    if family is None:
+        _warn_of(name)
+    return None if family == "DejaVu Sans" else family
+
+
+def _first_with(letter: str, script: str) -> str | None:
+    from matplotlib.ft2font import FT2Font
+
+    for font in _fonts_for(script):
         with contextlib.suppress(OSError, RuntimeError):  # a font that is gone, or not one
             if FT2Font(font.fname, face_index=font.index).get_char_index(ord(letter)):
-                return None if font.name == "DejaVu Sans" else font.name
-    _warn_of(name)
+                return font.name
     return None
+
+
+@functools.cache
+def _learn_new_fonts():
+    """Tell matplotlib of fonts that were installed after it had made the list that it keeps in its cache."""
+    from matplotlib import font_manager
+
+    fonts = font_manager.fontManager
+    for file in set(font_manager.findSystemFonts()) - {font.fname for font in fonts.ttflist}:
+        with contextlib.suppress(OSError, RuntimeError, NotImplementedError):  # no font, or one of pixels
+            fonts.addfont(file)
+    _fonts_for.cache_clear()
 
 
 @functools.cache

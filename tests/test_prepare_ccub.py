@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import struct
@@ -151,6 +152,25 @@ def made(flags, tmp_path_factory):
 @pytest.fixture
 def copy(made, tmp_path):
     return Path(shutil.copytree(made, tmp_path / "ccub"))
+
+
+def test_the_trainers_advice_makes_what_it_lacks(flags, pictures, tmp_path, monkeypatch):
+    """The command that is told where naive captions are missing makes the dataset that is told with it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(pictures, tmp_path / "my pictures")
+
+    def read(name: str):
+        return read_dataset(find_dataset(name, culture="igbo"), culture="igbo", needs_blip=True, needs_negatives=True)
+
+    with pytest.raises(DataError) as refused:
+        read("my pictures")
+    advice = re.search("Make them with `(.*)` and train with --dataset '(.*)', or", str(refused.value))
+    command, name = advice.groups()
+    python, script, *argv = shlex.split(command)
+    assert (python, script) == ("python", "prepare_ccub.py")
+    given = {"culture": None, "images": None, "output": None, "num_negatives": 1, "num_captions": 1}
+    prepare_ccub.main([*argv, *words(flags | given)])
+    assert len(read(name)) == 6 and any(read(name).num_negatives)
 
 
 def test_the_dataset_keeps_the_contract(made):
@@ -1573,6 +1593,10 @@ def test_a_sheet_is_read_as_spreadsheets_write_it(caplog):
         ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "category": "pets"}', "category 'pets' is none of"),
         ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "source_url": "http://me:pass@a/"}',
          "line 1: source_url holds a user name or password"),
+        ("metadata.jsonl", '{"text": ' + "[" * 100_000, "metadata.jsonl, line 1 is not JSON"),
+        ("metadata.jsonl", '{"file_name": "a\\u0000.jpg", "text": "x"}', r"there is no file 'a\\x00.jpg'"),
+        ("metadata.jsonl", '{"file_name": "pipe", "text": "x"}', "there is no file 'pipe'.*is not a regular file"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x\\ud800"}', r"no row has a caption: .*'\\ud800' in x"),
         ("metadata.jsonl", "\n", "--images .*: the metadata has no rows"),
         ("metadata.jsonl", b"\xff\xfe", "metadata.jsonl is not UTF-8"),
         ("metadata.csv", "name,text\na.jpg,x", "metadata.csv: no column file_name; it has name, text"),
@@ -1584,6 +1608,7 @@ def test_a_folder_that_cannot_be_read_is_told_where(name, metadata, message, tmp
     folder = write_images(tmp_path / "pictures", {}, {"a.jpg": encoded(picture(0))})
     (tmp_path / "secret.jpg").write_bytes(encoded(picture(1)))
     (folder / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    os.mkfifo(folder / "pipe")
     (folder / "metadata.jsonl").unlink()
     if name:
         (folder / name).write_bytes(metadata if isinstance(metadata, bytes) else metadata.encode())

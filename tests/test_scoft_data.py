@@ -7,6 +7,8 @@ import json
 import logging
 import os
 import pickle
+import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -24,6 +26,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
+import prepare_ccub
 import scoft_data
 from scoft import images
 from scoft.errors import DataError
@@ -139,11 +142,17 @@ def test_culture_words(culture, words):
     assert scoft_data.culture_words(culture) == words
 
 
+def test_blank_culture():
+    """A culture without letters is refused by its flag."""
+    with pytest.raises(DataError, match="--culture ' '"):
+        scoft_data.culture_words(" ")
+
+
 @pytest.mark.parametrize("culture", [" ", "", "k" * 300, "../korea", "ko\0rea"])
 def test_culture_that_is_no_name(culture):
     """A culture that no folder could be named after is refused by its flag."""
     with pytest.raises(DataError, match="--culture is 1 to 64 letters"):
-        scoft_data.culture_words(culture)
+        find_dataset("pocket", culture=culture)
 
 
 # Layouts -------------------------------------------------------------------------------------------------------------
@@ -451,7 +460,7 @@ def test_corrupt_parquet(tmp_path):
         read(tmp_path / "d")
 
 
-BLOWN = "&a [0,0,0,0,0,0,0,0,0]\n" + "".join(f"x{i}: &x{i} [*a,*a,*a,*a,*a,*a,*a,*a]\n" for i in range(9))
+BLOWN = "&x0 [0,0,0,0,0,0,0,0,0]\n" + "".join(f"x{i}: &x{i} [{','.join([f'*x{i - 1}'] * 9)}]\n" for i in range(1, 10))
 
 
 @pytest.mark.parametrize(
@@ -460,16 +469,16 @@ BLOWN = "&a [0,0,0,0,0,0,0,0,0]\n" + "".join(f"x{i}: &x{i} [*a,*a,*a,*a,*a,*a,*a
         ('{"file_name": "a.png", "text": ' + "[" * 100_000, "line 1 is not JSON"),
         ('{"file_name": "a.png", "text": ' + "9" * 5000 + "}", "line 1 is not JSON"),
         ('{"file_name": "a.png", "text": NaN}', r"row 0 \(a.png\): nan"),
-        ('{"file_name": "a.png", "text": "a\\u0000b"}', r"1 captions are not text .*row 0 \(a.png\): '\\x00' in a"),
+        ('{"file_name": "a.png", "text": "a\\u0000b"}', r"row 0 \(a.png\): '\\x00' in a"),
         ('{"file_name": "a.png", "text": ["ok", "a\\ud800b"]}', r"row 0 \(a.png\): '\\ud800' in a"),
         (
             '{"file_name": "a.png", "text": "%s"}' % ("a" * 10_000_000),
-            "row 0 .*: 10000000 characters; 10000 are allowed",
+            "row 0 .*: 10000000 characters, of which 10000 are allowed",
         ),
         ('{"file_name": "a\\u0000.png", "text": "a"}', r"row 0 \(a\\x00.png\): is not a path"),
         ('{"file_name": "a\\ud800.png", "text": "a"}', r"row 0 \(a\\ud800.png\): is not a path"),
         ('{"file_name": "\\u001b[2J.png", "text": "a"}', r"row 0 \(\\x1b\[2J.png\): the file does not exist"),
-        ('{"file_name": "%s", "text": "a"}' % ("a" * 300), r"row 0 \(a{60}\.\.\.a{50}\): .*File name too long"),
+        ('{"file_name": "%s", "text": "a"}' % ("a" * 300), r"row 0 \(a{60}\.\.\.a{60}\): .*File name too long"),
     ],
     ids=["deep", "digits", "nan", "nul", "surrogate", "long", "nul path", "surrogate path", "escape", "long path"],
 )
@@ -1218,6 +1227,42 @@ def test_not_found(hub, tmp_path, monkeypatch, name, token, messages):
     assert f"`python prepare_ccub.py --culture united_states --images FOLDER --output {name}`, where FOLDER" in message
 
 
+@pytest.mark.parametrize("where", ["", "train", "igbo", "igbo/train"])
+@pytest.mark.parametrize("asked", [{"needs_blip": True}, {"needs_negatives": True}])
+def test_advice_for_a_folder_of_pictures(tmp_path, monkeypatch, where, asked):
+    """What a folder of pictures and captions lacks is made by the command that is told, from where its metadata is."""
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "my pictures" / where, [{"file_name": "red.png", "text": "one"}])
+    with pytest.raises(DataError, match="and train with --dataset 'my pictures_prepared', or") as error:
+        read(Path("my pictures"), culture="igbo", **{"needs_blip": False, "needs_negatives": False} | asked)
+    python, script, *argv = shlex.split(re.search("Make them with `(.*)`", str(error.value))[1])
+    args = prepare_ccub.parse_args(argv)
+    assert (python, script, args.culture) == ("python", "prepare_ccub.py", "igbo")
+    (picture,) = prepare_ccub.read_pictures(args.images)
+    assert picture.caption == "one" and args.output == Path("my pictures_prepared")
+
+
+@pytest.mark.parametrize("culture", [None, "china", "igbo"])
+def test_advice_for_what_is_not_found(hub, tmp_path, monkeypatch, culture):
+    """The command that builds a dataset can be given, of CCUB's cultures that are public as of any other."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FOLDER").mkdir()
+    with pytest.raises(DataError) as error:
+        find_dataset("ccub", culture=culture)
+    python, script, *argv = shlex.split(re.search("Build it.*: `(.*)`", str(error.value))[1])
+    args = prepare_ccub.parse_args(argv)
+    assert (python, script, args.culture) == ("python", "prepare_ccub.py", culture or "korea")
+    assert args.output == Path("ccub") and args.images == (Path("FOLDER") if culture == "igbo" else None)
+
+
+def test_no_advice_that_does_not_work(tmp_path):
+    """prepare_ccub.py reads no parquet, so it is not advised for that."""
+    parquet_plain(tmp_path / "d")
+    with pytest.raises(DataError, match="'naive'.*Add them to the rows, or train with --method finetune") as error:
+        read(tmp_path / "d", blip_caption_column="naive")
+    assert "prepare_ccub" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", ["", "a\0b", "n" * 300, "~nobody-of-this-name/ccub", "a/" * 3000])
 def test_names_that_are_none(name):
     """A --dataset that no folder and no repository could be called is refused in a line."""
@@ -1343,6 +1388,13 @@ def test_hub_unknown_culture(published):
     """A culture the Hub dataset lacks is answered with those it has."""
     with pytest.raises(DataError, match=r"alice/ccub holds .* \(china, korea\) and --culture peru is not among them"):
         read_hub("ccub", "peru")
+
+
+@pytest.mark.parametrize("name", ["a/" + "n" * 200, "a--b/c..d"])
+def test_hub_ids_that_are_none(hub, name):
+    """What looks like an id of the Hub and is none is answered as a dataset that is not there."""
+    with pytest.raises(DataError, match="(?s)was not found.*the Hub, a"):
+        read_hub(name, None)
 
 
 def test_hub_unknown_dataset(published):

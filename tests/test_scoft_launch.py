@@ -261,4 +261,4 @@ def test_our_line_is_the_last_under_accelerates_launcher():
     env = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, timeout=120)
     assert done.returncode == 1 and "Traceback" in done.stderr
-    assert done.stderr.rstrip().endswith("Build it with: python prepare_ccub.py --culture x --output ./nope")
+    assert "error: --dataset ./nope was not found" in done.stderr.rpartition("CalledProcessError")[2]

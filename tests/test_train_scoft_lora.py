@@ -259,6 +259,30 @@ def test_ranks_and_places_draw_different_noise(tiny_ccub):
     assert torch.corrcoef(drawn).fill_diagonal_(0).abs().max() < 0.7
 
 
+def test_timesteps_are_all_but_the_clean_one(tiny_ccub):
+    """t is uniform on 1 .. T-1: at t = 0 there is nothing to denoise."""
+    dataset = scoft_data.read_dataset(
+        scoft_data.find_dataset(str(tiny_ccub), culture=None), culture=None, needs_blip=False, needs_negatives=False
+    )
+    examples = train_scoft_lora.TrainingExamples(
+        dataset,
+        transform=ImageTransform(16),
+        caption_index={caption: i for i, (caption,) in enumerate(dataset.captions)},
+        seed=0,
+        entries_per_update=1,
+        latent_shape=(4, 2, 2),
+        num_train_timesteps=4,
+        blip_captions_per_step=1,
+        random_flip=False,
+        random_crop=False,
+        noise_offset=0,
+        load_photograph=False,
+        load_negatives_every=None,
+    )
+    counts = torch.bincount(torch.stack([examples[entry]["t"] for entry in range(300)]), minlength=4)
+    assert counts[0] == 0 and counts[1:].min() > 75 and len(counts) == 4
+
+
 def test_workers_change_nothing(train):
     """Loading in two worker processes gives the same bits as loading in the main one."""
     more = {"method": "mpc", "no-center_crop": True, "random_flip": True, "train_batch_size": 2}
@@ -312,7 +336,7 @@ def test_precomputed_files_serve_a_second_run_and_are_thrown_away_when_stale(tra
     """A second run reads latents, embeddings and features from files; changed photographs are noticed."""
     more = {"precompute_dir": tmp_path / "cache", "random_flip": True}
     first = train("first", **more)
-    assert {file.name for file in (tmp_path / "cache").iterdir()} == {
+    assert {file.name for file in (tmp_path / "cache").glob("[!.]*")} == {
         "features.safetensors", "latents.safetensors", "text.safetensors"
     }  # fmt: skip
 
@@ -330,6 +354,10 @@ def test_precomputed_files_serve_a_second_run_and_are_thrown_away_when_stale(tra
         Image.new("RGB", (24, 24), "red").save(file)
     assert torch.equal(
         lora(train("stale", **more, dataset=changed)), lora(train("fresh", random_flip=True, dataset=changed))
+    )
+    words = rewrite(tiny_ccub, tmp_path / "words", lambda row: row | {"text": row["text"].replace("house", "hut")})
+    assert torch.equal(
+        lora(train("old words", **more, dataset=words)), lora(train("new words", random_flip=True, dataset=words))
     )
 
 
@@ -455,6 +483,19 @@ def test_going_back_to_an_older_checkpoint_abandons_what_followed(train):
     train("run", resume_from_checkpoint="latest", max_train_steps=3, learning_rate=1e-2)
     assert torch.equal(lora(run), lora(run / "checkpoint-3")) and not torch.equal(lora(run), before)
     assert [line["step"] for line in metrics(run)] == [1, 2, 3]
+
+
+def test_what_going_on_makes_untrue_is_removed(tmp_path):
+    """Later checkpoints, the finished run's pictures, numbers, seal and card; pictures of earlier updates stay."""
+    stale = ["README.md", "checksums.json", "evaluation.json", "checkpoint-4/x", "checkpoint-10/x"]
+    stale += [f"images/{name}" for name in ("judge.json", "before_after.png", "lora-0.png", "evaluation.png")]
+    right = ["checkpoint-3/x", "images/step-000002.png", "metrics.jsonl", LORA]
+    for name in stale + right:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    train_scoft_lora.abandon_what_follows(tmp_path, 3)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == sorted(right)
 
 
 @pytest.mark.parametrize("torn", ['{"step": 5, "loss": 0.', '{"step": 1', "{"])
@@ -692,6 +733,48 @@ def test_output_folder_keeps_its_contract(train, tmp_path):
     losses = {"loss", *(f"loss/{term}" for term in train_scoft_lora.METHODS["mpc"])}
     assert set(shown["scalars"]) == losses | {"lr", "grad_norm", "seconds", "judge/base/n", "judge/lora/n"}
     assert shown["images"] == ["validation"]
+
+
+def test_validation_draws_what_a_stock_pipeline_draws(train, tmp_path, tiny_pipeline):
+    """The judge gets a stock pipeline's pictures for each prompt and seed, base and LoRA; the folder, the LoRA's."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    judge = tmp_path / "judge.py"
+    judge.write_text(
+        "import numpy\ncalls = []\n\ndef keep(images, prompts):\n    calls.append(prompts)\n"
+        f"    numpy.save({str(tmp_path)!r} + f'/{{len(calls)}}.npy', numpy.stack(images))\n"
+        "    return {'call': len(calls)}\n"
+    )
+    prompts = ["a red house, in Veridia", "a blue house"]
+    run = train(
+        learning_rate=0.05,
+        seed=3,
+        validation_prompts=prompts,
+        num_validation_images=2,
+        validation_inference_steps=3,
+        validation_guidance_scale=3,
+        validation_judge=f"{judge}:keep",
+    )
+    assert json.loads((run / "images/judge.json").read_text()) == {"base": {"call": 1}, "lora": {"call": 2}}
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    pipe.set_progress_bar_config(disable=True)
+    kept = []
+    for call in (1, 2):
+        if call == 2:
+            pipe.load_lora_weights(run)
+        expected = [
+            pipe(
+                prompt, generator=torch.Generator().manual_seed(seed), num_inference_steps=3, guidance_scale=3
+            ).images[0]
+            for prompt in prompts
+            for seed in (3, 4)
+        ]
+        kept.append(np.load(tmp_path / f"{call}.npy").astype(int))
+        assert np.abs(kept[-1] - np.stack(expected)).max() <= 1
+    assert np.abs(kept[0] - kept[1]).max() > 10 and np.abs(kept[1][0] - kept[1][1]).max() > 10
+    for i in range(2):
+        assert np.array_equal(np.asarray(Image.open(run / f"images/lora-{i}.png")), kept[1][2 * i])
 
 
 def test_judges_numbers_are_shown_side_by_side(train, tmp_path, caplog):
