@@ -49,6 +49,8 @@ from scoft.files import (
     model_key,
     open_regular,
     private_folder,
+    read_lines,
+    read_record,
     read_regular,
     sole_writer,
     write_atomically,
@@ -373,8 +375,8 @@ class Photograph:
     """A line of `manifest.jsonl`: a link or a picture, and what became of it.
 
     `status` is pending, no_caption, one of scoft_fetch.Fetched's, or of cleaning: not_an_image, too_large,
-    too_many_pixels, too_small, corrupt, duplicate, denied. It is in the dataset if it has a `file`, its clean copy,
-    within the culture's folder; `sha256`, `width` and `height` are that file's.
+    too_many_pixels, too_small, too_long, corrupt, duplicate, denied. It is in the dataset if it has a `file`, its
+    clean copy, within the culture's folder; `sha256`, `width` and `height` are that file's.
     """
 
     id: str  # names all files of the photograph; a hash of its link or file name
@@ -404,9 +406,14 @@ class Photograph:
 
 def read_manifest(folder: Path) -> list[Photograph]:
     """The photographs of a culture's folder, in the order of the input; none before the first run."""
-    path = folder / "manifest.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    return [Photograph(**json.loads(line)) for line in lines if line]
+    path, remedy = folder / "manifest.jsonl", "Remove the file, and begin again with --stages fetch."
+    found = read_lines(path, Photograph, remedy=remedy)
+    for photograph in found:
+        for name in (photograph.id, *photograph.negatives):
+            checked_name(name, what=f"{path}: what names a file")
+        if photograph.file and not re.fullmatch(rf"photographs/{photograph.id}\.[a-z]+", photograph.file):
+            raise DataError(f"{path}: {photograph.file!r} is no file of photograph {photograph.id}. {remedy}")
+    return found
 
 
 def write_manifest(folder: Path, photographs: Iterable[Photograph]):
@@ -743,7 +750,10 @@ def clean_photographs(
                 raise NotUsable("corrupt", "the bytes that came are gone; the stage fetch asks for them again")
             if (size := file.stat().st_size) > MAX_FILE_BYTES:
                 raise NotUsable("too_large", f"{size} bytes; {MAX_FILE_BYTES} are allowed")
-            content = file.read_bytes()
+            try:
+                content = read_regular(file, within=source)
+            except DataError as error:
+                raise NotUsable("corrupt", str(error)) from error
             with room.of(math.prod(open_photograph(content, min_side=min_size, decode=False).size)):
                 result = cleaned(content, min_size=min_size, jpeg_quality=jpeg_quality)
             links = (photograph.url, photograph.final_url)
@@ -1185,8 +1195,40 @@ def contact_sheet(rows: Sequence[Row], folder: Path, *, title: str) -> Image.Ima
     return sheets.grid([block(row) for row in rows], columns=columns, title=title)
 
 
+@dataclass(frozen=True)
+class SplitRows:
+    train: int
+    test: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """`summary.json` of a culture's folder: what the card says of it, counts by name, and settings."""
+
+    name: str
+    words: str
+    about: str  # Markdown of --about
+    rows: SplitRows
+    categories: dict[str, int]
+    statuses: dict[str, int]
+    collectors: dict[str, int]
+    periods: dict[str, int]
+    languages: list[str]
+    licenses: dict[str, int]
+    fetched: tuple[()] | tuple[str, str]  # first and last day
+    captions: int
+    mentions: dict[str, int]
+    negatives: int
+    false_negatives: int
+    fingerprint: str
+    settings: dict[str, str | int | float | None]
+
+    def __post_init__(self):
+        checked_name(self.name, what="name")
+
+
 def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argparse.Namespace, folder: Path) -> dict:
-    """What the card says of a culture: counts and settings, kept in `summary.json` of its folder."""
+    """What is kept as a culture's Summary."""
     usable = kept(photographs)
     captions = [text for row in rows for text in row.captions]
     days = sorted(photograph.fetched_at[:10] for photograph in photographs if photograph.fetched_at)
@@ -1211,7 +1253,7 @@ def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argpar
         "negatives": sum(len(row.kept_negatives) for row in rows),
         "false_negatives": sum(len(row.negatives) - len(row.kept_negatives) for row in rows),
         "fingerprint": content_key(*(photograph.sha256 for photograph in usable)),
-        "settings": json.loads((folder / "clean.json").read_text())
+        "settings": read_record(folder / "clean.json", dict[str, int | float], remedy="Run --stages clean again.")
         | {name: getattr(args, name) for name in SETTINGS}
         | {"prompt_suffix": prompt_suffix(args), "false_negative_threshold": threshold(args)}
         | {name: public_name(getattr(args, name)) for name in MODELS},
@@ -1439,7 +1481,9 @@ def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path, *, repo_i
     facts = json.dumps(summary(photographs, rows, args, folder), indent=2, ensure_ascii=False)
     write_atomically(output / args.culture / "summary.json", f"{facts}\n")
     with sole_writer(output, flag="--output"):  # the card is of all cultures, each of which may have its own run
-        summaries = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(output.glob("*/summary.json"))]
+        remedy = "Run the stage write of that culture again, or remove its folder."
+        read = [read_record(file, Summary, remedy=remedy) for file in sorted(output.glob("*/summary.json"))]
+        summaries = list(map(dataclasses.asdict, read))
         write_card(output, summaries, links_only=args.links_only, repo_id=repo_id)
 
     for old in folder.glob("contact_sheet-*.png"):

@@ -780,12 +780,17 @@ def _hub_place(source: DatasetSource, culture: str | None, *, split: str, cache_
 def _parquet_table(files: Sequence[Path], place: _Place, *, split: str, cache_dir) -> datasets.Dataset:
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from datasets import Dataset, Features
+    from datasets import Dataset, Features, config
     from datasets.exceptions import DatasetsError
 
     try:
+        version = []
         for file in files:
-            open_regular(file, within=place.within).close()
+            with open_regular(file, within=place.within) as opened:
+                found = os.fstat(opened.fileno())
+            version.append([str(file), found.st_size, found.st_mtime_ns])
+        # `datasets` itself would take files of another size for those it knows, if they are said to be as old
+        cache_dir = Path(cache_dir or config.HF_DATASETS_CACHE) / content_key(version)[:16]
         # the columns as they are stored: what metadata says of them names classes of `datasets`
         features = Features.from_arrow_schema(pq.read_schema(files[0]).remove_metadata())
         paths = [glob.escape(str(file)) for file in files]
@@ -877,9 +882,9 @@ def _checked_texts(cells: Sequence[tuple[str, object]], *, problem: str, fix: st
     if bad:
         message = f"{len(bad)} of {len(cells)} rows have {problem}"
         if not (skip and good):
-            skipping = " --skip_bad_images leaves such rows out." if good else ""
+            skipping = " train_scoft_lora.py leaves such rows out with --skip_bad_images." if good else ""
             raise DataError(f"{message}: {_listing(bad)}. {fix}{skipping}")
-        logger.warning("--skip_bad_images: %s and are left out: %s", message, "; ".join(bad))
+        logger.warning("--skip_bad_images: %s and are left out: %s", message, _listing(bad, shown=len(bad)))
     return good
 
 
@@ -938,7 +943,9 @@ def _checked_images(rows: Sequence[_Row], *, dataset: str, skip_bad_images: bool
             "Repair or remove them; train_scoft_lora.py leaves them out with --skip_bad_images."
         )
     if problems:
-        logger.warning("--skip_bad_images leaves out %d images: %s", len(problems), "; ".join(problems))
+        logger.warning(
+            "--skip_bad_images leaves out %d images: %s", len(problems), _listing(problems, shown=len(problems))
+        )
     if not checked:
         raise DataError(f"--dataset {dataset}: no usable image is left of {len(rows)} rows: {_listing(problems)}.")
     return checked

@@ -291,6 +291,21 @@ def read_record(path: Path, kind: type[T], *, remedy: str) -> T:
     return _checked(content, kind, where=str(path), remedy=remedy)
 
 
+def read_lines(path: Path, kind: type[T], *, remedy: str) -> list[T]:
+    """The lines of the file `path`, a JSON each, as `kind`; none where there is no file. DataError names the line."""
+    if not path.exists():
+        return []
+    try:
+        lines = read_regular(path, at_most=MAX_RECORD).split(b"\n")
+    except (OSError, DataError) as error:
+        raise DataError(f"{path} cannot be read ({error}). {remedy}") from error
+    return [
+        _checked(line, kind, where=f"{path}, line {number}", remedy=remedy)
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+
+
 def _checked(content: bytes | object, kind: type[T], *, where: str, remedy: str) -> T:
     """JSON, or an object that was read from it, as `kind`; DataError begins with `where`."""
     from pydantic import ValidationError

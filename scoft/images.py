@@ -98,7 +98,7 @@ def open_image(data: bytes | str | os.PathLike) -> Image.Image:
             with _decoding.of(image.width * image.height):
                 image.load()
                 return as_rgb(upright(image))
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise DataError(f"has too many pixels; {MAX_PIXELS} are allowed ({error})") from error

@@ -1416,6 +1416,61 @@ def test_photographs_are_not_pushed_to_what_is_public(copy, flags, alice):
     assert not alice.asked("/commit/")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda summary: summary.update(name="../../peru"), "name is 1 to 64 letters"),
+        (lambda summary: summary.update(rows=[1, 2]), "rows: Input should be"),
+        (lambda summary: summary["rows"].pop("test"), "rows: test: Field required"),
+        (lambda summary: summary.update(fetched=["2026-01-01"]), "fetched: "),
+        (lambda summary: summary["statuses"].update(ok="many"), "statuses: ok: "),
+    ],
+)
+def test_a_summary_that_somebody_changed_is_named(copy, flags, change, message):
+    """What other cultures' folders say for the card is read by its type; a name leads to no other folder."""
+    summary = json.loads((copy / "korea" / "summary.json").read_text())
+    change(summary)
+    (copy / "peru").mkdir()
+    (copy / "peru" / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(DataError, match=f"peru/summary.json is not as it was written: .*{message}.*stage write"):
+        prepare(flags, output=copy, stages="write")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": "../../x"}, "what names a file is 1 to 64"),
+        ({"file": "../../secret.jpg"}, "'../../secret.jpg' is no file of photograph "),
+        ({"negatives": {"../../../x": 0.1}}, "what names a file"),
+        ({"width": "wide"}, "line 2 .*width: Input should be a valid integer.*--stages fetch"),
+        ("[]", "line 2 .*Input should be"),
+        ("{torn", "line 2 .*Invalid JSON"),
+    ],
+)
+def test_a_manifest_that_somebody_changed_is_named(copy, flags, change, message):
+    """The names in a manifest lead nowhere else, neither for what is read nor for what the deny-list deletes."""
+    file = copy / "korea" / "manifest.jsonl"
+    lines = file.read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | change) if isinstance(change, dict) else change
+    file.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=f"manifest.jsonl.* {message}"):
+        prepare(flags, output=copy, stages="write")
+
+
+def test_a_picture_outside_of_the_folder_is_not_read(copy, flags, tmp_path):
+    """Not even if the manifest says so."""
+    file = copy / "korea" / "manifest.jsonl"
+    lines = file.read_text().splitlines()
+    lines[0] = json.dumps(json.loads(lines[0]) | {"picture": "../secret.jpg"})
+    file.write_text("\n".join(lines))
+    secret = flags["images"].parent / "secret.jpg"
+    secret.write_bytes(encoded(picture(0)))
+    prepare(flags, output=copy, stages="clean")
+    secret.unlink()
+    first = read_manifest(copy / "korea")[0]
+    assert first.status == "corrupt" and "lies outside of" in first.detail
+
+
 def test_photographs_are_not_pushed_to_what_became_public(copy, flags, alice):
     """Not even if it was private when the work of hours began."""
     alice.add("dataset", "alice/ccub", {}, private=True)

@@ -309,6 +309,11 @@ def test_parquet_written_anew_is_read_anew(tmp_path, layout):
     layout(tmp_path / "d")
     before = read(tmp_path / "d")
     (file,) = (tmp_path / "d").rglob("*.parquet") if layout is parquet_plain else (tmp_path / "d/korea").iterdir()
+    age = file.stat().st_mtime_ns
+    write_parquet(file, photographs=[plain(colour, (25, 30)) for colour in COLOURS])
+    os.utime(file, ns=(age, age))
+    between = read(tmp_path / "d").image_hashes
+    assert not set(between) & set(before.image_hashes)
     write_parquet(file, photographs=[plain(colour) for colour in reversed(COLOURS)])
     assert read(tmp_path / "d").image_hashes == before.image_hashes[::-1]
 
@@ -997,6 +1002,13 @@ def test_large_pictures_take_turns(monkeypatch):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(decode, [60, 10, 100, 45, 45, 60, 5, 30] * 3))
     assert 60 < most <= 100 and room.free == 100
+
+
+def test_want_of_memory_is_no_damage(monkeypatch):
+    """Where memory runs out, the picture is not called damaged."""
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse(MemoryError()))
+    with pytest.raises(MemoryError):
+        open_image(plain("red"))
 
 
 @pytest.mark.parametrize("made", [lambda path: os.mkfifo(path), lambda path: path.symlink_to("/dev/zero")])

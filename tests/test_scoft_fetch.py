@@ -897,6 +897,7 @@ def test_size_is_judged_before_decoding():
     """Too many and too few pixels are told by the header, also where Pillow itself would warn or raise."""
     assert status_of(encoded(), max_pixels=24 * 16 - 1) == "too_many_pixels"
     assert status_of(encoded(), min_side=17) == "too_small"
+    assert status_of(png_of(8, 200_000)) == "too_long"
     assert status_of(png_of(20_000, 10_000)) == "too_many_pixels"
     for action in ("ignore", "error"):
         with warnings.catch_warnings():

@@ -172,6 +172,12 @@ def test_prdc_by_hand():
     assert prdc([[0.5], [5]], [[0], [1], [10]], k=1) == pytest.approx(expected)
 
 
+def test_prdc_balls_are_open():
+    """A picture at the very distance of the nearest neighbour, such as -1 from 0, is outside, as the authors count."""
+    expected = {"precision": 0, "recall": 1, "density": 0, "coverage": 0}
+    assert prdc([[-1], [20]], [[0], [1], [10]], k=1) == expected
+
+
 def test_nearest_photographs_in_blocks(monkeypatch):
     monkeypatch.setattr(scoft_metrics, "BLOCK", 4)
     x, y = features(10, seed=8), features(7, seed=9)
