@@ -617,7 +617,7 @@ def foretell(args: argparse.Namespace, wanted: Sequence[Picture], photographs: "
     for picture in wanted:
         if picture.method == BASE:
             by_set[picture.set, BASE].append(picture)
-    for reason, metrics in impossible(scoring, by_set, photographs).items():
+    for reason, metrics in impossible(scoring, by_set, photographs, Noise(scoring)).items():
         logger.warning("Of these pictures there will be no %s: %s", ", ".join(metrics), reason)
 
 
@@ -865,9 +865,17 @@ class Features:
 
 
 class Noise(Features):
-    """Of every picture other features, without an encoder: they show which metrics so many pictures allow."""
+    """Of every picture other features, without an encoder: they show which metrics so many pictures allow.
+
+    `asked`: the encoders whose features they stand for.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        super().__init__(args)
+        self.asked: set[str] = set()
 
     def of(self, name: str, sources: Sequence[Source]) -> np.ndarray:
+        self.asked.add(name)
         return np.random.default_rng(len(sources)).normal(size=(len(sources), 8))
 
     def of_texts(self, prompts: Sequence[str]) -> np.ndarray:
@@ -990,15 +998,16 @@ def score(args: argparse.Namespace):
         if "judge" in chosen:
             judge, key = Judge(args.judge), next(key for key in by_set if key[0] in METRICS["judge"].sets)
             judge(by_set[key][0], sources[key][0])  # what fails now does not fail in an hour
-        photographs = Photographs(args)
-        if lacking := impossible(args, by_set, photographs):
+        photographs, noise, features = Photographs(args), Noise(args), Features(args)
+        if lacking := impossible(args, by_set, photographs, noise):
             rest = set(chosen).difference(*lacking.values())
             rest = " ".join(metric for metric in chosen if metric in rest) or "none is left"
             reasons = "".join(f"\n  {', '.join(metrics)}: {reason}" for reason, metrics in lacking.items())
             raise DataError(
                 f"there cannot be all numbers of {args.folder}:{reasons}\nGenerate more, or take --metrics {rest}"
             )
-        features = Features(args)
+        for encoder in sorted(noise.asked):
+            features.encoder(encoder)  # one that cannot be loaded is found before the first works for hours
         references = References(args, features, photographs)
         estimates: dict[tuple[str, str, str], Estimate] = {}
         for (name, method), shown in by_set.items():
@@ -1021,12 +1030,13 @@ def chosen_metrics(args: argparse.Namespace) -> list[str]:
 
 
 def impossible(
-    args: argparse.Namespace, by_set: dict[tuple[str, str], list[Picture]], photographs: Photographs
+    args: argparse.Namespace, by_set: dict[tuple[str, str], list[Picture]], photographs: Photographs, noise: Noise
 ) -> dict[str, list[str]]:
     """Reason -> metrics that so many pictures, prompts and photographs cannot give: each is tried, on noise."""
-    found, noise = defaultdict(list), Noise(args)
+    found, alike = defaultdict(list), {}
     references = References(args, noise, photographs)
-    alike = {(name, *((each.index, each.number) for each in shown)): shown for (name, _), shown in by_set.items()}
+    for (name, _), shown in by_set.items():
+        alike.setdefault((name, *((each.index, each.number) for each in shown)), shown)
     for (name, *_), shown in alike.items():
         wanted = [m for m in chosen_metrics(args) if name in METRICS[m].sets and m != "judge"]
         groups = [[metric] for metric in wanted if metric not in PRDC] + [[m for m in wanted if m in PRDC]]

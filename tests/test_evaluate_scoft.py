@@ -582,13 +582,14 @@ def test_pictures_that_cannot_be_scored_are_named(copy, words, how, message):
             "inception cannot be loaded: its weights are never downloaded. Fetch https://.*/weights-inception-2015-12-05-"
             "6726825d.pth .*sha256 6726825d0af5f729.*--encoder inception=FILE",
         ),
-        ("--metrics dino", "the encoder dino cannot be loaded"),
+        ("--metrics kid dino", "the encoder dino cannot be loaded"),
         ("--neighbours 99 --metrics precision", "PRDC: got k = 99, 6 pictures"),
         ("--encoder clip=/nowhere --metrics clip_score", "the encoder clip cannot be loaded"),
     ],
 )
-def test_what_is_asked_for_and_impossible_is_an_error(copy, words, hub, flags, message):
-    """A metric without its encoder, or without enough pictures, stops the scoring; nothing is left out silently."""
+def test_what_is_asked_for_and_impossible_is_an_error(copy, words, hub, monkeypatch, flags, message):
+    """A metric without its encoder, or without enough pictures, stops the scoring before anything is embedded."""
+    monkeypatch.setattr(evaluate_scoft.Features, "of", lambda *_: pytest.fail("worked in vain"))
     base = words["score"][: words["score"].index("--neighbours")]
     with pytest.raises(DataError, match=message):
         run("score", copy, [*base, *flags.split()])
