@@ -874,7 +874,8 @@ def abandon_what_follows(output_dir: Path, step: int):
     """Remove what a run going on from `step` makes untrue: later checkpoints, the last pictures and numbers, and the
     card that marks it finished.
     """
-    for name in (CARD_FILE, SEAL_FILE, EVALUATION_FILE, JUDGED_FILE, *scoft_hub.PICTURES):
+    sheets_of_photographs = "images/photographs/*"
+    for name in (CARD_FILE, SEAL_FILE, EVALUATION_FILE, JUDGED_FILE, sheets_of_photographs, *scoft_hub.PICTURES):
         for file in output_dir.glob(name):
             file.unlink()
     for folder in checkpoints(output_dir):
