@@ -43,6 +43,7 @@ import scoft_data
 import scoft_hub
 import scoft_losses
 import scoft_metrics
+from scoft import lora_folder
 from scoft.base_model import load_pipeline, loading
 from scoft.errors import DataError
 from scoft.evaluate import figures
@@ -602,11 +603,9 @@ def own_resolution(base: str, *, commit: str | None, cache_dir: str | None) -> i
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     place = {"revision": commit, "cache_dir": cache_dir}
-    try:
+    with loading(base):
         latent = UNet2DConditionModel.load_config(base, subfolder="unet", **place)["sample_size"]
         vae = AutoencoderKL.load_config(base, subfolder="vae", **place)
-    except (OSError, KeyError) as error:
-        raise DataError(f"--pretrained_model_name_or_path {base} is no Stable Diffusion: {error}") from error
     return latent * 2 ** (len(vae["block_out_channels"]) - 1)
 
 
@@ -1213,12 +1212,6 @@ class Difference(Number):
     to: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderRecord:
-    place: str | None
-    sha256: str
-
-
 @dataclass(kw_only=True)
 class Count:
     pictures: int = 0
@@ -1239,7 +1232,7 @@ class Results:
     neighbours: int
     settings: dict[str, str | int | float | None]
     loras: dict[str, str | None]  # method -> sha256
-    encoders: dict[str, EncoderRecord]
+    encoders: dict[str, lora_folder.Encoder]
     counts: dict[str, Count]  # by <method>/<set>
     scores: list[Score]
     differences: list[Difference]
@@ -1274,7 +1267,7 @@ def write_results(
         settings={name: getattr(pictures[0], name) for name in SETTINGS if name != "culture"},
         loras={picture.method: picture.lora_sha256 for picture in pictures},
         encoders={
-            name: EncoderRecord(place=scoft_hub.without_places(each.place), sha256=each.sha256)
+            name: lora_folder.Encoder(place=scoft_hub.without_places(each.place), sha256=each.sha256)
             for name, each in features.encoders.items()
         },
         counts=dict(counts),
@@ -1632,16 +1625,19 @@ def fill_card(args: argparse.Namespace, results: dict[Path, Results]):
             f"--method {args.method} was not drawn by the LoRA in {args.card}; the LoRAs scored are "
             f"{methods or 'none'}. If it was trained anew, generate and score again."
         )
-    rows = [
-        {"metric": metric, "name": headline(metric, of), "method": method, "shown": shown(estimate, metric),
-         "value": estimate.value}
-        for (metric, of, method), estimate in its_own.estimates.items()
-        if method in (BASE, args.method)
-    ]  # fmt: skip
-    facts = dataclasses.asdict(its_own)
-    facts = {name: facts[name] for name in ("question", "confidence", "encoders")}
-    record = {"method": args.method, **facts, "rows": rows, "lora_sha256": sha256}
-    write_atomically(args.card / EVALUATION_FILE, json.dumps(record, indent=1) + "\n")
+    record = lora_folder.Evaluation(
+        method=args.method,
+        question=its_own.question,
+        confidence=its_own.confidence,
+        encoders=its_own.encoders,
+        rows=[
+            lora_folder.Score(metric, headline(metric, of), method, shown(estimate, metric), estimate.value)
+            for (metric, of, method), estimate in its_own.estimates.items()
+            if method in (BASE, args.method)
+        ],
+        lora_sha256=sha256,
+    )
+    write_atomically(args.card / EVALUATION_FILE, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
     if grid := method_grid(folder, only=(BASE, args.method)):
         write_png(args.card / "images/evaluation.png", grid)
     scoft_hub.write_model_card(args.card)
