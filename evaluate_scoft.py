@@ -5,10 +5,13 @@
     python evaluate_scoft.py score eval --dataset ccub --culture korea --encoder inception=FILE
     python evaluate_scoft.py report eval
 
+With `--dataset pocket` the flags of pocket/defaults.yaml hold where the command line does not say otherwise.
+
 Three stages over files, each of which goes on where it stopped: `generate` writes pictures and `manifest.jsonl`,
 `score` `results.json`, `report` `report.md` and figures.  Several folders, one a culture, make one report.
 
-Differs from the paper: its prompt lists are not public, so prompts/ has ours, in its phrasing.
+Differs from the paper: its prompt lists are not public, so prompts/ has ours, in its phrasing, and those that its
+figures and text show.
 """
 
 import argparse
@@ -22,19 +25,19 @@ import json
 import logging
 import pickle
 import re
-import shutil
-import textwrap
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal, get_args
 
 from scoft.launch import Parser, progress, run_main, set_up_logging
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image
 
 import scoft_data
 import scoft_hub
@@ -42,9 +45,28 @@ import scoft_losses
 import scoft_metrics
 from scoft.base_model import load_pipeline, loading
 from scoft.errors import DataError
-from scoft.files import Ledger, cached_tensors, content_key, model_key, write_atomically
-from scoft.images import as_rgb, open_image
-from scoft.lora_folder import LORA_FILE, RECORD_FILE, load_into_pipeline
+from scoft.evaluate import figures
+from scoft.files import (
+    Ledger,
+    cached_tensors,
+    checked_name,
+    content_key,
+    model_key,
+    read_record,
+    read_regular,
+    sole_writer,
+    write_atomically,
+)
+from scoft.images import MAX_BYTES, open_image
+from scoft.lora_folder import (
+    EVALUATION_FILE,
+    LORA_FILE,
+    RECORD_FILE,
+    TrainingRecord,
+    load_into_pipeline,
+    lora_sha256,
+    read_training_record,
+)
 from scoft_data import culture_words
 from scoft_losses import load_whole
 from scoft_metrics import Estimate
@@ -56,8 +78,11 @@ HERE = Path(__file__).resolve().parent
 BASE = "base"  # the name of the base model among the methods
 DEFAULT_BASE = "CompVis/stable-diffusion-v1-4"
 # What pictures are made from: the prompts of a file, captions of the dataset's splits, prompts without any culture.
-SETS = ("prompts", "train", "test", "general")
+PromptSet = Literal["prompts", "train", "test", "general"]
+SETS = get_args(PromptSet)
+RESULTS_FILE = "results.json"
 BLOCK = 256  # pictures embedded between two writes
+MAX_PROMPTS = 2**20  # bytes of a file of prompts
 NEAREST_SHOWN = 10  # pictures of a sheet of nearest photographs, the most alike first
 # The paper's Table 4: KID to CCUB and to MS COCO, both x 10^3, and CLIP score, of each culture.
 PAPER_CULTURES = ("china", "korea", "nigeria", "india", "mexico")
@@ -92,27 +117,39 @@ class Metric:
     sets: tuple[str, ...]
     title: str
     better: str  # "less", "more", or "" where neither is
-    scale: float = 1.0
+    decimals: int = 3
 
 
 PRDC = ("precision", "recall", "density", "coverage")  # computed together
 METRICS = {
-    "kid": Metric(("prompts",), "KID x 10^3 to the culture's photographs", "less", 1000.0),
-    "kid_general": Metric(("prompts",), "KID x 10^3 to general photographs", "less", 1000.0),
+    "kid": Metric(("prompts",), "KID × 10³ to the culture's photographs", "less", 2),
+    # The paper's is the same for every culture, so its prompts name none.
+    "kid_general": Metric(("general",), "KID × 10³ of general prompts to general photographs", "less", 2),
     "clip_score": Metric(("prompts", "test", "general"), "CLIP score, 2.5 cosine", "more"),
     "clip_cosine": Metric(("prompts", "test", "general"), "cosine of picture and prompt", "more"),
-    "clip_i": Metric(("train",), "CLIP-I to training photographs of the caption", "less"),
-    "dino": Metric(("train",), "DINO to training photographs of the caption", "less"),
-    "dreamsim": Metric(("train",), "DreamSim similarity to training photographs of the caption", "less"),
+    "clip_i": Metric(("train",), "CLIP-I to the caption's training photographs", "less"),
+    "dino": Metric(("train",), "DINO to the caption's training photographs", "less"),
+    "dreamsim": Metric(("train",), "DreamSim to the caption's training photographs", "less"),
     "div": Metric(("prompts", "train", "test"), "DIV, distance of pictures of a prompt", "more"),
     "precision": Metric(("prompts",), "precision", "more"),
     "recall": Metric(("prompts",), "recall", "more"),
     "density": Metric(("prompts",), "density", "more"),
     "coverage": Metric(("prompts",), "coverage", "more"),
-    "vendi": Metric(("prompts", "general"), "Vendi score", "more"),
+    "vendi": Metric(("prompts", "general"), "Vendi score", "more", 2),
     "nearest": Metric(("prompts", "train"), "similarity to the nearest training photograph", "less"),
     "judge": Metric(("prompts",), "the judge's rates", ""),
 }
+NEEDED = {"kid_general": "general_reference", "judge": "judge"}  # flags without which there is no such number
+ARROWS = {"less": "\N{NO-BREAK SPACE}↓", "more": "\N{NO-BREAK SPACE}↑", "": ""}
+
+
+def metric_of(name: str) -> Metric:
+    """The row of METRICS; a judge has names of its own, after a slash. Raises KeyError."""
+    return METRICS[name.partition("/")[0]]
+
+
+def better_of(name: str) -> str:
+    return "more" if name == "judge/right" else metric_of(name).better
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -138,6 +175,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     generate.add_argument(
         "--lora",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME=PLACE",
         help="methods beside the base model: folder, file or Hub id of each one's LoRA",
@@ -151,9 +189,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     generate.add_argument("--revision", help="branch, tag or commit of the base model")
     generate.add_argument("--variant", help="weight files of the base model, such as fp16")
     generate.add_argument(
-        "--prompts", type=Path, help="a prompt a line, {} in it the culture; default: prompts/<culture>.txt"
+        "--prompts", type=Path, default=HERE / "prompts/culture.txt", help="a prompt a line, {} in it the culture"
     )
-    generate.add_argument("--general_prompts", type=Path, default=HERE / "prompts/general.txt")
+    generate.add_argument(
+        "--general_prompts", type=Path, default=HERE / "prompts/general.txt", help="a prompt a line, of no culture"
+    )
     generate.add_argument("--sets", nargs="+", default=SETS, choices=SETS, help="what to make pictures from")
     generate.add_argument("--num_captions", type=int, default=10, help="of the sets train and test, drawn with seed 0")
     generate.add_argument(
@@ -161,7 +201,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     generate.add_argument("--num_inference_steps", type=int, default=30)
     generate.add_argument("--guidance_scale", type=float, default=4.5)
-    generate.add_argument("--resolution", type=int, default=512)
+    generate.add_argument(
+        "--resolution", type=int, help="default: what the LoRAs were trained at, or the base model was"
+    )
     generate.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: accelerate's")
 
     score = stages.add_parser("score", parents=[data], help="numbers of the pictures")
@@ -184,6 +226,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     score.add_argument(
         "--encoder",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME=PLACE",
         help="Hub id, folder or file in place of an encoder's own: " + ", ".join(ENCODERS),
@@ -199,9 +242,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     report.add_argument("--card", type=Path, help="LoRA folder whose page gets the numbers of --method")
     report.add_argument("--method", help="NAME of the LoRA that --card is of")
 
+    argv = sys.argv[1:] if argv is None else argv
+    stage = stages.choices.get(argv[0]) if argv else None
+    if stage and (embedded := scoft_data.embedded_folder(peek(argv).dataset or "")):
+        table = embedded / scoft_data.DEFAULTS_FILE
+        source = f"{table}, the defaults of --dataset {embedded.name}"
+        flags = stage.table(table, source=source, section=argv[0])
+        required = ["folder", "--dataset", "any", "--culture", "any"]
+        words = stage.words_of(flags, here=embedded, source=source, required=required)
+        # A list of the table would take the folder for its last item, so a word of another flag stands between them.
+        argv = [argv[0], *words, f"--dataset={embedded.name}", *argv[1:]]
     args = parser.parse_args(argv)
     check_args(parser, args)
     return args
+
+
+def peek(argv: Sequence[str]) -> argparse.Namespace:
+    """The flag that decides which table of flags is read; None where it is not given."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--dataset", nargs="?")  # that a value is missing is for the true parser to say
+    return parser.parse_known_args(argv)[0]
 
 
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
@@ -210,28 +270,33 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
         if (args.card is None) != (args.method is None):
             parser.error("--card and --method belong together: a LoRA folder, and which method of the scores it is")
         return
+    try:
+        checked_name(args.culture, what="--culture")
+        for word in args.lora if args.stage == "generate" else ():
+            checked_name(word.partition("=")[0], what="NAME of --lora NAME=PLACE")
+    except DataError as error:
+        parser.error(str(error))
     for flag in ("num_captions", "num_images", "num_inference_steps", "batch_size", "neighbours"):
         if getattr(args, flag, 1) < 1:
             parser.error(f"--{flag} is at least 1, got {getattr(args, flag)}")
     if args.stage == "generate":
         for word in args.lora:
-            if not re.fullmatch(r"[\w-]+=.+", word) or word.startswith(f"{BASE}="):
-                parser.error(f"--lora takes NAME=PLACE, NAME of letters, digits, - and _ and not {BASE}; got {word!r}")
+            if not word.partition("=")[2] or word.startswith(f"{BASE}="):
+                parser.error(f"--lora takes NAME=PLACE, NAME not {BASE}; got {word!r}")
         if repeated := {
             word.partition("=")[0]
             for word in args.lora
             if sum(word.partition("=")[0] == other.partition("=")[0] for other in args.lora) > 1
         }:
             parser.error(f"--lora: {min(repeated)} is given twice")
-        if args.resolution < 8 or args.resolution % 8:
+        if args.resolution is not None and (args.resolution < 8 or args.resolution % 8):
             parser.error(f"--resolution is a multiple of 8, got {args.resolution}")
     if args.stage == "score":
         for word in args.encoder:
             if word.partition("=")[0] not in ENCODERS or not word.partition("=")[2]:
                 parser.error(f"--encoder takes NAME=PLACE with NAME of {', '.join(ENCODERS)}; got {word!r}")
-        needed = {"kid_general": "general_reference", "judge": "judge"}
-        for metric, flag in needed.items():
-            if args.metrics and metric in args.metrics and getattr(args, flag) is None:
+        for metric, flag in NEEDED.items():
+            if metric in (args.metrics or ()) and getattr(args, flag) is None:
                 parser.error(f"--metrics {metric} needs --{flag}")
 
 
@@ -245,8 +310,8 @@ class Picture:
     """A row of `manifest.jsonl`: a picture, and all that decides it."""
 
     culture: str
-    method: str
-    set: str
+    method: str  # BASE, or NAME of a LoRA, or NAME@updates of its checkpoint
+    set: PromptSet
     index: int  # of the prompt in its set
     number: int  # of the picture among those of its prompt; methods share its noise, prompts do not
     prompt: str
@@ -262,6 +327,10 @@ class Picture:
     precision: str
     blank: bool = False  # nothing to see: the safety checker's black square
 
+    def __post_init__(self):
+        checked_name(self.culture, what="culture")
+        check_method(self.method)
+
     @property
     def file(self) -> str:
         return f"images/{self.method}/{self.set}-{self.index:03d}-{self.number:03d}.png"
@@ -275,27 +344,43 @@ class Picture:
     def key(self) -> str:
         return content_key(dataclasses.asdict(dataclasses.replace(self, blank=False)))
 
+    @property
+    def row(self) -> dict:
+        """What the manifest says of it, but for the key."""
+        return {"file": self.file, "seed": self.seed} | dataclasses.asdict(self)
+
+
+def check_method(name: str):
+    """Raise DataError unless folders and files may be called by this method: NAME, or NAME@updates."""
+    run, at, step = name.partition("@")
+    checked_name(run, what="method")
+    if at and not re.fullmatch("[0-9]{1,12}", step):
+        raise DataError(f"method is NAME or NAME@updates, got {name!r}.")
+
+
+def manifest(folder: Path) -> Ledger:
+    return Ledger(folder / "manifest.jsonl")
+
+
+def drawn(folder: Path) -> dict[str, Picture]:
+    """File -> the picture that was drawn last into it, by the manifest. Raises DataError where a row is none."""
+    remedy = f"Restore it, or generate into another folder than {folder}."
+    return {picture.file: picture for picture in manifest(folder).read_as(Picture, remedy=remedy)}
+
 
 def read_manifest(folder: Path) -> list[Picture]:
-    """The pictures of a folder; of a file drawn again the last row holds. Raises DataError without any."""
-    rows = last_rows(folder)
-    fields = {field.name for field in dataclasses.fields(Picture)}
-    pictures = [Picture(**{name: row[name] for name in fields}) for row in rows.values()]
+    """The pictures of a folder. Raises DataError without any."""
+    pictures = list(drawn(folder).values())
     if not pictures:
         raise DataError(f"{folder} has no manifest.jsonl of pictures; make them with: evaluate_scoft.py generate")
     return pictures
 
 
-def last_rows(folder: Path) -> dict[str, dict]:
-    """File -> the row that was written last for it."""
-    return {row["file"]: row for row in Ledger(folder / "manifest.jsonl").read().values()}
-
-
 def read_prompts(file: Path, culture: str) -> list[str]:
     """The lines of a file of prompts but for blank ones and comments, {} in them replaced by the culture."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_regular(file, at_most=MAX_PROMPTS).decode().splitlines()
+    except (OSError, UnicodeDecodeError, DataError) as error:
         raise DataError(f"--prompts {file} cannot be read ({error}); give a file with a prompt a line.") from error
     prompts = [line.strip().replace("{}", culture_words(culture)) for line in lines]
     prompts = [prompt for prompt in prompts if prompt and not prompt.startswith("#")]
@@ -318,12 +403,12 @@ def read_rows(args: argparse.Namespace, split: str) -> scoft_data.CulturalDatase
     )
 
 
-def prompts_of_sets(args: argparse.Namespace) -> dict[str, list[tuple[str, str | None]]]:
+def prompts_of_sets(args: argparse.Namespace, photographs: "Photographs") -> dict[str, list[tuple[str, str | None]]]:
     """For each set of --sets its prompts, each with the photograph that it is a caption of."""
     found = {}
     for name in args.sets:
         if name in ("train", "test"):
-            rows = read_rows(args, name)
+            rows = photographs.rows(name)
             different = {}  # caption -> photograph, each once
             for i in np.random.default_rng(0).permutation(len(rows)):
                 if rows.image_hashes[i] not in different.values():
@@ -334,7 +419,7 @@ def prompts_of_sets(args: argparse.Namespace) -> dict[str, list[tuple[str, str |
                 )
             found[name] = list(different.items())[: args.num_captions]
         else:
-            file = args.general_prompts if name == "general" else args.prompts or HERE / f"prompts/{args.culture}.txt"
+            file = args.general_prompts if name == "general" else args.prompts
             found[name] = [(prompt, None) for prompt in read_prompts(file, args.culture)]
     return found
 
@@ -377,17 +462,18 @@ def lora_file(place: str, *, cache_dir: str | None) -> Path:
 def generate(args: argparse.Namespace):
     """Draw what is not drawn yet, shared out over the processes; every method has the same prompts and seeds."""
     from accelerate import Accelerator, InitProcessGroupKwargs
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     waiting = InitProcessGroupKwargs(timeout=timedelta(days=7))  # for a process that has more to draw
     accelerator = Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=[waiting])
-    precision = accelerator.mixed_precision
-    prompts = prompts_of_sets(args)
+    photographs = Photographs(args)
+    prompts = prompts_of_sets(args, photographs)
     places = {BASE: None} | lora_places(args.lora, checkpoints=args.checkpoints)
     files = {place: lora_file(place, cache_dir=args.cache_dir) for place in places.values() if place}
     hashes = {place: hashlib.sha256(file.read_bytes()).hexdigest() for place, file in files.items()}
-    base = base_of(args, files)
+    records = training_records(files)
+    base = base_of(args, records)
     commit = scoft_hub.base_commit(base, revision=args.revision, cache_dir=args.cache_dir)
+    resolution = resolution_of(args, records, base=base, commit=commit)
     wanted = [
         Picture(
             culture=args.culture,
@@ -404,64 +490,93 @@ def generate(args: argparse.Namespace):
             lora_sha256=hashes.get(place),
             guidance=args.guidance_scale,
             steps=args.num_inference_steps,
-            resolution=args.resolution,
-            precision=precision,
+            resolution=resolution,
+            precision=accelerator.mixed_precision,
         )
         for method, place in places.items()
         for name, chosen in prompts.items()
         for index, (prompt, photograph) in enumerate(chosen)
         for number in range(args.num_images)
     ]
-    args.folder.mkdir(parents=True, exist_ok=True)
-    ledger = Ledger(args.folder / "manifest.jsonl")
-    missing = not_there(args.folder, wanted)
-    accelerator.wait_for_everyone()  # all share out the same work, before any adds to what is there
-    logger.info("%d of %d pictures are there", len(wanted) - len(missing), len(wanted))
-    if missing:
-        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
-        with loading(base):
-            pipeline = load_pipeline(
-                StableDiffusionPipeline, base, revision=commit, variant=args.variant, cache_dir=args.cache_dir
-            )
-        pipeline.to(accelerator.device, dtype)
-        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
-        pipeline.set_progress_bar_config(disable=True)
-        for place in dict.fromkeys(picture.lora for picture in missing if picture.lora):  # before hours of drawing
-            load_into_pipeline(pipeline, files[place])
-            pipeline.unload_lora_weights()
-        mine = missing[accelerator.process_index :: accelerator.num_processes]
-        by_method = [list(same) for _, same in itertools.groupby(mine, key=lambda picture: picture.method)]
-        batches = [each for same in by_method for each in blocks(same, args.batch_size)]
-        loaded = BASE
-        for batch in progress(batches, "Drawing", disable=not accelerator.is_local_main_process):
-            if batch[0].method != loaded:
-                loaded = batch[0].method
-                pipeline.unload_lora_weights()
-                if batch[0].lora:
-                    load_into_pipeline(pipeline, files[batch[0].lora])
-            draw(pipeline, batch, folder=args.folder, ledger=ledger)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        if lacking := not_there(args.folder, wanted):
-            raise DataError(
-                f"{len(lacking)} pictures were not drawn, {lacking[0].file} the first; run the same again."
-            )
-        tidy_manifest(args.folder, wanted)
+    alone = sole_writer(args.folder, flag="folder") if accelerator.is_main_process else contextlib.nullcontext()
+    with alone:
+        missing = not_there(args.folder, wanted)
+        accelerator.wait_for_everyone()  # all share out the same work, before any adds to what is there
+        logger.info("%d of %d pictures are there", len(wanted) - len(missing), len(wanted))
+        if missing:
+            if accelerator.is_main_process:
+                foretell(args, wanted, photographs)
+            draw_all(args, missing, accelerator, base=base, commit=commit, files=files)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            if lacking := not_there(args.folder, wanted):
+                raise DataError(
+                    f"{len(lacking)} pictures were not drawn, {lacking[0].file} the first; run the same again."
+                )
+            tidy_manifest(args.folder, wanted)
     accelerator.end_training()
 
 
-def base_of(args: argparse.Namespace, files: dict[str, Path]) -> str:
+def draw_all(
+    args: argparse.Namespace,
+    pictures: Sequence[Picture],
+    accelerator,
+    *,
+    base: str,
+    commit: str | None,
+    files: dict[str, Path],
+):
+    """Draw this process's share of the pictures."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+    with loading(base):
+        pipeline = load_pipeline(
+            StableDiffusionPipeline, base, revision=commit, variant=args.variant, cache_dir=args.cache_dir
+        )
+    pipeline.to(accelerator.device, dtype)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    pipeline.set_progress_bar_config(disable=True)
+    for picture in {each.lora: each for each in pictures if each.lora}.values():  # before hours of drawing
+        load_lora(pipeline, picture, files[picture.lora])
+        pipeline.unload_lora_weights()
+    mine = pictures[accelerator.process_index :: accelerator.num_processes]
+    by_method = [list(same) for _, same in itertools.groupby(mine, key=lambda picture: picture.method)]
+    batches = [each for same in by_method for each in blocks(same, args.batch_size)]
+    loaded = BASE
+    for batch in progress(batches, "Drawing", disable=not accelerator.is_local_main_process):
+        if batch[0].method != loaded:
+            loaded = batch[0].method
+            pipeline.unload_lora_weights()
+            if batch[0].lora:
+                load_lora(pipeline, batch[0], files[batch[0].lora])
+        draw(pipeline, batch, folder=args.folder)
+
+
+def load_lora(pipeline, picture: Picture, file: Path):
+    """Load the LoRA that a picture's row names. Raises DataError where another has taken its place meanwhile."""
+    load_into_pipeline(pipeline, file)
+    if hashlib.sha256(file.read_bytes()).hexdigest() != picture.lora_sha256:
+        raise DataError(f"--lora {picture.lora}: {file} was replaced while pictures were drawn; run the same again.")
+
+
+def training_records(files: dict[str, Path]) -> dict[str, TrainingRecord]:
+    """Place -> the record of its LoRA, from beside the file or above its checkpoint, where there is one."""
+    records = {}
+    for place, file in files.items():
+        for record in (file.with_name(RECORD_FILE), file.parent.with_name(RECORD_FILE)):
+            if record.is_file():
+                records[place] = read_training_record(record)
+                break
+    return records
+
+
+def base_of(args: argparse.Namespace, records: dict[str, TrainingRecord]) -> str:
     """The base model: --pretrained_model_name_or_path, or what the LoRAs were trained on, as their records say.
 
     Raises DataError where a record names another: a LoRA of another model loads without a word, and draws nonsense.
     """
-    bases = {}
-    for place, file in files.items():
-        record = next(
-            (f for f in (file.with_name(RECORD_FILE), file.parent.with_name(RECORD_FILE)) if f.is_file()), None
-        )
-        if record:
-            bases[place] = json.loads(record.read_text(encoding="utf-8"))["resolved"]["base_model"]
+    bases = {place: record.resolved.base_model for place, record in records.items()}
     asked = args.pretrained_model_name_or_path or next(iter(bases.values()), DEFAULT_BASE)
     for place, base in bases.items():
         if base != asked and Path(base).name != Path(asked).name:
@@ -469,46 +584,84 @@ def base_of(args: argparse.Namespace, files: dict[str, Path]) -> str:
     return asked
 
 
+def resolution_of(
+    args: argparse.Namespace, records: dict[str, TrainingRecord], *, base: str, commit: str | None
+) -> int:
+    """--resolution, or what the LoRAs were trained at, or the base model was. DataError where they differ."""
+    if args.resolution is not None:
+        return args.resolution
+    found = {record.arguments.resolution: place for place, record in records.items()}
+    if len(found) > 1:
+        shown = ", ".join(f"{place} at {resolution}" for resolution, place in found.items())
+        raise DataError(f"--lora: trained at different resolutions: {shown}. Choose one with --resolution.")
+    return next(iter(found), None) or own_resolution(base, commit=commit, cache_dir=args.cache_dir)
+
+
+def own_resolution(base: str, *, commit: str | None, cache_dir: str | None) -> int:
+    """Pixels of what a pipeline draws unasked. Raises DataError."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    place = {"revision": commit, "cache_dir": cache_dir}
+    try:
+        latent = UNet2DConditionModel.load_config(base, subfolder="unet", **place)["sample_size"]
+        vae = AutoencoderKL.load_config(base, subfolder="vae", **place)
+    except (OSError, KeyError) as error:
+        raise DataError(f"--pretrained_model_name_or_path {base} is no Stable Diffusion: {error}") from error
+    return latent * 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def foretell(args: argparse.Namespace, wanted: Sequence[Picture], photographs: "Photographs"):
+    """Say before hours of drawing which numbers `score`, as it comes, will not be able to give."""
+    data = [str(args.folder), f"--dataset={args.dataset}", f"--culture={args.culture}"]
+    scoring = argparse.Namespace(**vars(parse_args(["score", *data])) | vars(args))
+    by_set = {(each.set, BASE): [] for each in wanted}
+    for picture in wanted:
+        if picture.method == BASE:
+            by_set[picture.set, BASE].append(picture)
+    for reason, metrics in impossible(scoring, by_set, photographs).items():
+        logger.warning("Of these pictures there will be no %s: %s", ", ".join(metrics), reason)
+
+
 def not_there(folder: Path, wanted: Sequence[Picture]) -> list[Picture]:
     """The pictures that are still to be drawn: without a file, or whose file's last row is another's."""
-    rows = last_rows(folder)
-    return [
-        each for each in wanted if rows.get(each.file, {}).get("key") != each.key or not (folder / each.file).is_file()
-    ]
+    there = {file: picture.key for file, picture in drawn(folder).items() if (folder / file).is_file()}
+    return [each for each in wanted if there.get(each.file) != each.key]
 
 
 def tidy_manifest(folder: Path, wanted: Sequence[Picture]):
     """Leave in the manifest, in order, what was wanted, and what was drawn before of other methods or sets."""
     place = {each.file: i for i, each in enumerate(wanted)}
     renewed = {(each.method.partition("@")[0], each.set) for each in wanted}
-    rows = [
-        row
-        for row in last_rows(folder).values()
-        if row["file"] in place or (row["method"].partition("@")[0], row["set"]) not in renewed
+    kept = [
+        each
+        for file, each in drawn(folder).items()
+        if file in place or (each.method.partition("@")[0], each.set) not in renewed
     ]
-    rows.sort(key=lambda row: place.get(row["file"], -1))
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    kept.sort(key=lambda each: place.get(each.file, -1))
+    lines = [json.dumps({"key": each.key} | each.row, ensure_ascii=False) + "\n" for each in kept]
     write_atomically(folder / "manifest.jsonl", "".join(lines))
 
 
-def draw(pipeline, batch: Sequence[Picture], *, folder: Path, ledger: Ledger):
+def draw(pipeline, batch: Sequence[Picture], *, folder: Path):
     """Draw the pictures of one method and write each with its row."""
-    drawn = pipeline(
+    images = pipeline(
         [picture.prompt for picture in batch],
         generator=[torch.Generator().manual_seed(picture.seed) for picture in batch],
         num_inference_steps=batch[0].steps,
         guidance_scale=batch[0].guidance,
         height=batch[0].resolution,
         width=batch[0].resolution,
-    )
-    for picture, image in zip(batch, drawn.images, strict=True):
-        file = folder / picture.file
-        file.parent.mkdir(parents=True, exist_ok=True)
-        content = io.BytesIO()
-        image.save(content, "PNG")
-        write_atomically(file, content.getvalue())
-        row = dataclasses.asdict(dataclasses.replace(picture, blank=is_blank(image)))
-        ledger.add(picture.key, file=picture.file, seed=picture.seed, **row)
+    ).images
+    for picture, image in zip(batch, images, strict=True):
+        write_png(folder / picture.file, image)
+        manifest(folder).add(picture.key, **dataclasses.replace(picture, blank=is_blank(image)).row)
+
+
+def write_png(file: Path, image: Image.Image):
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, content.getvalue())
 
 
 def is_blank(image: Image.Image) -> bool:
@@ -609,23 +762,33 @@ class DreamSim(Encoder):
 class Inception(Encoder):
     """KID's usual 2048 features: TensorFlow's Inception of 2015-12-05, by torch-fidelity, from a local file.
 
-    Nothing is downloaded: clean-fid and torch-fidelity fetch it unverified and unpickle it.  The file's pickle is read
-    with weights_only first, so that torch-fidelity's own torch.load cannot run anything in it.
+    Nothing is downloaded: clean-fid and torch-fidelity fetch it unverified and unpickle it.  The file is read once,
+    with weights_only; torch-fidelity's own torch.load, which could run anything, gets what was found in it, and
+    `sha256` is the file's.
     """
 
     default = None
+    usual = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # sha256 of torch-fidelity's file
 
     def __init__(self, place: str | None, *, device: str, cache_dir: str | None, dreamsim_type: str):
-        if place is None:
-            raise OSError("its weights are never downloaded; give torch-fidelity's file: --encoder inception=FILE")
         try:
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+            from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
         except ImportError as error:
             raise ImportError(f"{error}; pip install torch-fidelity") from error
 
-        torch.load(place, map_location="cpu", weights_only=True)
-        model = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=place)
+        if place is None:
+            raise OSError(
+                f"its weights are never downloaded. Fetch {URL_INCEPTION_V3} (96 MB, sha256 {self.usual}) and give "
+                "the file: --encoder inception=FILE"
+            )
+        content, checked = read_regular(Path(place)), io.BytesIO()
+        torch.save(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), checked)
+        checked.seek(0)
+        model = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=checked)
         super().__init__(place, model, None, device=device)
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        if self.sha256 != self.usual:
+            logger.warning("%s is not the usual Inception (sha256 %s): KID is of its own kind.", place, self.usual)
 
     def __call__(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         bytes_ = [torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].to(self.device) for picture in pictures]
@@ -702,41 +865,75 @@ class Features:
         return texts.double().numpy()[[at[prompt] for prompt in prompts]]
 
 
+class Noise(Features):
+    """Of every picture other features, without an encoder: they show which metrics so many pictures allow."""
+
+    def of(self, name: str, sources: Sequence[Source]) -> np.ndarray:
+        return np.random.default_rng(len(sources)).normal(size=(len(sources), 8))
+
+    def of_texts(self, prompts: Sequence[str]) -> np.ndarray:
+        return self.of("clip", prompts)
+
+
+def open_regular(file: Path, *, within: Path | None = None) -> Image.Image:
+    """The picture in a file. Raises DataError, which names it."""
+    try:
+        return open_image(read_regular(file, within=within, at_most=MAX_BYTES))
+    except (OSError, DataError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+
+
 def generated(folder: Path, pictures: Sequence[Picture]) -> list[Source]:
     """The pictures' files. Raises DataError where one is missing, or is not of the size of the others."""
     sources, sizes = [], defaultdict(list)
     for picture in pictures:
         file = folder / picture.file
         try:
-            content = file.read_bytes()
-            with Image.open(io.BytesIO(content)) as image:
-                sizes[image.size].append(picture.file)
-                image.verify()
-        except (OSError, SyntaxError) as error:  # Pillow's words for a torn PNG
+            content = read_regular(file, within=folder, at_most=MAX_BYTES)
+            sizes[open_image(content).size].append(picture.file)
+        except (OSError, DataError) as error:
             raise DataError(f"{file} of the manifest cannot be read ({error}); run generate again.") from error
-        sources.append(Source(hashlib.sha256(content).hexdigest(), functools.partial(open_rgb, file)))
+        sources.append(
+            Source(hashlib.sha256(content).hexdigest(), functools.partial(open_regular, file, within=folder))
+        )
     if len(sizes) > 1:
         shown = ", ".join(f"{width} x {height} ({files[0]})" for (width, height), files in sizes.items())
         raise DataError(f"{folder}: pictures of different sizes cannot be compared: {shown}. Run generate again.")
     return sources
 
 
-def open_rgb(file: Path) -> Image.Image:
-    return as_rgb(Image.open(file))
+class Photographs:
+    """What pictures are compared with, each read when it is first asked for."""
 
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.rows = args, functools.cache(functools.partial(read_rows, args))
 
-def photographs(rows: scoft_data.CulturalDataset) -> list[Source]:
-    return [Source(sha256, functools.partial(rows.image, i)) for i, sha256 in enumerate(rows.image_hashes)]
+    @functools.cached_property
+    def test(self) -> list[Source]:
+        return self.of_split("test")
 
+    @functools.cached_property
+    def train(self) -> list[Source]:
+        return self.of_split("train")
 
-def photographs_in(folder: Path) -> list[Source]:
-    """The pictures of a folder, in the order of their names."""
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"})
-    if len(files) < 2:
-        raise DataError(f"--general_reference {folder}: got {len(files)} pictures, need at least 2.")
-    return [
-        Source(hashlib.sha256(file.read_bytes()).hexdigest(), functools.partial(open_image, file)) for file in files
-    ]
+    def of_split(self, split: str) -> list[Source]:
+        rows = self.rows(split)
+        return [Source(sha256, functools.partial(rows.image, i)) for i, sha256 in enumerate(rows.image_hashes)]
+
+    @functools.cached_property
+    def general(self) -> list[Source]:
+        """The pictures of --general_reference, in the order of their names. Raises DataError."""
+        folder, sources = self.args.general_reference, []
+        for file in sorted(folder.rglob("*")):
+            if file.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"}:
+                try:
+                    content = read_regular(file, at_most=MAX_BYTES)
+                except (OSError, DataError) as error:
+                    raise DataError(f"--general_reference: {file} {error}; take it out of the folder.") from error
+                sources.append(Source(hashlib.sha256(content).hexdigest(), functools.partial(open_regular, file)))
+        if len(sources) < 2:
+            raise DataError(f"--general_reference {folder}: got {len(sources)} pictures, need at least 2.")
+        return sources
 
 
 # What must be the same for all pictures, that differences of methods are those of the LoRAs alone.
@@ -775,56 +972,106 @@ def seen(pictures: Sequence[Picture]) -> dict[tuple[str, str], list[Picture]]:
 
 def score(args: argparse.Namespace):
     """Write results.json: every metric of every method with its interval, and the paired differences of methods."""
-    pictures = read_manifest(args.folder)
-    by_set = seen(pictures)
-    if args.culture != pictures[0].culture:
-        raise DataError(f"--culture {args.culture}: the pictures of {args.folder} are of {pictures[0].culture}.")
-    features = Features(args)
-    judge = scoft_data.load_function(args.judge, flag="--judge") if args.judge else None
-    chosen = args.metrics or [
-        name
-        for name in METRICS
-        if not (name == "kid_general" and args.general_reference is None or name == "judge" and judge is None)
-    ]
-    available = {name for name, _ in by_set}
-    for metric in chosen:
-        if not available & set(METRICS[metric].sets):
+    if not args.folder.is_dir():
+        raise DataError(f"{args.folder} is no folder of pictures; make them with: evaluate_scoft.py generate")
+    with sole_writer(args.folder, flag="folder"):
+        pictures = read_manifest(args.folder)
+        by_set = seen(pictures)
+        if args.culture != pictures[0].culture:
+            raise DataError(f"--culture {args.culture}: the pictures of {args.folder} are of {pictures[0].culture}.")
+        chosen, available = chosen_metrics(args), {name for name, _ in by_set}
+        for metric in chosen:
+            if not available & set(METRICS[metric].sets):
+                raise DataError(
+                    f"--metrics {metric} is of the set {' or '.join(METRICS[metric].sets)}, but {args.folder} has "
+                    f"pictures of {', '.join(sorted(available))} alone; generate them, or leave the metric out."
+                )
+        sources = {key: generated(args.folder, shown) for key, shown in by_set.items()}
+        judge = None
+        if "judge" in chosen:
+            judge, key = Judge(args.judge), next(key for key in by_set if key[0] in METRICS["judge"].sets)
+            judge(by_set[key][0], sources[key][0])  # what fails now does not fail in an hour
+        photographs = Photographs(args)
+        if lacking := impossible(args, by_set, photographs):
+            rest = set(chosen).difference(*lacking.values())
+            rest = " ".join(metric for metric in chosen if metric in rest) or "none is left"
+            reasons = "".join(f"\n  {', '.join(metrics)}: {reason}" for reason, metrics in lacking.items())
             raise DataError(
-                f"--metrics {metric} is of the set {' or '.join(METRICS[metric].sets)}, but {args.folder} has "
-                f"pictures of {', '.join(sorted(available))} alone; generate them, or leave the metric out."
+                f"there cannot be all numbers of {args.folder}:{reasons}\nGenerate more, or take --metrics {rest}"
             )
-    references = References(args, features, chosen)
-    estimates: dict[tuple[str, str, str], Estimate] = {}
-    for (name, method), shown in by_set.items():
-        logger.info("%s: %d pictures of the set %s", method, len(shown), name)
-        wanted = [metric for metric in chosen if name in METRICS[metric].sets]
-        for metric, estimate in scores(args, shown, wanted, features, references, judge):
-            estimates[metric, name, method] = estimate
-    write_results(args, pictures, estimates, features)
+        features = Features(args)
+        references = References(args, features, photographs)
+        estimates: dict[tuple[str, str, str], Estimate] = {}
+        for (name, method), shown in by_set.items():
+            logger.info("%s: %d pictures of the set %s", method, len(shown), name)
+            wanted = [metric for metric in chosen if name in METRICS[metric].sets]
+            for metric, estimate in scores(args, shown, sources[name, method], wanted, features, references, judge):
+                estimates[metric, name, method] = estimate
+            if "nearest" in wanted:
+                nearest, similarity = references.nearest(sources[name, method])
+                closest = np.argsort(-similarity, kind="stable")[:NEAREST_SHOWN]
+                pairs = [(sources[name, method][i].open(), nearest[i].open(), similarity[i]) for i in closest]
+                heading = f"{culture_words(args.culture)}: {method}, set {name}"
+                write_png(args.folder / nearest_file(name, method), figures.nearest(pairs, title=heading))
+        write_results(args, pictures, estimates, features)
+
+
+def chosen_metrics(args: argparse.Namespace) -> list[str]:
+    """--metrics, or all that no flag is lacking for."""
+    return args.metrics or [name for name in METRICS if name not in NEEDED or getattr(args, NEEDED[name])]
+
+
+def impossible(
+    args: argparse.Namespace, by_set: dict[tuple[str, str], list[Picture]], photographs: Photographs
+) -> dict[str, list[str]]:
+    """Reason -> metrics that so many pictures, prompts and photographs cannot give: each is tried, on noise."""
+    found, noise = defaultdict(list), Noise(args)
+    references = References(args, noise, photographs)
+    alike = {(name, *((each.index, each.number) for each in shown)): shown for (name, _), shown in by_set.items()}
+    for (name, *_), shown in alike.items():
+        wanted = [m for m in chosen_metrics(args) if name in METRICS[m].sets and m != "judge"]
+        groups = [[metric] for metric in wanted if metric not in PRDC] + [[m for m in wanted if m in PRDC]]
+        for group in filter(None, groups):
+            try:
+                list(scores(args, shown, shown, group, noise, references, None))
+            except DataError as error:
+                found[str(error)] += group
+    return found
 
 
 class References:
-    """Photographs that pictures are compared with, and what is computed of them once, for all methods."""
+    """What is computed of the photographs that pictures are compared with, once for all methods."""
 
-    def __init__(self, args: argparse.Namespace, features: Features, metrics: Sequence[str]):
-        self.features, self.args = features, args
-        self.test = self.kid = self.general = self.train = None
-        if {"kid", *PRDC} & set(metrics):
-            rows = read_rows(args, "test")
-            self.test = features.of(args.features, photographs(rows))
-            self.draw = scoft_metrics.photograph_draw(args.culture, len(rows))
-            self.kid = scoft_metrics.kid_reference(self.test, photographs=self.draw)
-        if "kid_general" in metrics:
-            sources = photographs_in(args.general_reference)
-            draw = scoft_metrics.photograph_draw("general", len(sources))
-            self.general = scoft_metrics.kid_reference(features.of(args.features, sources), photographs=draw)
-        if {"clip_i", "dino", "dreamsim", "nearest"} & set(metrics):
-            self.train = photographs(read_rows(args, "train"))
+    def __init__(self, args: argparse.Namespace, features: Features, photographs: Photographs):
+        self.args, self.features, self.photographs = args, features, photographs
+
+    @functools.cached_property
+    def test(self) -> np.ndarray:
+        return self.features.of(self.args.features, self.photographs.test)
+
+    @functools.cached_property
+    def draw(self) -> scoft_metrics.Draw:
+        return scoft_metrics.photograph_draw(self.args.culture, len(self.test))
+
+    @functools.cached_property
+    def kid(self) -> scoft_metrics.KidReference:
+        return scoft_metrics.kid_reference(self.test, photographs=self.draw)
+
+    @functools.cached_property
+    def kid_general(self) -> scoft_metrics.KidReference:
+        y = self.features.of(self.args.features, self.photographs.general)
+        return scoft_metrics.kid_reference(y, photographs=scoft_metrics.photograph_draw("general", len(y)))
+
+    def nearest(self, sources: Sequence[Source]) -> tuple[list[Source], np.ndarray]:
+        """For each picture the training photograph that it is most like, and their cosine (n,)."""
+        x, y = (self.features.of(self.args.diversity_features, of) for of in (sources, self.photographs.train))
+        index, similarity = scoft_metrics.nearest_photographs(x, y)
+        return [self.photographs.train[i] for i in index], similarity
 
     def of_captions(self, encoder: str, shown: Sequence[Picture]) -> tuple[np.ndarray, list[str]]:
         """Features of the photographs whose captions the pictures are made from, and those captions."""
         captions = {picture.photograph: picture.prompt for picture in shown}
-        sources = [source for source in self.train if source.sha256 in captions]
+        sources = [source for source in self.photographs.train if source.sha256 in captions]
         if len(sources) < len(captions):
             raise DataError(
                 f"{len(captions) - len(sources)} of {len(captions)} photographs whose captions were drawn are not in "
@@ -836,14 +1083,14 @@ class References:
 def scores(
     args: argparse.Namespace,
     shown: Sequence[Picture],
+    sources: Sequence[Source],
     wanted: Sequence[str],
     features: Features,
     references: References,
-    judge: Callable | None,
+    judge: "Judge | None",
 ) -> Iterator[tuple[str, Estimate]]:
     """The `wanted` metrics of the pictures of one method and set. Raises DataError where one is impossible."""
     prompts = [picture.prompt for picture in shown]
-    sources = generated(args.folder, shown)
     try:
         # A sentence that is asked with each culture's name is one prompt; a caption is its culture's own.
         labels = [picture.index if picture.photograph is None else picture.prompt for picture in shown]
@@ -857,8 +1104,8 @@ def scores(
 
         for metric in wanted:
             if metric in ("kid", "kid_general"):
-                reference = references.kid if metric == "kid" else references.general
-                yield metric, scoft_metrics.kid_estimate(features.of(args.features, sources), reference, draws)
+                x, reference = features.of(args.features, sources), getattr(references, metric)
+                yield metric, scoft_metrics.scaled(scoft_metrics.kid_estimate(x, reference, draws), 1000)
             elif metric in ("clip_score", "clip_cosine"):
                 each = {"clip_score": scoft_metrics.clip_scores, "clip_cosine": scoft_metrics.cosines}[metric]
                 values = each(features.of("clip", sources), features.of_texts(prompts))
@@ -882,14 +1129,10 @@ def scores(
                 x = features.of(args.diversity_features, sources)
                 yield metric, of(lambda kept, x=x: scoft_metrics.vendi_score(x[kept]))
             elif metric == "nearest":
-                y = features.of(args.diversity_features, references.train)
-                index, similarity = scoft_metrics.nearest_photographs(features.of(args.diversity_features, sources), y)
-                closest = np.argsort(-similarity, kind="stable")[:NEAREST_SHOWN]
-                pairs = [(sources[i].open(), references.train[index[i]].open(), similarity[i]) for i in closest]
-                nearest_sheet(pairs).save(args.folder / f"nearest-{shown[0].set}-{shown[0].method}.png")
+                _, similarity = references.nearest(sources)
                 yield metric, of(lambda kept, similarity=similarity: similarity[kept].mean())
             elif metric == "judge":
-                yield from judged(judge, shown, sources, draws)
+                yield from judge.rates(shown, sources, draws)
         if prdc := set(PRDC) & set(wanted):
             found = scoft_metrics.prdc_estimates(
                 features.of(args.features, sources),
@@ -903,31 +1146,110 @@ def scores(
         raise DataError(f"{shown[0].method}, set {shown[0].set}: {error}") from error
 
 
-def nearest_sheet(pairs: Sequence[tuple[Image.Image, Image.Image, float]], *, side: int = 128) -> Image.Image:
-    """Pictures above the training photographs that they are most like, with the cosine: is anything repeated?"""
-    margin, line = 8, 20
-    sheet = Image.new("RGB", (margin + len(pairs) * (side + margin), 3 * margin + 2 * side + line), "white")
-    pen = ImageDraw.Draw(sheet)
-    for i, (picture, photograph, similarity) in enumerate(pairs):
-        left = margin + i * (side + margin)
-        sheet.paste(ImageOps.pad(picture, (side, side), color="white"), (left, margin))
-        sheet.paste(ImageOps.pad(photograph, (side, side), color="white"), (left, 2 * margin + side))
-        pen.text((left, 3 * margin + 2 * side - 4), f"{similarity:.3f}", "black", ImageFont.load_default(size=14))
-    return sheet
+class Judge:
+    """FILE.py:function of --judge: what it says of a picture and its prompt. Raises DataError, whatever it does."""
+
+    def __init__(self, spec: str):
+        self.spec, self.function = spec, scoft_data.load_function(spec, flag="--judge")
+
+    def __call__(self, picture: Picture, source: Source) -> dict[str, float]:
+        """Its numbers but for the bounds of intervals, which it has for many pictures alone."""
+        image = source.open()
+        try:
+            said = {str(name): float(value) for name, value in self.function([image], [picture.prompt]).items()}
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
+            raise DataError(
+                f"--judge {self.spec} gave no dict of numbers for {picture.file}, but {type(error).__name__}: {error}"
+            ) from error
+        return {name: value for name, value in said.items() if not re.search(r"_(low|high)$", name)}
+
+    def rates(self, shown: Sequence[Picture], sources: Sequence[Source], draws) -> Iterator[tuple[str, Estimate]]:
+        """Rates of what it says of each picture alone; the numbers it gives for one picture are 0 or 1."""
+        verdicts = [self(picture, source) for picture, source in zip(shown, sources, strict=True)]
+        for picture, verdict in zip(shown, verdicts):
+            if verdict.keys() != verdicts[0].keys() or not {*verdict.values()} <= {0, 1}:
+                raise DataError(
+                    f"--judge {self.spec} said {verdict} of {picture.file} and {verdicts[0]} of {shown[0].file}; it "
+                    "is to say 0 or 1 of each picture, under the same names."
+                )
+        for name in verdicts[0]:
+            yield f"judge/{name}", scoft_metrics.rate([verdict[name] for verdict in verdicts], draws)
 
 
-def judged(
-    judge: Callable, shown: Sequence[Picture], sources: Sequence[Source], draws
-) -> Iterator[tuple[str, Estimate]]:
-    """Rates of what a judge says of each picture alone; the numbers it gives for one picture are 0 or 1."""
-    verdicts = defaultdict(list)
-    for picture, source in zip(shown, sources):
-        said = judge([source.open()], [picture.prompt])
-        for name, value in said.items():
-            if not re.search(r"_(low|high)$", name):
-                verdicts[name].append(value)
-    for name, values in verdicts.items():
-        yield f"judge/{name}", scoft_metrics.rate(np.array(values, float), draws)
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """A number of a method with its interval; KID times 10^3, as everywhere."""
+
+    metric: str
+    set: PromptSet
+    method: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __post_init__(self):
+        check_method(self.method)
+        if self.metric.partition("/")[0] not in METRICS:
+            raise ValueError(f"there is no metric {self.metric}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Number):
+    """With what the interval was made from, which pairs it with others."""
+
+    replicates: dict[str, list[tuple[int | str, float]]]  # as pairs, since a JSON object's names are text
+
+    @property
+    def estimate(self) -> Estimate:
+        replicates = {draw: dict(pairs) for draw, pairs in self.replicates.items()}
+        return Estimate(self.value, self.low, self.high, self.n, replicates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(Number):
+    """`method` minus `to`, paired."""
+
+    to: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderRecord:
+    place: str | None
+    sha256: str
+
+
+@dataclass(kw_only=True)
+class Count:
+    pictures: int = 0
+    blank: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """`results.json`: scores and differences, and beside them all that they depend on: settings and LoRAs of the
+    pictures, encoders by the sha256 of what was loaded.
+    """
+
+    culture: str
+    question: str
+    confidence: float
+    features: str
+    diversity_features: str
+    neighbours: int
+    settings: dict[str, str | int | float | None]
+    loras: dict[str, str | None]  # method -> sha256
+    encoders: dict[str, EncoderRecord]
+    counts: dict[str, Count]  # by <method>/<set>
+    scores: list[Score]
+    differences: list[Difference]
+
+    def __post_init__(self):
+        checked_name(self.culture, what="culture")
+
+    @functools.cached_property
+    def estimates(self) -> dict[tuple[str, str, str], Estimate]:
+        return {(each.metric, each.set, each.method): each.estimate for each in self.scores}
 
 
 def write_results(
@@ -936,44 +1258,51 @@ def write_results(
     estimates: dict[tuple[str, str, str], Estimate],
     features: Features,
 ):
-    """results.json: scores and differences, one a row, in the metrics' own units (KID not yet x 10^3), and beside them
-    all that they depend on: settings and LoRAs of the pictures, encoders by the sha256 of their weights.
-    """
-    counts = defaultdict(lambda: {"pictures": 0, "blank": 0})
+    counts = defaultdict(Count)
     for picture in pictures:
-        counts[f"{picture.method}/{picture.set}"]["pictures"] += 1
-        counts[f"{picture.method}/{picture.set}"]["blank"] += picture.blank
+        counts[f"{picture.method}/{picture.set}"].pictures += 1
+        counts[f"{picture.method}/{picture.set}"].blank += picture.blank
     methods = list(dict.fromkeys(method for _, _, method in estimates))
     compared = [method for method in methods if "@" not in method]
-    differences = [
-        {"metric": metric, "set": name, "method": method, "to": other}
-        | as_json(paired(estimate, estimates[metric, name, other], what=f"{metric}, {method} - {other}"))
-        for (metric, name, method), estimate in estimates.items()
-        for other in compared[: compared.index(method) if method in compared else 0]
-    ]
-    record = {
-        "culture": args.culture,
-        "question": args.question,
-        "confidence": scoft_metrics.CONFIDENCE,
-        "features": args.features,
-        "diversity_features": args.diversity_features,
-        "neighbours": args.neighbours,
-        "settings": {name: getattr(pictures[0], name) for name in SETTINGS if name != "culture"},
-        "loras": {picture.method: picture.lora_sha256 for picture in pictures},
-        "encoders": {
-            name: {"place": scoft_hub.without_places(each.place), "sha256": each.sha256}
+    record = Results(
+        culture=args.culture,
+        question=args.question,
+        confidence=scoft_metrics.CONFIDENCE,
+        features=args.features,
+        diversity_features=args.diversity_features,
+        neighbours=args.neighbours,
+        settings={name: getattr(pictures[0], name) for name in SETTINGS if name != "culture"},
+        loras={picture.method: picture.lora_sha256 for picture in pictures},
+        encoders={
+            name: EncoderRecord(place=scoft_hub.without_places(each.place), sha256=each.sha256)
             for name, each in features.encoders.items()
         },
-        "counts": counts,
-        "scores": [
-            {"metric": metric, "set": name, "method": method} | as_json(estimate, replicates=True)
+        counts=dict(counts),
+        scores=[
+            Score(
+                metric=metric,
+                set=name,
+                method=method,
+                **numbers(estimate),
+                replicates={draw: list(each.items()) for draw, each in estimate.replicates.items()},
+            )
             for (metric, name, method), estimate in estimates.items()
         ],
-        "differences": differences,
-    }
-    write_atomically(args.folder / "results.json", json.dumps(record, indent=1) + "\n")
+        differences=[
+            Difference(
+                metric=metric,
+                set=name,
+                method=method,
+                to=other,
+                **numbers(paired(estimate, estimates[metric, name, other], what=f"{metric}, {method} - {other}")),
+            )
+            for (metric, name, method), estimate in estimates.items()
+            for other in compared[: compared.index(method) if method in compared else 0]
+        ],
+    )
+    write_atomically(args.folder / RESULTS_FILE, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
     logger.info(
-        "%d numbers and %d differences are in %s", len(estimates), len(differences), args.folder / "results.json"
+        "%d numbers and %d differences are in %s", len(estimates), len(record.differences), args.folder / RESULTS_FILE
     )
 
 
@@ -985,11 +1314,9 @@ def paired(a: Estimate, b: Estimate, *, what: str) -> Estimate:
         raise DataError(f"{what}: {error}") from error
 
 
-def as_json(estimate: Estimate, *, replicates: bool = False) -> dict:
-    found = {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
-    if replicates:  # as pairs, since a JSON object's names are text
-        found["replicates"] = {draw: list(map(list, each.items())) for draw, each in estimate.replicates.items()}
-    return found
+def numbers(estimate: Estimate) -> dict:
+    """The fields of `Number` that an estimate has."""
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -997,194 +1324,206 @@ def as_json(estimate: Estimate, *, replicates: bool = False) -> dict:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Results:
-    """A `results.json`: of one culture, the estimates by (metric, set, method)."""
-
-    folder: Path
-    record: dict
-    estimates: dict[tuple[str, str, str], Estimate]
-
-    @property
-    def culture(self) -> str:
-        return self.record["culture"]
-
-
 def read_results(folder: Path) -> Results:
-    """Raises DataError where the folder was not scored."""
-    try:
-        record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder} has no results.json ({error}); make it with: evaluate_scoft.py score") from error
-    estimates = {
-        (row["metric"], row["set"], row["method"]): Estimate(
-            row["value"],
-            row["low"],
-            row["high"],
-            row["n"],
-            {draw: dict(map(tuple, pairs)) for draw, pairs in row["replicates"].items()},
-        )
-        for row in record["scores"]
-    }
-    return Results(folder, record, estimates)
+    """Raises DataError where the folder was not scored, or its results.json is none of ours."""
+    remedy = "Make it with: evaluate_scoft.py score"
+    return read_record(folder / RESULTS_FILE, Results, remedy=remedy)
 
 
-def paper_table_1() -> dict[tuple[str, str], Estimate]:
-    """(metric, method) -> the paper's Table 1, which is the unweighted mean over cultures of its Table 4."""
+def paper_means(cultures: Sequence[str]) -> dict[tuple[str, str], Estimate]:
+    """(metric, method) -> the mean of the paper's Table 4 over these of its cultures; over all, it is its Table 1."""
     found = {}
     for method, metrics in PAPER_TABLE_4.items():
         for metric, values in metrics.items():
-            printed = {culture: Estimate(v, v, v, 0) for culture, v in zip(PAPER_CULTURES, values, strict=True)}
+            by_culture = dict(zip(PAPER_CULTURES, values, strict=True))
+            printed = {culture: Estimate(*[by_culture[culture]] * 3, 0) for culture in cultures}
             found[metric, method] = scoft_metrics.mean_over_cultures(printed)
     return found
 
 
 def shown(estimate: Estimate, metric: str) -> str:
-    """'0.61 [0.48, 0.72]', in the metric's unit; '0.61' of what was printed without an interval."""
-    scale = METRICS[metric.partition("/")[0]].scale
-    values = [estimate.value * scale, estimate.low * scale, estimate.high * scale]
-    interval = values if estimate.low < estimate.high else values[:1]
-    return scoft_hub.with_interval(interval, 3 if scale == 1 else 2)
+    """'0.61 [0.48, 0.72]'; '0.61' of what was printed without an interval."""
+    values = [estimate.value, estimate.low, estimate.high]
+    return scoft_hub.with_interval(values if estimate.low < estimate.high else values[:1], metric_of(metric).decimals)
 
 
 def title(metric: str) -> str:
     """A metric's heading; a judge's are its own words."""
-    return f"judge: {metric.removeprefix('judge/')}" if metric.startswith("judge/") else METRICS[metric].title
+    return f"judge: {metric.removeprefix('judge/')}" if metric.startswith("judge/") else metric_of(metric).title
 
 
-def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def headline(metric: str, of: str) -> str:
+    """A metric's heading with its set, where there are several, and an arrow to where better is."""
+    sets = {"prompts": "", "train": ", training captions", "test": ", test captions", "general": ", general prompts"}
+    return title(metric) + (sets[of] if len(metric_of(metric).sets) > 1 else "") + ARROWS[better_of(metric)]
+
+
+class Bold(str):
+    """Text of a table that is set in bold."""
+
+
+def table(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
     """Lines of a Markdown table."""
-    cells = [heading, ["---"] * len(heading), *rows]
-    return ["| " + " | ".join(scoft_hub.markdown_text(cell) for cell in row) + " |" for row in cells]
+    cells = [[markup(cell) for cell in row] for row in (heading, *rows)]
+    return ["| " + " | ".join(row) + " |" for row in (cells[0], ["---"] * len(heading), *cells[1:])]
+
+
+def markup(cell: object) -> str:
+    text = scoft_hub.markdown_text(cell)
+    return f"**{text}**" if isinstance(cell, Bold) else text
 
 
 def metrics_table(
-    estimates: dict[tuple[str, str, str], Estimate], columns: Sequence[tuple[str, str]], methods: Sequence[str]
+    estimates: Mapping[tuple[str, str, str], Estimate], which: Sequence[tuple[str, str]], methods: Sequence[str]
 ) -> list[str]:
-    """Methods as rows, (metric, set) as columns; columns without any number are left out."""
-    columns = [column for column in columns if any((*column, method) in estimates for method in methods)]
-    sets = {"prompts": "", "train": ", train captions", "test": ", test captions", "general": ", general prompts"}
+    """(metric, set) as rows, methods as columns; rows without any number are left out."""
     rows = [
-        [method, *(shown(estimates[m, s, method], m) if (m, s, method) in estimates else "" for m, s in columns)]
-        for method in methods
+        [headline(m, s), *(shown(estimates[m, s, each], m) if (m, s, each) in estimates else "" for each in methods)]
+        for m, s in which
+        if any((m, s, each) in estimates for each in methods)
     ]
-    return table(["method", *(title(m) + sets[s] for m, s in columns)], rows) if columns else []
+    return table(["", *methods], rows) if rows else []
 
 
 def report(args: argparse.Namespace):
     """Write report.md and its figures."""
-    results = [read_results(folder) for folder in args.folders]
+    results = {folder: read_results(folder) for folder in args.folders}
     check_comparable(results)
     output = args.output or args.folders[0]
-    output.mkdir(parents=True, exist_ok=True)
-    keys = list(dict.fromkeys(key for each in results for key in each.estimates))
+    with contextlib.ExitStack() as alone:
+        for folder, flag in {(args.card or output).resolve(): "--card", output.resolve(): "--output"}.items():
+            alone.enter_context(sole_writer(folder, flag=flag))
+        write_report(results, output)
+        if args.card:
+            fill_card(args, results)
+
+
+def write_report(results: dict[Path, Results], output: Path):
+    every, first = list(results.values()), next(iter(results.values()))
+    keys = list(dict.fromkeys(key for each in every for key in each.estimates))
     methods = list(dict.fromkeys(method for _, _, method in keys if "@" not in method))
     judge = list(dict.fromkeys((m, s) for m, s, _ in keys if m.startswith("judge/")))
-    first = [("kid", "prompts"), ("kid_general", "prompts"), ("clip_score", "prompts"), *judge]
-    second = [("clip_i", "train"), ("dino", "train"), ("dreamsim", "train"), ("div", "train"), ("div", "test"),
+    culture = [("kid", "prompts"), ("kid_general", "general"), ("clip_score", "prompts"), *judge]
+    memory = [("clip_i", "train"), ("dino", "train"), ("dreamsim", "train"), ("div", "train"), ("div", "test"),
               ("clip_score", "test")]  # fmt: skip
-    third = list(dict.fromkeys((m, s) for m, s, _ in keys if (m, s) not in first + second))
+    beyond = list(dict.fromkeys((m, s) for m, s, _ in keys if (m, s) not in culture + memory))
     try:
         mean = {
-            key: scoft_metrics.mean_over_cultures({each.culture: each.estimates[key] for each in results})
+            key: scoft_metrics.mean_over_cultures({each.culture: each.estimates[key] for each in every})
             for key in keys
         }
     except ValueError as error:
         raise DataError(
-            f"{' and '.join(map(str, args.folders))} have no mean: {error} Make both with the same flags."
+            f"{' and '.join(map(str, results))} have no mean: {error} Make both with the same flags."
         ) from error
     lines = [
         "# Evaluation",
         "",
-        f"Numbers with {results[0].record['confidence']:.0%} intervals over {results[0].record['question']}"
-        f"{', means over cultures' if len(results) > 1 else ''}: "
-        + ", ".join(culture_words(each.culture) for each in results) + ".",
-        "KID, precision, recall, density and coverage are of the features of {features}; DIV, Vendi score and nearest "
-        "photographs of those of {diversity_features}.".format(**results[0].record),
+        f"Numbers with {first.confidence:.0%} intervals over {scoft_hub.markdown_text(first.question)}"
+        f"{', means over cultures' if len(every) > 1 else ''}: "
+        + ", ".join(culture_words(each.culture) for each in every) + ". Arrows say which way is better.",
+        "",
+        scoft_hub.markdown_text(
+            f"KID, precision, recall, density and coverage are of the features of {first.features}; DIV, Vendi score "
+            f"and nearest photographs of those of {first.diversity_features}."
+        ),
     ]  # fmt: skip
-    for name, columns in (
-        ("The culture (as the paper's Table 1)", first),
-        ("Memorization and diversity (as Table 2)", second),
-        ("Beyond the paper", third),
+    for name, which in (
+        ("The culture (as the paper's Table 1)", culture),
+        ("Memorization and diversity (as Table 2)", memory),
+        ("Beyond the paper", beyond),
     ):
-        if rows := metrics_table(mean, columns, methods):
+        if rows := metrics_table(mean, which, methods):
             lines += ["", f"## {name}", "", *rows]
-    if len(results) > 1:
+            if which is culture:
+                lines += paper_lines(every)
+    if len(every) > 1:
         lines += ["", "## Each culture (as Table 4)"]
-        for each in results:
-            lines += ["", f"### {culture_words(each.culture)}", "", *metrics_table(each.estimates, first, methods)]
+        for each in every:
+            lines += ["", f"### {culture_words(each.culture)}", "", *metrics_table(each.estimates, culture, methods)]
     if len(methods) > 1:
-        lines += ["", "## Differences of methods", "", *differences_table(results, mean, methods)]
-    lines += ["", "## The paper's Table 1", "", *paper_rows()]
-    for name, figure in figures(results, output):
-        lines += ["", f"![{name}]({figure})"]
-    lines += stopping(results)
-    lines += ["", "## How it was measured", "", *provenance(results)]
+        lines += ["", "## Differences of methods", "", "Those whose interval is without 0 are bold."]
+        tables = {"Mean over cultures": mean} if len(every) > 1 else {}
+        tables |= {culture_words(each.culture): each.estimates for each in every}
+        for name, estimates in tables.items():
+            lines += ["", f"### {name}", ""] if len(tables) > 1 else [""]
+            lines += differences_table(estimates, methods)
+    apart = len(every) > 1
+    illustrations = [figure for each in results.items() for figure in write_figures(*each, output, apart=apart)]
+    lines += ["", "## Figures"] if illustrations else []
+    for name, file in illustrations:
+        lines += ["", f"![{scoft_hub.markdown_text(name)}]({file})"]
+    lines += stopping(every)
+    lines += ["", "## How it was measured", "", *provenance(every)]
     write_atomically(output / "report.md", "\n".join(lines) + "\n")
     logger.info("The report is %s", output / "report.md")
-    if args.card:
-        fill_card(args, results)
 
 
-def check_comparable(results: Sequence[Results]):
+def check_comparable(results: dict[Path, Results]):
     """Raise DataError unless the folders are of different cultures and were drawn and scored alike."""
-    first = results[0]
-    for each in results[1:]:
-        if each.culture in {other.culture for other in results if other is not each}:
-            raise DataError(f"{each.folder} is not the only folder of {each.culture}; give one for each culture.")
+    (first_folder, first), *others = results.items()
+    for folder, each in others:
+        if each.culture in {other.culture for other in results.values() if other is not each}:
+            raise DataError(f"{folder} is not the only folder of {each.culture}; give one for each culture.")
         if different := each.estimates.keys() ^ first.estimates.keys():
             metric, name, method = min(different)
             raise DataError(
-                f"{first.folder} or {each.folder} has no {metric} of {method} (set {name}), but the other has; "
+                f"{first_folder} or {folder} has no {metric} of {method} (set {name}), but the other has; "
                 "generate and score both with the same flags."
             )
         for fact in ("question", "confidence", "features", "diversity_features", "neighbours", "encoders", "settings"):
-            if each.record[fact] != first.record[fact]:
+            if getattr(each, fact) != getattr(first, fact):
                 raise DataError(
-                    f"{each.folder} and {first.folder} have no mean: {fact} {each.record[fact]} in one, "
-                    f"{first.record[fact]} in the other."
+                    f"{folder} and {first_folder} have no mean: {fact} {getattr(each, fact)} in one, "
+                    f"{getattr(first, fact)} in the other."
                 )
 
 
-def differences_table(
-    results: Sequence[Results], mean: dict[tuple[str, str, str], Estimate], methods: Sequence[str]
-) -> list[str]:
-    """Paired differences of methods, of each culture and of the mean over them."""
+def differences_table(estimates: Mapping[tuple[str, str, str], Estimate], methods: Sequence[str]) -> list[str]:
+    """Paired differences: metrics as rows, pairs of methods as columns."""
+    pairs = [(method, other) for i, method in enumerate(methods) for other in methods[:i]]
     rows = []
-    if len(results) > 1:
-        for (metric, name, method), estimate in mean.items():
-            for other in methods[: methods.index(method) if method in methods else 0]:
-                found = paired(estimate, mean[metric, name, other], what=f"{metric}, {method} - {other}")
-                clear = "" if includes_zero(found) else "yes"
-                of = f"{title(metric)} ({name})"
-                rows.append(["mean", of, f"{method} - {other}", shown(found, metric), clear])
-    for each in results:
-        for row in each.record["differences"]:
-            found = Estimate(row["value"], row["low"], row["high"], row["n"])
-            clear = "" if includes_zero(found) else "yes"
-            name = f"{title(row['metric'])} ({row['set']})"
-            methods = f"{row['method']} - {row['to']}"
-            rows.append([culture_words(each.culture), name, methods, shown(found, row["metric"]), clear])
-    return table(["culture", "metric", "methods", "difference", "interval without 0"], rows)
+    for metric, of in dict.fromkeys((metric, of) for metric, of, _ in estimates):
+        cells = []
+        for pair in pairs:
+            if any((metric, of, method) not in estimates for method in pair):
+                cells.append("")
+                continue
+            a, b = (estimates[metric, of, method] for method in pair)
+            found = paired(a, b, what=f"{metric}, {' - '.join(pair)}")
+            cells.append(shown(found, metric) if includes_zero(found) else Bold(shown(found, metric)))
+        rows.append([headline(metric, of), *cells])
+    return table(["", *map(" - ".join, pairs)], rows)
 
 
-def paper_rows() -> list[str]:
-    printed = paper_table_1()
-    metrics = ("kid", "kid_general", "clip_score")
-    rows = [[method, *(f"{printed[metric, method].value:.3f}" for metric in metrics)] for method in PAPER_TABLE_4]
-    return table(["method", "KID x 10^3 to CCUB", "KID x 10^3 to MS COCO", "CLIP score"], rows)
+def paper_lines(results: Sequence[Results]) -> list[str]:
+    """The paper's numbers of these cultures, for the metrics whose features were the paper's; none without such."""
+    cultures, encoders = [each.culture for each in results], results[0].encoders
+    alike = {"clip_score": "clip" in encoders and encoders["clip"].place == Clip.default}
+    usual = "inception" in encoders and encoders["inception"].sha256 == Inception.usual
+    alike |= dict.fromkeys(("kid", "kid_general"), usual and results[0].features == "inception")
+    there = {metric for metric, *_ in results[0].estimates}
+    metrics = [metric for metric in PAPER_TABLE_4["base"] if metric in there and alike[metric]]
+    if not metrics or not set(cultures) <= set(PAPER_CULTURES):
+        return []
+    printed = paper_means(cultures)
+    rows = [
+        [headline(metric, METRICS[metric].sets[0]), *(shown(printed[metric, each], metric) for each in PAPER_TABLE_4)]
+        for metric in metrics
+    ]
+    source = "Table 1" if set(cultures) == set(PAPER_CULTURES) else "Table 4"
+    words = f"The paper's {source}, by the same encoders; its prompts and photographs are not these:"
+    return ["", words, "", *table(["", *PAPER_TABLE_4], rows)]
 
 
 def provenance(results: Sequence[Results]) -> list[str]:
     """Encoders by the hash of their weights, and pictures counted, blank ones apart."""
     rows = []
     for each in results:
-        for name, encoder in each.record["encoders"].items():
-            rows.append([culture_words(each.culture), f"encoder {name}", encoder["place"], encoder["sha256"][:16]])
-        for name, count in each.record["counts"].items():
-            rows.append(
-                [culture_words(each.culture), f"pictures {name}", count["pictures"], f"{count['blank']} blank"]
-            )
+        for name, encoder in each.encoders.items():
+            rows.append([culture_words(each.culture), f"encoder {name}", encoder.place, encoder.sha256[:16]])
+        for name, count in each.counts.items():
+            rows.append([culture_words(each.culture), f"pictures {name}", count.pictures, f"{count.blank} blank"])
     return table(["culture", "", "", ""], rows)
 
 
@@ -1203,8 +1542,7 @@ def stopping(results: Sequence[Results]) -> list[str]:
     rows = []
     for each in results:
         for (run, metric, name), points in runs(each).items():
-            better = "more" if metric == "judge/right" else METRICS[metric.partition("/")[0]].better
-            if not better:
+            if not (better := better_of(metric)):
                 continue
             step, best = (min if better == "less" else max)(points, key=lambda point: point[1].value)
             level = [
@@ -1213,7 +1551,7 @@ def stopping(results: Sequence[Results]) -> list[str]:
                 if other != step and includes_zero(paired(estimate, best, what=f"{metric}, {run}@{other}"))
             ]
             rows.append(
-                [culture_words(each.culture), run, f"{title(metric)} ({name})", step, shown(best, metric),
+                [culture_words(each.culture), run, headline(metric, name), step, shown(best, metric),
                  ", ".join(map(str, level)) or "none"]
             )  # fmt: skip
     if not rows:
@@ -1226,72 +1564,55 @@ def includes_zero(estimate: Estimate) -> bool:
     return estimate.low <= 0 <= estimate.high
 
 
-def figures(results: Sequence[Results], output: Path) -> Iterator[tuple[str, str]]:
-    """Write the figures; yields what each shows, and its file's name."""
-    for each in results:
-        pictures = [picture for picture in read_manifest(each.folder) if picture.set == "prompts"]
-        if pictures:
-            name = f"pictures-{each.culture}.png"
-            method_grid(each.folder, pictures).save(output / name)
-            yield f"Methods as columns, prompts of {culture_words(each.culture)} as rows, at one seed", name
-        for sheet in sorted(each.folder.glob("nearest-*.png")):
-            name = f"{sheet.stem}-{each.culture}.png" if len(results) > 1 else sheet.name
-            if (output / name).resolve() != sheet.resolve():
-                shutil.copyfile(sheet, output / name)
-            yield f"Pictures most like a training photograph: {sheet.stem}, {culture_words(each.culture)}", name
-        by_metric = defaultdict(dict)
-        for (run, metric, of), points in runs(each).items():
-            start = each.estimates.get((metric, of, BASE))
-            by_metric[metric, of][run] = [(0, start), *points] if start else points
-        for (metric, of), lines in by_metric.items():
-            name = f"updates-{each.culture}-{of}-{metric.replace('/', '-')}.png"
-            curve(lines, metric, output / name)
-            yield f"{title(metric)} by updates, {culture_words(each.culture)}", name
+def write_figures(folder: Path, results: Results, output: Path, *, apart: bool) -> Iterator[tuple[str, str]]:
+    """Write one culture's figures; yields what each shows, and its file's name, which names the culture if `apart`."""
+    culture = culture_words(results.culture)
+    if grid := method_grid(folder):
+        name = f"pictures-{results.culture}.png"
+        write_png(output / name, grid)
+        yield f"Methods as columns, prompts of {culture} as rows, at one seed", name
+    nearest = [(of, method) for metric, of, method in results.estimates if metric == "nearest" and "@" not in method]
+    for of, method in nearest:
+        if (sheet := folder / nearest_file(of, method)).is_file():
+            name = f"{sheet.stem}-{results.culture}.png" if apart else sheet.name
+            write_atomically(output / name, read_regular(sheet, within=folder, at_most=MAX_BYTES))
+            yield f"Pictures of {method}, set {of}, most like a training photograph, {culture}", name
+    panels = defaultdict(dict)
+    for (run, metric, of), points in runs(results).items():
+        start = results.estimates.get((metric, of, BASE))
+        panels[headline(metric, of)][run] = [
+            (step, each.value, each.low, each.high) for step, each in ([(0, start)] if start else []) + points
+        ]
+    if panels:
+        name = f"updates-{results.culture}.png"
+        write_png(output / name, figures.curves(panels, title=culture))
+        yield f"Metrics by updates, {culture}", name
 
 
-def method_grid(folder: Path, pictures: Sequence[Picture], *, side: int = 128, most_rows: int = 10) -> Image.Image:
-    """Methods as columns, prompts as rows, the first picture that no method lacks (figures 1, 4 and 8)."""
-    methods = list(dict.fromkeys(picture.method for picture in pictures if "@" not in picture.method))
+def nearest_file(of: str, method: str) -> str:
+    return f"nearest-{of}-{method}.png"
+
+
+def method_grid(folder: Path, only: Sequence[str] | None = None, *, most_rows: int = 10) -> Image.Image | None:
+    """Methods, or `only` these, as columns, prompts as rows, the first picture that no method lacks.
+
+    None where there is no prompt of which every method has a picture that is not blank.
+    """
+    pictures = [each for each in read_manifest(folder) if each.set == "prompts" and "@" not in each.method]
+    pictures = [each for each in pictures if only is None or each.method in only]
+    methods = list(dict.fromkeys(picture.method for picture in pictures))
     at = {(each.prompt, each.number, each.method): each for each in pictures if not each.blank}
-    numbers = sorted({picture.number for picture in pictures})
+    counted = sorted({picture.number for picture in pictures})
     rows = []
     for prompt in list(dict.fromkeys(picture.prompt for picture in pictures))[:most_rows]:
-        whole = [number for number in numbers if all((prompt, number, method) in at for method in methods)]
+        whole = [number for number in counted if all((prompt, number, method) in at for method in methods)]
         if whole:
-            rows.append((prompt, [at[prompt, whole[0], method] for method in methods]))
-    margin, line, font = 8, 24, ImageFont.load_default(size=14)
-    width = max(margin + len(methods) * (side + margin), 480)
-    grid = Image.new("RGB", (width, line + len(rows) * (side + line + margin) + margin), "white")
-    pen = ImageDraw.Draw(grid)
-    for c, method in enumerate(methods):
-        pen.text((margin + c * (side + margin), 4), method, "dimgray", font)
-    for r, (prompt, row) in enumerate(rows):
-        top = line + r * (side + line + margin)
-        pen.text((margin, top), textwrap.shorten(prompt, width // 8, placeholder=" ..."), "black", font)
-        for c, picture in enumerate(row):
-            image = open_rgb(folder / picture.file).resize((side, side), Image.Resampling.LANCZOS)
-            grid.paste(image, (margin + c * (side + margin), top + line))
-    return grid
+            files = [folder / at[prompt, whole[0], method].file for method in methods]
+            rows.append((prompt, [open_regular(file, within=folder) for file in files]))
+    return figures.methods(rows, methods, title=culture_words(pictures[0].culture)) if rows else None
 
 
-def curve(lines: dict[str, list[tuple[int, Estimate]]], metric: str, file: Path):
-    """A metric against updates, a line a run, with the intervals as bands (figures 7 and 9)."""
-    from matplotlib.figure import Figure
-
-    scale = METRICS[metric.partition("/")[0]].scale
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    axes = figure.subplots()
-    for run, points in lines.items():
-        steps = [step for step, _ in points]
-        low, middle, high = ([scale * getattr(each, part) for _, each in points] for part in ("low", "value", "high"))
-        axes.plot(steps, middle, marker="o", label=run)
-        axes.fill_between(steps, low, high, alpha=0.2)
-    axes.set(xlabel="updates", ylabel=title(metric))
-    axes.legend()
-    figure.savefig(file, dpi=110)
-
-
-def fill_card(args: argparse.Namespace, results: Sequence[Results]):
+def fill_card(args: argparse.Namespace, results: dict[Path, Results]):
     """Put the method's numbers, beside the base model's, onto the page of its LoRA folder.
 
     They are those of the folder whose pictures this very LoRA drew; DataError if there is none.
@@ -1301,30 +1622,28 @@ def fill_card(args: argparse.Namespace, results: Sequence[Results]):
         raise DataError(
             f"--card {args.card} is no LoRA folder of train_scoft_lora.py: no {file.name}, or no {RECORD_FILE}."
         )
-    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    its_own = next((each for each in results if each.record["loras"].get(args.method) == sha256), None)
+    sha256 = lora_sha256(args.card)
+    found = ((folder, each) for folder, each in results.items() if each.loras.get(args.method) == sha256)
+    folder, its_own = next(found, (None, None))
     if its_own is None:
-        methods = ", ".join(
-            method for method, lora in results[0].record["loras"].items() if lora and "@" not in method
-        )
+        loras = next(iter(results.values())).loras
+        methods = ", ".join(method for method, lora in loras.items() if lora and "@" not in method)
         raise DataError(
             f"--method {args.method} was not drawn by the LoRA in {args.card}; the LoRAs scored are "
             f"{methods or 'none'}. If it was trained anew, generate and score again."
         )
     rows = [
-        {"metric": metric, "name": f"{title(metric)} ({name})", "method": method, "shown": shown(estimate, metric),
-         "value": estimate.value * METRICS[metric.partition("/")[0]].scale}
-        for (metric, name, method), estimate in its_own.estimates.items()
+        {"metric": metric, "name": headline(metric, of), "method": method, "shown": shown(estimate, metric),
+         "value": estimate.value}
+        for (metric, of, method), estimate in its_own.estimates.items()
         if method in (BASE, args.method)
     ]  # fmt: skip
-    facts = {name: its_own.record[name] for name in ("question", "confidence", "encoders")}
-    record = {"method": args.method, **facts, "rows": rows}
-    write_atomically(args.card / scoft_hub.EVALUATION_FILE, json.dumps(record, indent=1) + "\n")
-    pictures = [each for each in read_manifest(its_own.folder) if each.set == "prompts"]
-    pictures = [each for each in pictures if each.method in (BASE, args.method)]
-    if pictures:
-        (args.card / "images").mkdir(exist_ok=True)
-        method_grid(its_own.folder, pictures).save(args.card / "images/evaluation.png")
+    facts = dataclasses.asdict(its_own)
+    facts = {name: facts[name] for name in ("question", "confidence", "encoders")}
+    record = {"method": args.method, **facts, "rows": rows, "lora_sha256": sha256}
+    write_atomically(args.card / EVALUATION_FILE, json.dumps(record, indent=1) + "\n")
+    if grid := method_grid(folder, only=(BASE, args.method)):
+        write_png(args.card / "images/evaluation.png", grid)
     scoft_hub.write_model_card(args.card)
     logger.info("The page %s has the numbers; push it with the command that trained it", args.card / "README.md")
 

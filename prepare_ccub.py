@@ -42,9 +42,32 @@ import scoft_losses
 from scoft import sheets
 from scoft.base_model import load_pipeline, loading
 from scoft.errors import DataError
-from scoft.files import Ledger, content_key, model_key, private_folder, sole_writer, write_atomically
-from scoft.images import MAX_PIXELS, as_rgb, open_image, upright
-from scoft_data import CATEGORIES, culture_words, stable_generator
+from scoft.files import (
+    Ledger,
+    checked_name,
+    content_key,
+    model_key,
+    open_regular,
+    private_folder,
+    read_lines,
+    read_record,
+    read_regular,
+    sole_writer,
+    write_atomically,
+)
+from scoft.hub import CREDENTIALS
+from scoft.images import MAX_PIXELS, Room, as_rgb, open_image, upright
+from scoft_data import (
+    CATEGORIES,
+    MAX_METADATA,
+    SHEET_TABS,
+    culture_words,
+    jsonl_records,
+    read_metadata,
+    stable_generator,
+    unusable,
+    warn_of_scripts,
+)
 from scoft_fetch import Fetched, Fetcher, NotUsable, open_photograph
 from scoft_losses import load_whole
 
@@ -52,9 +75,7 @@ from scoft_losses import load_whole
 logger = logging.getLogger("scoft")
 
 STAGES = ("fetch", "clean", "caption", "negatives", "filter", "write")
-# CCUB is a sheet of links; these of its tabs are publicly known (github.com/cmubig/CCUB).
 SHEET = "https://docs.google.com/spreadsheets/d/1dbSXgwCZuu9zpDZyUQ-pKDZGRYhzeaXCR5geRYNUwEA/export?format=csv&gid={}"
-SHEET_TABS = {"korea": 1345336179, "china": 567535443}
 LINK_COLUMNS = ("country_code", "category_code", "url", "caption", "created_at")
 COUNTRY_CODES = {
     "KOR": "korea",
@@ -76,6 +97,7 @@ CATEGORY_CODES = {
     "RELIG": "religion & festival",
 }
 NO_CATEGORY, UNKNOWN = "no category", "unknown"
+PERIODS = ("traditional", "modern")  # the paper asks each collector for photographs of both
 EXAMPLE_LINE = '{"file_name": "market.jpg", "text": "a market in Ibadan", "category": "city"}'  # of a metadata.jsonl
 # Names and adjectives of cultures; a naive caption that uses one is kept, and counted in the card.
 CULTURE_WORDS = {
@@ -99,6 +121,7 @@ NUCLEUS, CAPTION_TOKENS = 0.9, 30  # top_p of a naive caption, and its greatest 
 # ours, not tuned: DreamSim was trained on variations of one picture, which are to stay below it. See histogram.png.
 FALSE_NEGATIVE_THRESHOLDS = {"dreamsim": 0.3}
 FILTER_SETTINGS = ("filter_model", "false_negative_threshold")  # belong to one --filter_distance
+NEGATIVE_QUALITY = 90  # of its JPEG file
 SHEET_ROWS = 25  # photographs of a page of the contact sheet
 # What the Hub asks of whoever wants a dataset whose owner has switched access requests on.
 GATED_PROMPT = (
@@ -123,6 +146,15 @@ SETTINGS = (
     "false_negative_threshold",
     "seed",
 )
+# Stage -> flag -> a model's description, how the name of its class ends, and its weights.
+MODEL_FILES = {
+    "caption": {"captioner": ("config.json", ("ForConditionalGeneration", "ForCausalLM"), "*.safetensors")},
+    "negatives": {
+        "pretrained_model_name_or_path": ("model_index.json", ("Pipeline",), "unet/*.safetensors"),
+        "controlnet": ("config.json", ("ControlNetModel",), "*.safetensors"),
+        "depth_model": ("config.json", ("ForDepthEstimation",), "*.safetensors"),
+    },
+}
 MODELS = ("captioner", "pretrained_model_name_or_path", "controlnet", "depth_model", "filter_model")
 
 
@@ -166,6 +198,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     clean.add_argument(
         "--near_duplicate_bits", type=int, default=16, help="of 128 in which two hashes may differ; -1: keep all"
     )
+    clean.add_argument("--jpeg_quality", type=int, default=95, help="of photographs, which are encoded anew")
     clean.add_argument(
         "--test_share", type=float, default=0.2, help="of each category's photographs that have no split yet"
     )
@@ -217,6 +250,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         help="text file (Markdown) for the card: who chose the photographs, and how they were asked",
     )
+    write.add_argument(
+        "--language", nargs="+", default=["en"], help="of the captions, for the card: codes such as ko zh-Hant"
+    )
     write.add_argument("--push_to_hub", action="store_true", help="to a private dataset of yours")
     write.add_argument("--hub_dataset_id", help="default: the name of the written folder")
     write.add_argument("--public", action="store_true", help="let all see what is pushed; with --links_only alone")
@@ -249,8 +285,10 @@ def with_defaults(parser: Parser, argv: list[str]) -> list[str]:
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
     """Find all that can be said against the arguments alone; ends in `parser.error`, which exits."""
     stages = args.stages.split(",")
-    if not re.fullmatch(r"\w[\w-]*", args.culture):
-        parser.error(f"--culture names a folder: letters, digits, - and _, got {args.culture!r}")
+    try:
+        checked_name(args.culture, what="--culture")
+    except DataError as error:
+        parser.error(str(error))
     if unknown := [name for name in stages if name not in STAGES]:
         parser.error(f"--stages: there is no stage {unknown[0]!r}; there are {', '.join(STAGES)}")
     if "fetch" in stages and not (args.links or args.images or args.culture in SHEET_TABS):
@@ -261,12 +299,17 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
     for flag in ("num_captions", "num_negatives", "num_inference_steps", "min_size"):
         if getattr(args, flag) < 1:
             parser.error(f"--{flag} is at least 1, got {getattr(args, flag)}")
+    if not 1 <= args.jpeg_quality <= 100:
+        parser.error(f"--jpeg_quality is a number from 1 to 100, got {args.jpeg_quality}")
     if args.resolution < 8 or args.resolution % 8:
         parser.error(f"--resolution is a multiple of 8, got {args.resolution}")
     if args.deny_list and "write" in stages and "clean" not in stages:
         parser.error("--deny_list takes effect in the stage clean; add it to --stages")
     if not -1 <= args.near_duplicate_bits < 128:
         parser.error(f"--near_duplicate_bits is a number from -1 to 127, got {args.near_duplicate_bits}")
+    for code in args.language:
+        if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", code):
+            parser.error(f"--language is a code such as en, ko or zh-Hant, got {code!r}")
     if args.public and not args.links_only:
         parser.error("--public needs --links_only: the photographs belong to others")
     if threshold(args) is None and {"filter", "write"} & set(stages):
@@ -291,25 +334,35 @@ def prompt_suffix(args: argparse.Namespace) -> str:
 
 
 def check_models(args: argparse.Namespace, stages: Sequence[str]):
-    """Find before the work of hours whether the models that the stages need can be had: as a folder with its files, on
-    the Hub or in its cache. Raises DataError, which names the flag.
+    """Find before the work of hours whether the models that the stages need can be had and are of their kind: each a
+    folder, or on the Hub or in its cache. Raises DataError, which names the flag.
     """
-    depth = [MIDAS_FILE] if is_midas(args.depth_model) else ["config.json", "*.safetensors"]
-    files = {
-        "caption": {"captioner": ["config.json", "*.safetensors"]},
-        "negatives": {
-            "pretrained_model_name_or_path": ["model_index.json", "unet/*.safetensors", "vae/*.safetensors"],
-            "controlnet": ["config.json", "*.safetensors"],
-            "depth_model": depth,
-        },
-    }
-    for flag, patterns in (item for stage in files if stage in stages for item in files[stage].items()):
-        model = getattr(args, flag)
-        if Path(model).is_dir():
-            if missing := [pattern for pattern in patterns if not any(Path(model).glob(pattern))]:
-                raise DataError(f"--{flag} {model}: this folder has no {missing[0]}, as such a model has.")
-        else:
-            scoft_hub.base_commit(model, revision=None, cache_dir=args.cache_dir, file=patterns[0], flag=f"--{flag}")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError, HTTPError
+
+    for flag, (file, kinds, weights) in (each for stage in stages for each in MODEL_FILES.get(stage, {}).items()):
+        model, midas = getattr(args, flag), flag == "depth_model" and is_midas(args.depth_model)
+        file, weights = (MIDAS_FILE, MIDAS_FILE) if midas else (file, weights)
+        described = Path(model, file)
+        if not Path(model).is_dir():
+            try:
+                described = Path(hf_hub_download(model, file, cache_dir=args.cache_dir))
+            except (OSError, HTTPError, HFValidationError) as error:
+                raise DataError(
+                    f"--{flag} {model} is no folder, and the Hub has no such model that can be read: {error}"
+                ) from error
+        elif missing := [pattern for pattern in (file, weights) if not any(Path(model).glob(pattern))]:
+            raise DataError(f"--{flag} {model}: this folder has no {missing[0]}, as such a model has.")
+        if not midas:
+            try:
+                config = json.loads(described.read_text(encoding="utf-8"))
+                kind = str((config.get("architectures") or [config["_class_name"]])[0])
+            except (ValueError, AttributeError, LookupError) as error:
+                raise DataError(
+                    f"--{flag} {model}: {described} does not say what model this is ({error!r})."
+                ) from error
+            if not kind.endswith(kinds):
+                raise DataError(f"--{flag} {model} is a {kind}; what is needed is a ...{' or ...'.join(kinds)}.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -321,9 +374,9 @@ def check_models(args: argparse.Namespace, stages: Sequence[str]):
 class Photograph:
     """A line of `manifest.jsonl`: a link or a picture, and what became of it.
 
-    `status` is pending, one of scoft_fetch.Fetched's, or of cleaning: not_an_image, too_many_pixels, too_small,
-    corrupt, duplicate, denied. It is in the dataset if it has a `file`, its clean copy, within the culture's folder;
-    `sha256`, `width` and `height` are that file's.
+    `status` is pending, no_caption, one of scoft_fetch.Fetched's, or of cleaning: not_an_image, too_large,
+    too_many_pixels, too_small, too_long, corrupt, duplicate, denied. It is in the dataset if it has a `file`, its
+    clean copy, within the culture's folder; `sha256`, `width` and `height` are that file's.
     """
 
     id: str  # names all files of the photograph; a hash of its link or file name
@@ -331,6 +384,8 @@ class Photograph:
     picture: str = ""  # within --images
     caption: str
     category: str | None = None
+    collector: str = ""  # an opaque id of who chose it
+    period: str = ""  # one of PERIODS
     status: str = "pending"
     detail: str = ""
     final_url: str = ""
@@ -351,9 +406,14 @@ class Photograph:
 
 def read_manifest(folder: Path) -> list[Photograph]:
     """The photographs of a culture's folder, in the order of the input; none before the first run."""
-    path = folder / "manifest.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    return [Photograph(**json.loads(line)) for line in lines if line]
+    path, remedy = folder / "manifest.jsonl", "Remove the file, and begin again with --stages fetch."
+    found = read_lines(path, Photograph, remedy=remedy)
+    for photograph in found:
+        for name in (photograph.id, *photograph.negatives):
+            checked_name(name, what=f"{path}: what names a file")
+        if photograph.file and not re.fullmatch(rf"photographs/{photograph.id}\.[a-z]+", photograph.file):
+            raise DataError(f"{path}: {photograph.file!r} is no file of photograph {photograph.id}. {remedy}")
+    return found
 
 
 def write_manifest(folder: Path, photographs: Iterable[Photograph]):
@@ -372,12 +432,12 @@ def kept(photographs: Iterable[Photograph], *, split: str | None = None) -> list
 
 
 def read_links(table: bytes, *, culture: str, source: str) -> list[Photograph]:
-    """The rows of a table of links: `url` and `caption`, and where there are such `category_code` (or `category`) and
-    `country_code`, by which rows of other countries are left out, with a count in the log.
+    """The rows of a table of links: `url` and `caption`, and where there are such `category_code` (or `category`),
+    `collector`, `period` and `country_code`, by which rows of other countries are left out, with a count in the log.
 
     Raises DataError for bytes that are not UTF-8, missing columns, unknown codes, and no row for the culture.
     """
-    found, elsewhere = [], Counter()
+    found, elsewhere = {}, Counter()
     for name, row in csv_rows(table, source=source, needed=("url", "caption")):
         country = row.get("country_code", "").upper()
         if country and country not in COUNTRY_CODES:
@@ -388,16 +448,21 @@ def read_links(table: bytes, *, culture: str, source: str) -> list[Photograph]:
         if country and COUNTRY_CODES[country] != culture:
             elsewhere[country] += 1
             continue
-        url, caption = row["url"], row["caption"]
-        if not url or not caption:
-            raise DataError(f"{name}: the {'url' if not url else 'caption'} is blank; fill it in or remove the row.")
-        category = category_of(row.get("category_code") or row.get("category"), name=name)
-        found.append(Photograph(id=content_key(url)[:16], url=url, caption=caption, category=category))
+        if not row["url"]:
+            raise DataError(f"{name}: the url is blank; fill it in or remove the row.")
+        found[name] = Photograph(
+            id=content_key(row["url"])[:16],
+            url=row["url"],
+            category=category_of(row.get("category_code") or row.get("category"), name=name),
+            **caption_of(row, "caption"),
+            **origin_of(row, name=name),
+        )
     for country, count in elsewhere.items():
         logger.info("%s: %d rows of %s are left out: they are not of %s.", source, count, country, culture)
     if not found:
         raise DataError(f"{source}: no row is of --culture {culture}.")
-    return marked_duplicates(found)
+    check_captions(found, source=source)
+    return marked_duplicates(list(found.values()))
 
 
 def csv_rows(table: bytes, *, source: str, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -443,12 +508,46 @@ def category_of(name_or_code: object, *, name: str) -> str | None:
     return category
 
 
+def caption_of(row: dict, column: str) -> dict[str, str]:
+    """The caption and, where there is none that can be used, the status, as a Photograph has them."""
+    text = row.get(column)
+    if why := unusable(text):
+        return {"caption": "", "status": "no_caption", "detail": f"{column} is {why}"}
+    return {"caption": text.strip()}
+
+
+def origin_of(row: dict, *, name: str) -> dict[str, str]:
+    """Who chose a photograph and what it is of, where the row says so, as a Photograph has them. Raises DataError."""
+    collector, period = (str(row.get(column) or "").strip() for column in ("collector", "period"))
+    if not re.fullmatch(r"[\w.-]{0,64}", collector):
+        raise DataError(
+            f"{name}: collector is an opaque id of letters, digits, ., - and _, such as c07, and nobody's name or "
+            f"address, got {collector!r}."
+        )
+    if period.lower() not in ("", *PERIODS):
+        raise DataError(f"{name}: period is {' or '.join(PERIODS)}, got {period!r}.")
+    return {"collector": collector, "period": period.lower()}
+
+
+def check_captions(found: dict[str, Photograph], *, source: object):
+    """Log which rows, by the words for them, have no caption or one that CLIP does not read. DataError without any."""
+    blank = [f"{name}: {row.detail}" for name, row in found.items() if row.status == "no_caption"]
+    if len(blank) == len(found):
+        raise DataError(f"{source}: no row has a caption: {blank[0]}. A caption is a text that is not blank.")
+    if blank:
+        logger.warning("%d of %d rows have no caption and are left out: %s", len(blank), len(found), "; ".join(blank))
+    warn_of_scripts([(name, row.caption) for name, row in found.items() if row.caption])
+
+
 def marked_duplicates(found: list[Photograph]) -> list[Photograph]:
-    """Of rows with the same link or file the first counts; the others stay in the manifest as duplicates."""
+    """Of rows with the same link or file the first that has a caption counts; others stay in the manifest, each under
+    an id of its own, as duplicates.
+    """
     known: set[str] = set()
     for number, photograph in enumerate(found):
         if photograph.id in known:
             photograph.status, photograph.detail = "duplicate", "an earlier line has the same link or file"
+        if photograph.status != "pending":
             photograph.id, photograph.source_sha256 = f"{photograph.id}-{number}", ""
         known.add(photograph.id)
     return found
@@ -456,66 +555,55 @@ def marked_duplicates(found: list[Photograph]) -> list[Photograph]:
 
 def read_pictures(folder: Path) -> list[Photograph]:
     """The rows of a folder of pictures: its metadata.jsonl or metadata.csv with `file_name` and `text`, and where
-    there are such `category`, `split` (train or test), `source_url` and `license`.
+    there are such `category`, `collector`, `period`, `split` (train or test), `source_url` and `license`.
 
     Raises DataError for a folder without metadata, missing columns, files that are not there or outside of the folder.
     """
-    found = []
+    found = {}
     for name, row in metadata_rows(folder):
-        for column in ("file_name", "text"):
-            if not isinstance(row.get(column), str) or not row[column].strip():
-                raise DataError(f"{name}: {column} is a text that is not blank, got {row.get(column)!r}.")
+        if not isinstance(row.get("file_name"), str) or not row["file_name"].strip():
+            raise DataError(f"{name}: file_name is a text that is not blank, got {row.get('file_name')!r}.")
         file_name = row["file_name"].strip()
-        file = (folder / file_name).resolve()
-        if not file.is_relative_to(folder.resolve()) or not file.is_file():
-            raise DataError(f"{name}: there is no file {file_name!r} in {folder}; names count from that folder.")
+        try:
+            with open_regular(folder / file_name, within=folder) as content:
+                sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+        except (OSError, DataError) as error:
+            raise DataError(
+                f"{name}: there is no file {file_name!r} in {folder} that can be read ({error}); names count from "
+                "that folder."
+            ) from error
         split = str(row.get("split") or "")
         if split not in ("", "train", "test"):
             raise DataError(f"{name}: split is train or test, got {split!r}.")
-        category = category_of(row.get("category"), name=name)
-        found.append(
-            Photograph(
-                id=content_key(file_name)[:16],
-                url=str(row.get("source_url") or ""),
-                picture=file_name,
-                caption=row["text"].strip(),
-                category=category,
-                license=str(row.get("license") or ""),
-                source_sha256=sha256_of(file),
-                split=split,
-            )
+        url = str(row.get("source_url") or "")
+        if CREDENTIALS.search(url):
+            raise DataError(f"{name}: source_url holds a user name or password, which the dataset would tell to all.")
+        found[name] = Photograph(
+            id=content_key(file_name)[:16],
+            url=url,
+            picture=file_name,
+            category=category_of(row.get("category"), name=name),
+            license=str(row.get("license") or ""),
+            source_sha256=sha256,
+            split=split,
+            **caption_of(row, "text"),
+            **origin_of(row, name=name),
         )
     if not found:
         raise DataError(f"--images {folder}: the metadata has no rows; write one a picture: {EXAMPLE_LINE}")
-    return marked_duplicates(found)
-
-
-def sha256_of(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    check_captions(found, source=f"--images {folder}")
+    return marked_duplicates(list(found.values()))
 
 
 def metadata_rows(folder: Path) -> Iterator[tuple[str, dict]]:
     """Each row of a folder's metadata, with the words by which messages call it."""
     lines, table = folder / "metadata.jsonl", folder / "metadata.csv"
     if lines.is_file():
-        try:
-            text = lines.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{lines} is not UTF-8 ({error.reason} at byte {error.start}); save it so.") from error
-        for number, line in enumerate(text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            name = f"{lines}, line {number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{name} is not JSON ({error}); write {EXAMPLE_LINE}") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{name} is not a JSON object; write {EXAMPLE_LINE}")
-            yield name, row
+        for number, row in jsonl_records(read_metadata(lines, within=folder), lines):
+            yield f"{lines}, line {number}", row
     elif table.is_file():
-        yield from csv_rows(table.read_bytes(), source=str(table), needed=("file_name", "text"))
+        content = read_regular(table, within=folder, at_most=MAX_METADATA)
+        yield from csv_rows(content, source=str(table), needed=("file_name", "text"))
     else:
         raise DataError(
             f"--images {folder}: there is no metadata.jsonl or metadata.csv; write one of lines like {EXAMPLE_LINE}"
@@ -623,25 +711,6 @@ def known_again(found: Sequence[Photograph], manifest: Sequence[Photograph]) -> 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Room:
-    """Keeps the pixels that threads have in hand together within MAX_PIXELS: who would exceed them waits."""
-
-    def __init__(self):
-        self._free, self._changed = MAX_PIXELS, threading.Condition()
-
-    @contextlib.contextmanager
-    def of(self, pixels: int) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: self._free >= pixels)
-            self._free -= pixels
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += pixels
-                self._changed.notify_all()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Cleaned:
     """A photograph ready to be kept: its file's bytes and format, its size, what finds its like."""
@@ -662,6 +731,7 @@ def clean_photographs(
     fetcher: Fetcher,
     min_size: int,
     near_duplicate_bits: int,
+    jpeg_quality: int,
 ):
     """Write every usable photograph into `folder`, clean, and into its line what it is, or why it is not usable.
 
@@ -671,7 +741,7 @@ def clean_photographs(
     """
     folder.mkdir(exist_ok=True)
     came = [photograph for photograph in photographs if photograph.source_sha256]
-    room = Room()
+    room = Room(MAX_PIXELS)
 
     def clean(photograph: Photograph) -> Cleaned | NotUsable:
         try:
@@ -680,10 +750,14 @@ def clean_photographs(
                 raise NotUsable("corrupt", "the bytes that came are gone; the stage fetch asks for them again")
             if (size := file.stat().st_size) > MAX_FILE_BYTES:
                 raise NotUsable("too_large", f"{size} bytes; {MAX_FILE_BYTES} are allowed")
-            content = file.read_bytes()
+            try:
+                content = read_regular(file, within=source)
+            except DataError as error:
+                raise NotUsable("corrupt", str(error)) from error
             with room.of(math.prod(open_photograph(content, min_side=min_size, decode=False).size)):
-                result = cleaned(content, min_size=min_size)
-            links, hashes = (photograph.url, photograph.final_url), (photograph.source_sha256, result.sha256)
+                result = cleaned(content, min_size=min_size, jpeg_quality=jpeg_quality)
+            links = (photograph.url, photograph.final_url)
+            hashes = (photograph.source_sha256, photograph.sha256, result.sha256)  # came, was published, is now
             if any(map(fetcher.denies, links)) or any(fetcher.denies(sha256=sha256) for sha256 in hashes):
                 raise NotUsable("denied", "the deny-list names its link or content")
         except NotUsable as reason:
@@ -733,25 +807,21 @@ def forget(photograph: Photograph, folder: Path):
     photograph.negatives = {}
 
 
-def cleaned(content: bytes, *, min_size: int) -> Cleaned:
+def cleaned(content: bytes, *, min_size: int, jpeg_quality: int) -> Cleaned:
     """A photograph made clean: upright, opaque on white, sRGB, and its pixels alone, encoded anew.
 
     Each byte of a clean file is made here of the pixels, so that no EXIF, GPS, XMP, profile or thumbnail, nothing in
     tables that no one reads and nothing between or behind the parts of a file can come through. A PNG stays one; all
-    others become JPEG, at a quality at which a JPEG of the web changes by about 48 dB. Raises NotUsable.
+    others become JPEG; at a quality of 95, a JPEG of the web changes by about 48 dB. Raises NotUsable.
     """
     picture = open_photograph(content, min_side=min_size)
     suffix = "png" if picture.format == "PNG" else "jpg"
     picture = as_srgb(picture)
     picture.info.clear()
-    file = io.BytesIO()
-    if suffix == "png":
-        picture.save(file, "PNG", optimize=True)
-    else:
-        picture.save(file, "JPEG", quality=95, subsampling=0)
+    clean = png(picture) if suffix == "png" else jpeg(picture, quality=jpeg_quality)
     return Cleaned(
-        content=file.getvalue(),
-        sha256=hashlib.sha256(file.getbuffer()).hexdigest(),
+        content=clean,
+        sha256=hashlib.sha256(clean).hexdigest(),
         suffix=suffix,
         size=picture.size,
         pixels=content_key(picture.size, picture.tobytes()),
@@ -985,10 +1055,16 @@ def prompts_of_negatives(
     return {content_key(photograph.sha256, prompt, k, drawing)[:32]: prompt for k, prompt in enumerate(prompts)}
 
 
-def jpeg(picture: Image.Image) -> bytes:
-    """A negative's file, with colour at full resolution."""
+def jpeg(picture: Image.Image, *, quality: int) -> bytes:
+    """A file with colour at full resolution."""
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=90, subsampling=0)
+    picture.save(file, "JPEG", quality=quality, subsampling=0)
+    return file.getvalue()
+
+
+def png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
@@ -1034,10 +1110,32 @@ def features(*, links_only: bool):
         "source_url": datasets.Value("string"),
         "sha256": datasets.Value("string"),
         "license": datasets.Value("string"),
+        "collector": datasets.Value("string"),
+        "period": datasets.Value("string"),
     }
     if links_only:
         del columns["image"], columns["negatives"]
     return datasets.Features(columns)
+
+
+def check_no_pictures(output: Path):
+    """DataError if the folder that --links_only writes holds pictures, in a table or as the work on a dataset."""
+    import pyarrow.parquet
+
+    allowed = list(features(links_only=True).arrow_schema)
+    found = list(output.glob("*/photographs"))
+    for file in output.glob("*/*.parquet"):
+        try:
+            columns = list(pyarrow.parquet.read_schema(file))
+        except (OSError, ValueError):  # who knows what is in it
+            columns = [None]
+        if any(column not in allowed for column in columns):
+            found.append(file)
+    if found:
+        raise DataError(
+            f"--links_only: {found[0]} holds or may hold pictures, and what it lies in is to have none. Move it away, "
+            "or name another --output."
+        )
 
 
 def write_split(path: Path, rows: Sequence[Row], *, folder: Path, links_only: bool):
@@ -1057,6 +1155,8 @@ def write_split(path: Path, rows: Sequence[Row], *, folder: Path, links_only: bo
         "source_url": lambda row: row.photograph.url or None,
         "sha256": lambda row: row.photograph.sha256,
         "license": lambda row: row.photograph.license or None,
+        "collector": lambda row: row.photograph.collector or None,
+        "period": lambda row: row.photograph.period or None,
     }
     table = {name: [cells[name](row) for row in rows] for name in columns}
     partial = path.with_name(f".{path.name}")
@@ -1095,8 +1195,40 @@ def contact_sheet(rows: Sequence[Row], folder: Path, *, title: str) -> Image.Ima
     return sheets.grid([block(row) for row in rows], columns=columns, title=title)
 
 
+@dataclass(frozen=True)
+class SplitRows:
+    train: int
+    test: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """`summary.json` of a culture's folder: what the card says of it, counts by name, and settings."""
+
+    name: str
+    words: str
+    about: str  # Markdown of --about
+    rows: SplitRows
+    categories: dict[str, int]
+    statuses: dict[str, int]
+    collectors: dict[str, int]
+    periods: dict[str, int]
+    languages: list[str]
+    licenses: dict[str, int]
+    fetched: tuple[()] | tuple[str, str]  # first and last day
+    captions: int
+    mentions: dict[str, int]
+    negatives: int
+    false_negatives: int
+    fingerprint: str
+    settings: dict[str, str | int | float | None]
+
+    def __post_init__(self):
+        checked_name(self.name, what="name")
+
+
 def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argparse.Namespace, folder: Path) -> dict:
-    """What the card says of a culture: counts and settings, kept in `summary.json` of its folder."""
+    """What is kept as a culture's Summary."""
     usable = kept(photographs)
     captions = [text for row in rows for text in row.captions]
     days = sorted(photograph.fetched_at[:10] for photograph in photographs if photograph.fetched_at)
@@ -1111,6 +1243,9 @@ def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argpar
             if (count := sum((photograph.category or NO_CATEGORY) == name for photograph in usable))
         },
         "statuses": dict(Counter(photograph.status for photograph in photographs).most_common()),
+        "collectors": dict(Counter(photograph.collector for photograph in usable if photograph.collector)),
+        "periods": dict(Counter(photograph.period for photograph in usable if photograph.period)),
+        "languages": args.language,
         "licenses": dict(Counter(photograph.license[:200] or UNKNOWN for photograph in usable).most_common()),
         "fetched": [days[0], days[-1]] if days else [],
         "captions": len(captions),
@@ -1118,7 +1253,7 @@ def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argpar
         "negatives": sum(len(row.kept_negatives) for row in rows),
         "false_negatives": sum(len(row.negatives) - len(row.kept_negatives) for row in rows),
         "fingerprint": content_key(*(photograph.sha256 for photograph in usable)),
-        "settings": json.loads((folder / "clean.json").read_text())
+        "settings": read_record(folder / "clean.json", dict[str, int | float], remedy="Run --stages clean again.")
         | {name: getattr(args, name) for name in SETTINGS}
         | {"prompt_suffix": prompt_suffix(args), "false_negative_threshold": threshold(args)}
         | {name: public_name(getattr(args, name)) for name in MODELS},
@@ -1154,17 +1289,20 @@ def write_card(output: Path, summaries: Sequence[dict], *, links_only: bool, rep
         }
         for culture in summaries
     ]
+    languages = list(dict.fromkeys(code for culture in summaries for code in culture.get("languages", ["en"])))
+    spoken = list(dict.fromkeys(code.partition("-")[0] for code in languages))
     licenses = {name for culture in summaries for name in culture["licenses"]}
     license = licenses.pop().lower() if len(licenses) == 1 and not licenses & {UNKNOWN} else "other"
     license = license if re.fullmatch(r"[a-z0-9.-]+", license) else "other"
     data = DatasetCardData(
         pretty_name=f"{output.name}: photographs of cultures, chosen and captioned by their own people",
-        language="en",
+        language=spoken,
+        language_bcp47=languages if languages != spoken else None,
         license=license,
         license_name="rights-of-the-photographers" if license == "other" else None,
         annotations_creators="expert-generated",
         language_creators="expert-generated",
-        multilinguality="monolingual",
+        multilinguality="monolingual" if len(spoken) == 1 else "multilingual",
         source_datasets=["original"],
         task_categories=["text-to-image"],
         size_categories="n<1K" if total < 1000 else "1K<n<10K" if total < 10_000 else "10K<n<100K",
@@ -1184,6 +1322,7 @@ def write_card(output: Path, summaries: Sequence[dict], *, links_only: bool, rep
         statuses=list(dict.fromkeys(status for culture in summaries for status in culture["statuses"])),
         name=scoft_hub.markdown_text(output.name),
         license=license,
+        languages=languages,
         fetched=any(culture["fetched"] for culture in summaries),
         named=any(culture["settings"]["prompt_suffix"] for culture in summaries),
         links_only=links_only,
@@ -1191,8 +1330,10 @@ def write_card(output: Path, summaries: Sequence[dict], *, links_only: bool, rep
     write_atomically(output / "README.md", str(card))
 
 
-def push(output: Path, *, repo_id: str, retry: str):
+def push(output: Path, *, repo_id: str, private: bool, links_only: bool, retry: str):
     """Commit card and parquet files, and nothing else, to a dataset of the Hub. Raises DataError."""
+    if links_only:
+        check_no_pictures(output)
     files = {path.relative_to(output).as_posix(): path for path in (output / "README.md", *output.glob("*/*.parquet"))}
     rows_there = [path for path in scoft_hub.files_on_hub(repo_id, repo_type="dataset") if path.endswith(".parquet")]
     cultures = {Path(path).parent.name for path in files}
@@ -1206,6 +1347,7 @@ def push(output: Path, *, repo_id: str, retry: str):
         repo_type="dataset",
         files=files,
         stale=[path for path in rows_there if path not in files],
+        private=private,
         message="Dataset of " + ", ".join(sorted(cultures - {""})),
         retry=retry,
     )
@@ -1246,10 +1388,13 @@ def gather(args: argparse.Namespace, stages: Sequence[str], folder: Path):
             fetcher=fetcher,
             min_size=args.min_size,
             near_duplicate_bits=args.near_duplicate_bits,
+            jpeg_quality=args.jpeg_quality,
         )
         assign_splits(kept(photographs), test_share=args.test_share, seed=args.seed)
         write_manifest(folder, photographs)
-        flags = {name: getattr(args, name) for name in ("min_size", "near_duplicate_bits", "test_share")}
+        flags = {
+            name: getattr(args, name) for name in ("min_size", "near_duplicate_bits", "test_share", "jpeg_quality")
+        }
         write_atomically(folder / "clean.json", json.dumps(flags))  # what the card tells, also of a later write
     usable = kept(photographs)
     logger.info("%s: %d of %d are usable", args.culture, len(usable), len(photographs))
@@ -1281,11 +1426,9 @@ def draw_negatives(args: argparse.Namespace, wanted: dict[str, tuple], ledger: L
         generate = NegativeGenerator(args, device=accelerator.device, dtype=precision(accelerator))
     for key, (photograph, prompts) in progress(mine, "Drawing negatives", disable=not accelerator.is_main_process):
         depth, pictures = generate(open_kept(folder, photograph), prompts)
-        file = io.BytesIO()
-        depth.convert("L").save(file, "PNG")
-        write_atomically(folder / "depth" / f"{photograph.id}.png", file.getvalue())
+        write_atomically(folder / "depth" / f"{photograph.id}.png", png(depth.convert("L")))
         for name, picture in pictures.items():
-            write_atomically(folder / "negatives" / f"{name}.jpg", jpeg(picture))
+            write_atomically(folder / "negatives" / f"{name}.jpg", jpeg(picture, quality=NEGATIVE_QUALITY))
         ledger.add(key, photograph=photograph.id, prompts=prompts, negatives=[n for n in prompts if n in pictures])
 
 
@@ -1338,7 +1481,9 @@ def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path, *, repo_i
     facts = json.dumps(summary(photographs, rows, args, folder), indent=2, ensure_ascii=False)
     write_atomically(output / args.culture / "summary.json", f"{facts}\n")
     with sole_writer(output, flag="--output"):  # the card is of all cultures, each of which may have its own run
-        summaries = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(output.glob("*/summary.json"))]
+        remedy = "Run the stage write of that culture again, or remove its folder."
+        read = [read_record(file, Summary, remedy=remedy) for file in sorted(output.glob("*/summary.json"))]
+        summaries = list(map(dataclasses.asdict, read))
         write_card(output, summaries, links_only=args.links_only, repo_id=repo_id)
 
     for old in folder.glob("contact_sheet-*.png"):
@@ -1399,9 +1544,11 @@ def main(argv: list[str] | None = None):
 def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: str):
     """Do what --stages names for one culture, in its `folder`; `retry`: the command that goes on with a push."""
     stages = args.stages.split(",")
+    if args.links_only:
+        check_no_pictures(written_folder(args))
     repo_id = None
     if args.push_to_hub and accelerator.is_main_process:  # before the work of hours: may it be pushed there?
-        repo_id = scoft_hub.ready_repo(
+        repo_id, _ = scoft_hub.ready_repo(
             args.hub_dataset_id or written_folder(args).name,
             repo_type="dataset",
             private=not args.public,
@@ -1501,7 +1648,13 @@ def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: st
         ]
         write(args, rows, folder, repo_id=repo_id)
         if repo_id:
-            push(written_folder(args), repo_id=repo_id, retry=retry)
+            push(
+                written_folder(args),
+                repo_id=repo_id,
+                private=not args.public,
+                links_only=args.links_only,
+                retry=retry,
+            )
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

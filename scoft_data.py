@@ -10,15 +10,19 @@ from __future__ import annotations
 import contextlib
 import csv
 import functools
+import glob
 import hashlib
 import importlib.util
+import io
 import json
 import logging
 import os
 import re
 import shlex
+import stat
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,12 +35,14 @@ import numpy as np
 from PIL import Image
 
 from scoft.errors import DataError
-from scoft.files import content_key
-from scoft.images import open_image
+from scoft.files import checked_name, content_key, open_regular, read_front_matter, read_regular
+from scoft.hub import ask, text_of
+from scoft.images import MAX_BYTES, open_image
 
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow as pa
     import torch
 
 logger = logging.getLogger(__name__)
@@ -50,6 +56,8 @@ CULTURES = {
     "india": "India",
     "united_states": "the United States",
 }
+# CCUB is a sheet of links; these of its tabs are publicly known (github.com/cmubig/CCUB).
+SHEET_TABS = {"korea": 1345336179, "china": 567535443}
 # The nine categories of CCUB (paper, section 3).
 CATEGORIES = (
     "food & drink",
@@ -70,8 +78,11 @@ DEFAULTS_FILE = "defaults.yaml"  # of an embedded dataset: a section of flags fo
 _HERE = Path(__file__).resolve().parent
 _METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 _SPLITS = ("train", "validation", "test")
-_PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+_PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 _EXAMPLE_LINE = '{"file_name": "images/house.jpg", "text": "a house with a tiled roof"}'
+MAX_FILES = 100_000  # that a dataset's folder may hold
+MAX_METADATA = 2**28  # bytes
+MAX_TEXT = 10_000  # characters of a caption; CLIP reads 77 tokens
 
 
 def culture_words(culture: str) -> str:
@@ -103,23 +114,33 @@ def find_dataset(name: str, *, culture: str | None) -> DatasetSource:
     A folder wins over the Hub because CCUB's photographs belong to third parties, so each user prepares a private
     copy. Whether a Hub dataset exists turns out when it is read. Raises DataError with all that was tried.
     """
-    folder, embedded = Path(name).expanduser(), embedded_folder(name)
+    if culture is not None:
+        checked_name(culture, what="--culture")
+    embedded = embedded_folder(name)
     if embedded is not None:
         return DatasetSource("folder", str(embedded / "ccub"), name)
-    if folder.is_dir():
-        return DatasetSource("folder", str(folder.resolve()), name)
-    if folder.exists():
+    try:
+        if not name:  # which would be the folder at hand
+            raise ValueError("it is blank")
+        folder = Path(name).expanduser()
+        if stat.S_ISDIR(folder.stat().st_mode):
+            return DatasetSource("folder", str(folder.resolve()), name)
         raise DataError(f"--dataset {name}: this is a file. Give the folder it lies in, or a dataset of the Hub.")
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except DataError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # too long, not for this user, a NUL, nobody's home
+        raise DataError(f"--dataset {_shown(name)!r} is no folder, nor a dataset of the Hub: {error}") from error
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         return DatasetSource("hub", name, name)
     if not _is_bare(name):
         raise _not_found(name, culture, "the Hub: not asked, since its ids look like `name` or `org/name`")
 
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 
     try:
-        user = HfApi().whoami()["name"]
+        user = ask(lambda api: text_of(api.whoami()["name"], r"\w[\w.-]*"))
     except LocalTokenNotFoundError as error:
         tried = f"the Hub: <your name>/{name}, but nobody is logged in (`hf auth login`)"
         raise _not_found(name, culture, tried) from error
@@ -182,13 +203,34 @@ def _not_found(name: str, culture: str | None, hub: str) -> DataError:
         "\n".join(
             [f"--dataset {name} was not found. Tried, in this order:"]
             + [f"  {place}. {what}" for place, what in enumerate(tried, start=1)]
-            + [f"Build it with: {_prepare_command(name, culture)}"]
+            + [_how_to_build(name, culture)]
         )
     )
 
 
-def _prepare_command(name: str, culture: str | None) -> str:
-    return f"python prepare_ccub.py --culture {shlex.quote(culture or 'CULTURE')} --output {shlex.quote(name)}"
+def _how_to_build(name: str, culture: str | None) -> str:
+    if culture is None or culture in SHEET_TABS:
+        return f"Build it from CCUB's links: `{_prepare_command(culture or 'korea', output=name)}`"
+    command = _prepare_command(culture, images="FOLDER", output=name)
+    return f"Build it: `{command}`, where FOLDER holds pictures and a metadata.jsonl of lines such as {_EXAMPLE_LINE}"
+
+
+def _prepare_command(culture: str, *, output: str, images: str | os.PathLike | None = None) -> str:
+    flags = {"--culture": culture, "--images": images, "--output": output}
+    words = [word for flag, value in flags.items() if value is not None for word in (flag, str(value))]
+    return shlex.join(["python", "prepare_ccub.py", *words])
+
+
+def _how_to_complete(source: DatasetSource, culture: str | None) -> str:
+    """How a dataset gets naive captions and negatives: by a command, where that can read what there is."""
+    root = Path(source.location)
+    metadata = [file for folder in (root / (culture or ""), root) for file in _metadata_files(folder, "train")]
+    if source.kind == "hub" or not metadata:
+        return "Add them to the rows"
+    images = Path(source.name).expanduser() / metadata[0].parent.relative_to(root)
+    output = f"{root.name}_prepared"
+    command = _prepare_command(culture or "my_culture", images=images, output=output)
+    return f"Make them with `{command}` and train with --dataset {shlex.quote(output)}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -211,8 +253,8 @@ class CulturalDataset:
     commit: str | None  # of the Hub dataset that the rows are of; None: they are a folder's
     dropped: int  # rows left out by skip_bad_images
     names: list[str]
-    image_files: list[Path | _ArrowCell]
-    negative_files: list[list[Path | _ArrowCell]]
+    image_files: list[_File | _ArrowCell]
+    negative_files: list[list[_File | _ArrowCell]]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -254,30 +296,36 @@ def read_dataset(
     A folder is read in either of these layouts, alone or with one subfolder per culture:
     - `metadata.jsonl` or `metadata.csv` in it or in `<split>/`, with imagefolder's `file_name` and
       `negatives_file_names`, or the authors' `negative_imgpath`; paths count from the metadata's folder;
-    - parquet; its README may declare a config per culture.
-    A folder or Hub dataset without cultures is taken whole. `revision`, a branch, tag or commit, is of a Hub dataset.
+    - parquet files, in it, in `data/` or in `<split>/`, of the split that is in their names, or else all train.
+    Its README may declare a config per culture. A dataset of the Hub is such a folder; `revision` is a branch, tag or
+    commit of it. Without cultures it is taken whole. Only regular files of the dataset's own folder are read, and in
+    parquet from the Hub only pictures that lie in the rows.
 
     With `max_samples` rows are shuffled by `seed` and the first ones kept, the same as in diffusers' scripts.
-    Raises DataError for all that is wrong; with `skip_bad_images` bad images are left out with a warning instead.
+    Raises DataError for all that is wrong; with `skip_bad_images` bad images, and rows without a usable caption, are
+    left out with a warning instead.
     """
-    columns = _Columns(
-        image_column,
-        caption_column,
-        blip_caption_column if needs_blip else None,
-        negatives_column if needs_negatives else None,
-        prepare=_prepare_command(source.name, culture),
-    )
-    commit = None
     if source.kind == "hub":
-        rows, commit = _hub_rows(source, culture, split=split, columns=columns, cache_dir=cache_dir, revision=revision)
+        place = _hub_place(source, culture, split=split, cache_dir=cache_dir, revision=revision)
     elif revision is not None:
         raise DataError(
             f"--dataset_revision {revision} is of a Hub dataset, but --dataset {source.name} is a folder; leave it out"
         )
     else:
-        rows = _folder_rows(Path(source.location), culture, split=split, columns=columns, cache_dir=cache_dir)
+        place = _Place(Path(source.location), within=Path(source.location), called=source.location)
+    try:
+        columns = _Columns(
+            image_column,
+            caption_column,
+            blip_caption_column if needs_blip else None,
+            negatives_column if needs_negatives else None,
+            completing=_how_to_complete(source, culture),
+        )
+        rows = _place_rows(place, culture, split=split, columns=columns, cache_dir=cache_dir)
+    except OSError as error:
+        raise DataError(f"--dataset {source.name} cannot be read: {error}") from error
     if not rows:
-        raise DataError(f"--dataset {source.name}: split {split!r} is empty. Build it with: {columns.prepare}")
+        raise DataError(f"--dataset {source.name}: split {split!r} is empty; give it rows, such as {_EXAMPLE_LINE}")
     if max_samples is not None:
         if not 1 <= max_samples <= len(rows):
             raise DataError(
@@ -286,18 +334,24 @@ def read_dataset(
         # datasets' own shuffle(seed), hence diffusers' choice of rows
         rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:max_samples]]
 
+    total = len(rows)
     captions = _checked_texts(
         [(row.name, row.caption) for row in rows],
         problem=f"no usable caption in column {caption_column!r} (--caption_column)",
         fix="A caption is a string, or a list of strings, that is not blank.",
+        skip=skip_bad_images,
     )
-    blip_captions: list[list[str]] = [[] for _ in rows]
+    blip_captions: dict[int, list[str]] = {i: [] for i in range(total)}
     if needs_blip:
         blip_captions = _checked_texts(
             [(row.name, row.blip_caption) for row in rows],
             problem=f"no usable BLIP caption in column {blip_caption_column!r} (--blip_caption_column)",
             fix=columns.blip_fix,
+            skip=skip_bad_images,
         )
+    usable = [i for i in range(total) if i in captions and i in blip_captions]
+    rows, captions, blip_captions = ([each[i] for i in usable] for each in (rows, captions, blip_captions))
+    warn_of_scripts([(row.name, text) for row, texts in zip(rows, captions) for text in texts])
 
     checked = _checked_images(rows, dataset=source.name, skip_bad_images=skip_bad_images)
     kept = list(checked)
@@ -312,8 +366,8 @@ def read_dataset(
         num_negatives=[len(checked[i].negative_files) for i in kept],
         image_hashes=[checked[i].image_hash for i in kept],
         fingerprint=content_key(*row_keys),
-        commit=commit,
-        dropped=len(rows) - len(kept),
+        commit=place.root.name if place.is_hub else None,
+        dropped=total - len(kept),
         names=[rows[i].name for i in kept],
         image_files=[rows[i].image_file for i in kept],
         negative_files=[checked[i].negative_files for i in kept],
@@ -327,15 +381,24 @@ class _Columns(NamedTuple):
     caption: str
     blip_caption: str | None
     negatives: str | None
-    prepare: str
+    completing: str
 
     @property
     def blip_fix(self) -> str:
-        return f"Make them with `{self.prepare} --stages caption`, or train with --method finetune, which needs none."
+        return f"{self.completing}, or train with --method finetune, which needs none."
 
     @property
     def negatives_fix(self) -> str:
-        return f"Make them with `{self.prepare}`, or train with --method mp, which needs none."
+        return f"{self.completing}, or train with --method mp, which needs none."
+
+
+class _Place(NamedTuple):
+    """A dataset's folder: rows and pictures are read from files below `within` alone."""
+
+    root: Path
+    within: Path  # the root, or the cache in which it links to its files
+    called: str  # by messages
+    is_hub: bool = False
 
 
 @dataclass(frozen=True)
@@ -343,28 +406,45 @@ class _Row:
     """A row as found, unchecked."""
 
     name: str
-    image_file: Path | _ArrowCell
+    image_file: _File | _ArrowCell
     caption: object
     blip_caption: object = None
-    negative_files: Sequence[Path | _ArrowCell] = ()
+    negative_files: Sequence[_File | _ArrowCell] = ()
+
+
+@dataclass(frozen=True)
+class _File:
+    """An image file that metadata names."""
+
+    path: Path
+    within: Path
+
+    def read_bytes(self) -> bytes:
+        return read_regular(self.path, within=self.within, at_most=MAX_BYTES)
+
+    def __str__(self) -> str:
+        return _shown(self.path)
 
 
 @dataclass(frozen=True)
 class _ArrowCell:
-    """An image in a `datasets` table in Arrow format, read like a Path: nothing is copied before read_bytes()."""
+    """An image in a `datasets` table in Arrow format: nothing is copied before read_bytes()."""
 
     table: datasets.Dataset
     row: int
     column: str
     place: int | None = None  # in a list of images
+    folder: Path | None = None  # that a path in the cell counts from and lies in; None: the cell holds the bytes
 
     def read_bytes(self) -> bytes:
         cell = self.table[self.row][self.column][0]
         value = (cell if self.place is None else cell[self.place]).as_py()
         if isinstance(value, dict):  # how `datasets` stores an Image
             value = value.get("bytes") or value.get("path")
+        if isinstance(value, str) and self.folder is None:
+            raise DataError(f"names the file {_shown(value)}; from the Hub pictures are read that lie in the rows")
         if isinstance(value, str):
-            value = Path(value).read_bytes()
+            value = read_regular(self.folder / value, within=self.folder, at_most=MAX_BYTES)
         if not isinstance(value, bytes):
             raise DataError(f"column {self.column!r} holds no image here ({type(value).__name__})")
         return value
@@ -373,12 +453,19 @@ class _ArrowCell:
         return f"column {self.column!r}"
 
 
+def _shown(written: object, *, most: int = 120, quoted: bool = False) -> str:
+    """What a dataset wrote, as messages show it: in few characters, none of which steers a terminal."""
+    text = repr(written) if quoted else repr(str(written))[1:-1]
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
+
+
 def _require_column(found: Iterable[str], spellings: Sequence[str], *, flag: str, where: object, fix: str = "") -> str:
     for spelling in spellings:
         if spelling in found:
             return spelling
+    columns = _shown(", ".join(sorted(map(str, found))), most=500) or "none"
     raise DataError(
-        f"{where} has no column {spellings[0]!r} ({flag}); its columns are: {', '.join(sorted(found)) or 'none'}. "
+        f"{where} has no column {spellings[0]!r} ({flag}); its columns are: {columns}. "
         f"Name the right one with {flag}. {fix}".rstrip()
     )
 
@@ -386,9 +473,18 @@ def _require_column(found: Iterable[str], spellings: Sequence[str], *, flag: str
 # A folder ------------------------------------------------------------------------------------------------------------
 
 
-def _folder_rows(root: Path, culture: str | None, *, split: str, columns: _Columns, cache_dir) -> list[_Row]:
-    if _declares_configs(root):
-        return _parquet_rows(root, culture, split=split, columns=columns, cache_dir=cache_dir)
+def _place_rows(place: _Place, culture: str | None, *, split: str, columns: _Columns, cache_dir) -> list[_Row]:
+    files = _split_files(place, culture, split)
+    if files[0].name in _METADATA_NAMES:
+        return _metadata_rows(files[0], within=place.within, columns=columns)
+    return _table_rows(_parquet_table(files, place, split=split, cache_dir=cache_dir), place, columns=columns)
+
+
+def _split_files(place: _Place, culture: str | None, split: str) -> list[Path]:
+    """The metadata file, or the parquet files, with a culture's rows of a split. Raises DataError."""
+    root, configs = place.root, _declared_configs(place)
+    if set(configs) - {"default"}:
+        return _declared_files(place, configs[_only(configs, culture, place)], split)
     cultures = {
         folder.name: folder
         for folder in sorted(root.iterdir())
@@ -396,52 +492,111 @@ def _folder_rows(root: Path, culture: str | None, *, split: str, columns: _Colum
     }
     if culture in cultures:
         root = cultures[culture]
+    elif configs and not _metadata_files(root, split):  # a lone 'default' says nothing about cultures
+        return _declared_files(place, configs["default"], split)
     elif not _holds_rows(root, split):
         if not cultures:
-            raise _unreadable_folder(root)
-        if culture is not None or len(cultures) > 1:
-            raise _unknown_culture(root, culture, cultures)
-        (root,) = cultures.values()
-
-    metadata = _metadata_file(root, split)
-    if metadata is not None:
-        return _metadata_rows(metadata, columns=columns)
-    if any(_parquet_files(root, split)):
-        return _parquet_rows(root, culture, split=split, columns=columns, cache_dir=cache_dir)
-    raise DataError(f"{root} has no split {split!r}: no {' or '.join(_METADATA_NAMES)} in it or in {root / split}.")
+            raise _unreadable_folder(place)
+        root = cultures[_only(cultures, culture, place)]
+    found = _metadata_files(root, split) or _parquet_files(root, split)
+    if not found:
+        raise DataError(
+            f"{root} has no split {split!r}: no {' or '.join(_METADATA_NAMES)} in it or in {root / split}, and no "
+            "parquet files of that name."
+        )
+    return found
 
 
-def _declares_configs(root: Path) -> bool:
-    """Whether the README's YAML lists configs; a lone 'default' says nothing about cultures."""
-    import yaml
-    from huggingface_hub import metadata_load
+def _declared_configs(place: _Place) -> dict[str, object]:
+    """Name -> data_files of each config with such that the README's YAML lists."""
+    readme = place.root / "README.md"
+    configs = (readme.is_file() and read_front_matter(readme, within=place.within).get("configs")) or []
+    if not isinstance(configs, list) or not all(isinstance(config, dict) for config in configs):
+        raise DataError(f"{readme}: configs must be a list of `config_name` and `data_files`.")
+    return {str(each.get("config_name", "default")): each["data_files"] for each in configs if "data_files" in each}
 
-    readme = root / "README.md"
+
+def _declared_patterns(place: _Place, data_files: object, split: str) -> list[str]:
+    """What a README says of where a split lies: paths below the root, with wildcards. Raises DataError."""
+    from datasets.data_files import sanitize_patterns
+
+    where = f"{place.root / 'README.md'}, data_files {_shown(data_files)}"
     try:
-        card = (metadata_load(readme) or {}) if readme.is_file() else {}
-    except (yaml.YAMLError, ValueError) as error:
-        raise DataError(f"{readme} begins with metadata that is not valid YAML ({error}).") from error
-    return any(config.get("config_name", "default") != "default" for config in card.get("configs") or [])
+        splits = sanitize_patterns(data_files)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{where}: {error}") from error
+    if split not in splits:
+        raise DataError(f"{where}: there is no split {split!r}; there are {', '.join(splits) or 'none'}.")
+    if not all(isinstance(pattern, str) for pattern in splits[split]):
+        raise DataError(f"{where}: the paths of split {split!r} must be text.")
+    return [pattern.removeprefix("./") for pattern in splits[split]]
 
 
-def _parquet_files(root: Path, split: str) -> Iterable[Path]:
-    return (file for folder in ("", "data", split, *_SPLITS) for file in (root / folder).glob("*.parquet"))
+def _declared_files(place: _Place, data_files: object, split: str) -> list[Path]:
+    """The files that a README says a split lies in, among those that lie in the folder, whatever else it names."""
+    from fsspec.utils import glob_translate
+
+    patterns = _declared_patterns(place, data_files, split)
+    paths = {file.relative_to(place.root).as_posix(): file for file in _files_below(place.root)}
+    try:
+        expressions = [re.compile(glob_translate(pattern)) for pattern in patterns]
+    except (ValueError, re.error) as error:
+        raise DataError(f"{place.root / 'README.md'}, data_files of split {split!r}: {error}") from error
+    named = dict.fromkeys(path for each in expressions for path in sorted(paths) if each.match(path))
+    files = [paths[path] for path in named]
+    found = [file for file in files if file.name in _METADATA_NAMES] or [f for f in files if f.suffix == ".parquet"]
+    if not found or (len(found) > 1 and found[0].suffix != ".parquet"):
+        raise DataError(
+            f"{place.root / 'README.md'} says that split {split!r} lies in {_shown(', '.join(patterns))}, which names "
+            f"{len(found)} files with rows: one {' or '.join(_METADATA_NAMES)} or any number of parquet files are "
+            "needed, named from this folder and lying in it."
+        )
+    return found
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    """All files below a folder; links to folders are not followed. Raises DataError for more than MAX_FILES."""
+    count = 0
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        count += len(names)
+        if count > MAX_FILES:
+            raise DataError(f"{root} holds more than {MAX_FILES} files; give the folder of the dataset alone.")
+        yield from (Path(folder, name) for name in sorted(names))
+
+
+def _parquet_files(root: Path, split: str) -> list[Path]:
+    """The parquet files of a split: those with its name in theirs, or where no name has that of a split, all."""
+    files = sorted({file for name in ("", "data", split, *_SPLITS) for file in (root / name).glob("*.parquet")})
+    words = {file: re.split(r"[\W_\d]+", file.relative_to(root).as_posix()) for file in files}
+    if any(each in words[file] for file in files for each in (split, *_SPLITS)):
+        return [file for file in files if split in words[file]]
+    return files if split == "train" else []
 
 
 def _holds_rows(root: Path, split: str) -> bool:
-    metadata = (root / folder / name for folder in ("", split, *_SPLITS) for name in _METADATA_NAMES)
-    return any(file.is_file() for file in metadata) or any(_parquet_files(root, split))
+    return any(_metadata_files(root, each) or _parquet_files(root, each) for each in (split, *_SPLITS))
 
 
-def _metadata_file(root: Path, split: str) -> Path | None:
+def _metadata_files(root: Path, split: str) -> list[Path]:
+    """The one metadata file of a split, if there is one."""
     # as in imagefolder, what lies outside a split's folder is "train"
     for folder in [root / split] + [root] * (split == "train"):
         found = [folder / name for name in _METADATA_NAMES if (folder / name).is_file()]
         if len(found) > 1:
             raise DataError(f"{folder} holds both {' and '.join(_METADATA_NAMES)}; keep one.")
         if found:
-            return found[0]
-    return None
+            return found
+    return []
+
+
+def _only(cultures: Iterable[str], culture: str | None, place: _Place) -> str:
+    """The culture asked for, or the only one there is. Raises DataError."""
+    if culture is None and len(list(cultures)) == 1:
+        return next(iter(cultures))
+    if culture not in cultures:
+        raise _unknown_culture(place.called, culture, cultures)
+    return culture
 
 
 def _unknown_culture(where: object, culture: str | None, cultures: Iterable[str]) -> DataError:
@@ -451,22 +606,30 @@ def _unknown_culture(where: object, culture: str | None, cultures: Iterable[str]
     )
 
 
-def _unreadable_folder(root: Path) -> DataError:
-    photos = sum(file.suffix.lower() in _PHOTO_SUFFIXES for file in root.rglob("*"))
-    lookalikes = sorted(str(file.relative_to(root)) for file in root.rglob("metadata*") if file.is_file())
+def _unreadable_folder(place: _Place) -> DataError:
+    files = [file.relative_to(place.root) for file in _files_below(place.root)]
+    photos = [file.as_posix() for file in files if file.suffix.lower() in _PHOTO_SUFFIXES]
+    lookalikes = [str(file) for file in files if file.name.startswith("metadata")]
+    example = _example_line(photos[0]) if photos else _EXAMPLE_LINE
     return DataError(
-        f"{root} holds {photos} images but no {' or '.join(_METADATA_NAMES)}, in it or in its train/, and no parquet."
-        + (f" Found {', '.join(lookalikes)}: rename it to metadata.jsonl." if lookalikes else "")
-        + f" metadata.jsonl has one line per image, such as {_EXAMPLE_LINE}"
+        f"{place.called} holds {len(photos)} images but no {' or '.join(_METADATA_NAMES)}, in it or in its train/, "
+        "and no parquet."
+        + (f" Found {_listing(lookalikes)}: rename it to metadata.jsonl." if lookalikes else "")
+        + " What the pictures show is for people to say: write a text file metadata.jsonl beside them with one line "
+        f"per image, such as {example}"
     )
 
 
-def _metadata_rows(file: Path, *, columns: _Columns) -> list[_Row]:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            records = list(_jsonl_records(lines, file) if file.suffix == ".jsonl" else _csv_records(lines, file))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text ({error}); save it as UTF-8.") from error
+def _example_line(file_name: str) -> str:
+    return json.dumps({"file_name": file_name, "text": "a house with a tiled roof"}, ensure_ascii=False)
+
+
+def _metadata_rows(file: Path, *, within: Path, columns: _Columns) -> list[_Row]:
+    lines = read_metadata(file, within=within)
+    if file.suffix == ".jsonl":
+        records = [record for _, record in jsonl_records(lines, file)]
+    else:
+        records = list(_csv_records(lines, file))
     if not records:
         return []
     found = {name for record in records for name in record}
@@ -483,17 +646,17 @@ def _metadata_rows(file: Path, *, columns: _Columns) -> list[_Row]:
         spellings += ["negative_imgpath"] * (columns.negatives == "negatives")  # the authors' name for it
         negatives = _require_column(found, spellings, flag="--negatives_column", where=file, fix=columns.negatives_fix)
 
-    def path(written: object, row: int, column: str) -> Path:
+    def path(written: object, row: int, column: str) -> _File:
         if not isinstance(written, str) or not written.strip():
-            raise DataError(f"{file}, row {row}: {column!r} must be the path of an image, not {written!r}.")
-        return file.parent / written
+            raise DataError(f"{file}, row {row}: {column!r} must be the path of an image, not {_shown(written)}.")
+        return _File(file.parent / written, within)
 
     rows = []
     for i, record in enumerate(records):
         written = record.get(negatives) or []
         rows.append(
             _Row(
-                name=f"row {i} ({record.get(image)})",
+                name=f"row {i} ({_shown(record.get(image))})",
                 image_file=path(record.get(image), i, image),
                 caption=record.get(caption),
                 blip_caption=record.get(blip),
@@ -505,19 +668,31 @@ def _metadata_rows(file: Path, *, columns: _Columns) -> list[_Row]:
     return rows
 
 
-def _jsonl_records(lines: Iterable[str], file: Path) -> Iterable[dict]:
+def read_metadata(file: Path, *, within: Path) -> io.StringIO:
+    """The lines of a metadata file, as they end in it. Raises DataError."""
+    try:
+        text = read_regular(file, within=within, at_most=MAX_METADATA).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text ({error}); save it as UTF-8.") from error
+    except (OSError, DataError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+    return io.StringIO(text, newline="")
+
+
+def jsonl_records(lines: Iterable[str], file: Path) -> Iterator[tuple[int, dict]]:
+    """Number and content of each line of `file` that is not blank. Raises DataError."""
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # the latter two: endless digits, and brackets in brackets
             raise DataError(
                 f"{file}, line {number} is not JSON ({error}); write a line such as {_EXAMPLE_LINE}"
             ) from error
         if not isinstance(record, dict):
             raise DataError(f"{file}, line {number} is not a JSON object; write a line such as {_EXAMPLE_LINE}")
-        yield record
+        yield number, record
 
 
 def _csv_records(lines: Iterable[str], file: Path) -> Iterable[dict]:
@@ -540,7 +715,7 @@ def _csv_cell(cell: str | None) -> str | list | None:
         return cell
     try:
         return json.loads(cell)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return cell  # a caption that merely begins with a bracket
 
 
@@ -556,13 +731,15 @@ def hub_commit(
     no such repository or revision or it is not for this user, is believed. Raises OSError or httpx's HTTPError, as
     huggingface_hub does; LocalEntryNotFoundError if the cache cannot tell.
     """
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
     download = functools.partial(hf_hub_download, repo_id, file, repo_type=repo_type, cache_dir=cache_dir)
     try:
-        commit = HfApi().repo_info(repo_id, repo_type=repo_type, revision=revision).sha
-    except (HTTPError, OfflineModeIsEnabled) as error:
+        commit = ask(
+            lambda api: text_of(api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha, "[0-9a-f]{40}")
+        )
+    except (HTTPError, OfflineModeIsEnabled, TimeoutError) as error:
         if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
             raise
     else:
@@ -573,38 +750,57 @@ def hub_commit(
     return Path(cached).parents[file.count("/")].name  # .../snapshots/<commit>/<file>
 
 
-def _parquet_rows(root: Path, culture: str | None, *, split: str, columns: _Columns, cache_dir) -> list[_Row]:
-    table = _load_table(str(root), culture, split=split, cache_dir=cache_dir)
-    return _table_rows(table, str(root), columns=columns)
-
-
-def _hub_rows(
-    source: DatasetSource, culture: str | None, *, split, columns, cache_dir, revision
-) -> tuple[list[_Row], str]:
-    """The rows and the commit that they are of."""
-    from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+def _hub_place(source: DatasetSource, culture: str | None, *, split: str, cache_dir, revision: str | None) -> _Place:
+    """The folder of the cache with what a Hub dataset holds of a culture's split, at the commit that is its name."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
     location = source.location
+    download = functools.partial(snapshot_download, location, repo_type="dataset", cache_dir=cache_dir)
     try:
         try:
-            commit = hub_commit(location, revision=revision, file="README.md", repo_type="dataset")
+            commit = hub_commit(
+                location, revision=revision, file="README.md", repo_type="dataset", cache_dir=cache_dir
+            )
         except LocalEntryNotFoundError:
-            commit = revision  # perhaps `datasets` has a copy all the same
-        table = _load_table(location, culture, split=split, cache_dir=cache_dir, revision=commit)
-    except (DatasetNotFoundError, ConnectionError, HTTPError, OSError) as error:
+            commit = revision  # it has no README; perhaps there is a copy all the same
+        folder = Path(download(revision=commit, allow_patterns=["README.md"]))
+        place = _Place(folder, within=folder.parents[1], called=location, is_hub=True)
+        configs, wanted = _declared_configs(place), None
+        if set(configs) - {"default"}:
+            patterns = _declared_patterns(place, configs[_only(configs, culture, place)], split)
+            # the download's * goes through folders, so these name all that the README's do, or more
+            wanted = [pattern.replace("**/", "*") for pattern in patterns]
+        download(revision=commit, allow_patterns=wanted)
+    except (HTTPError, HFValidationError, OSError) as error:
         raise _not_found(source.name, culture, f"the Hub, {location}: {error}") from error
-    loaded = Path(table.cache_files[0]["filename"]).parent.name if table.cache_files else commit
-    if commit not in (None, loaded):
-        # datasets takes the newest copy in its cache, of whatever commit, where the Hub cannot be reached
-        raise DataError(
-            f"--dataset {source.name}: the Hub cannot be reached, and the cached copy is of commit {loaded}, not "
-            f"{commit}. Train on it with --dataset_revision {loaded}, or be online once."
-        )
-    return _table_rows(table, location, columns=columns), loaded
+    return place
 
 
-def _table_rows(table: datasets.Dataset, location: str, *, columns: _Columns) -> list[_Row]:
+def _parquet_table(files: Sequence[Path], place: _Place, *, split: str, cache_dir) -> datasets.Dataset:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Dataset, Features, config
+    from datasets.exceptions import DatasetsError
+
+    try:
+        version = []
+        for file in files:
+            with open_regular(file, within=place.within) as opened:
+                found = os.fstat(opened.fileno())
+            version.append([str(file), found.st_size, found.st_mtime_ns])
+        # `datasets` itself would take files of another size for those it knows, if they are said to be as old
+        cache_dir = Path(cache_dir or config.HF_DATASETS_CACHE) / content_key(version)[:16]
+        # the columns as they are stored: what metadata says of them names classes of `datasets`
+        features = Features.from_arrow_schema(pq.read_schema(files[0]).remove_metadata())
+        paths = [glob.escape(str(file)) for file in files]
+        return Dataset.from_parquet(paths, features=features, cache_dir=cache_dir)
+    except (DatasetsError, ValueError, TypeError, RuntimeError, OSError, pa.ArrowException) as error:
+        names = ", ".join(_shown(file) for file in files)
+        raise DataError(f"--dataset {place.called}, split {split!r} cannot be read: {names}: {error}") from error
+
+
+def _table_rows(table: datasets.Dataset, place: _Place, *, columns: _Columns) -> list[_Row]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -612,95 +808,101 @@ def _table_rows(table: datasets.Dataset, location: str, *, columns: _Columns) ->
     if not len(table):
         return []
     found = table.column_names
-    image = _require_column(found, [columns.image], flag="--image_column", where=location)
-    caption = _require_column(found, [columns.caption], flag="--caption_column", where=location)
-    captions = table.data.column(caption).to_pylist()
+    image = _require_column(found, [columns.image], flag="--image_column", where=place.called)
+    caption = _require_column(found, [columns.caption], flag="--caption_column", where=place.called)
+    captions = _texts(table.data.column(caption), f"{place.called}, column {caption!r}")
 
     images = table.data.column(image)
     paths = [None] * len(table)
     if pa.types.is_struct(images.type) and images.type.get_field_index("path") >= 0:
-        paths = pc.struct_field(images, "path").to_pylist()
+        paths = _texts(pc.struct_field(images, "path"), f"{place.called}, the paths in column {image!r}")
 
     blip_captions = [None] * len(table)
     if columns.blip_caption is not None:
         spellings = [columns.blip_caption]
-        blip = _require_column(found, spellings, flag="--blip_caption_column", where=location, fix=columns.blip_fix)
-        blip_captions = table.data.column(blip).to_pylist()
+        blip = _require_column(
+            found, spellings, flag="--blip_caption_column", where=place.called, fix=columns.blip_fix
+        )
+        blip_captions = _texts(table.data.column(blip), f"{place.called}, column {blip!r}")
 
     negative_places: list[Sequence[int | None]] = [()] * len(table)
     if columns.negatives is not None:
         spellings, fix = [columns.negatives], columns.negatives_fix
-        negatives = _require_column(found, spellings, flag="--negatives_column", where=location, fix=fix)
+        negatives = _require_column(found, spellings, flag="--negatives_column", where=place.called, fix=fix)
         cells = table.data.column(negatives)
         if not (pa.types.is_list(cells.type) or pa.types.is_large_list(cells.type)):
             raise DataError(
-                f"{location}: column {negatives!r} (--negatives_column) must hold lists, not {cells.type}."
+                f"{place.called}: column {negatives!r} (--negatives_column) must hold lists, not {cells.type}."
             )
         negative_places = [range(count or 0) for count in pc.list_value_length(cells).to_pylist()]
 
+    folder = None if place.is_hub else place.root
     return [
         _Row(
-            name=f"row {i} ({paths[i]})" if paths[i] else f"row {i}",
-            image_file=_ArrowCell(table, i, image),
+            name=f"row {i} ({_shown(paths[i])})" if paths[i] else f"row {i}",
+            image_file=_ArrowCell(table, i, image, folder=folder),
             caption=captions[i],
             blip_caption=blip_captions[i],
-            negative_files=[_ArrowCell(table, i, negatives, place) for place in negative_places[i]],
+            negative_files=[_ArrowCell(table, i, negatives, k, folder=folder) for k in negative_places[i]],
         )
         for i in range(len(table))
     ]
 
 
-def _load_table(
-    location: str, culture: str | None, *, split: str, cache_dir, revision: str | None = None
-) -> datasets.Dataset:
-    """What `datasets` loads. Hub problems (not found, unreachable) pass through, the rest is a DataError."""
-    from datasets import config, get_dataset_config_names, load_dataset
-    from datasets.exceptions import DatasetNotFoundError, DatasetsError
-
-    if Path(location).is_dir():
-        # under the same cache, a folder with configs is read as it was at first, though its files have changed since
-        files = sorted(file for file in Path(location).rglob("*") if file.is_file())
-        version = content_key(*([str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files))
-        cache_dir = Path(cache_dir or config.HF_DATASETS_CACHE) / version[:16]
-
-    def load(name: str) -> datasets.Dataset:
-        return load_dataset(location, name, split=split, cache_dir=cache_dir, revision=revision)
-
+def _texts(cells: pa.ChunkedArray, where: str) -> list:
     try:
-        if culture is not None:
-            try:
-                return load(culture)  # first of all, since a copy cached for offline use cannot list its configs
-            except ValueError as error:
-                cultures = get_dataset_config_names(location, revision=revision)
-                if culture in cultures:
-                    raise
-                if cultures != ["default"]:
-                    raise _unknown_culture(location, culture, cultures) from error
-                return load("default")
-        cultures = get_dataset_config_names(location, revision=revision)
-        if len(cultures) > 1:
-            raise _unknown_culture(location, culture, cultures)
-        return load(cultures[0])
-    except (DataError, DatasetNotFoundError, ConnectionError):
-        raise
-    except (DatasetsError, ValueError, FileNotFoundError) as error:
-        raise DataError(f"--dataset {location}, split {split!r} cannot be read: {error}") from error
+        return cells.to_pylist()
+    except UnicodeDecodeError as error:  # parquet files are not looked at for this
+        raise DataError(f"{where} holds text that is not UTF-8 ({error}); write it as UTF-8.") from error
 
 
 # Checks --------------------------------------------------------------------------------------------------------------
 
 
-def _checked_texts(cells: Sequence[tuple[str, object]], *, problem: str, fix: str) -> list[list[str]]:
-    """Each cell as a list of strings; a DataError that names the rows where one is missing, blank or not text."""
-    texts = [[cell] if isinstance(cell, str) else cell for _, cell in cells]
-    bad = [
-        f"{name}: {cell!r}"
-        for (name, cell), text in zip(cells, texts, strict=True)
-        if not (isinstance(text, list) and text and all(isinstance(each, str) and each.strip() for each in text))
-    ]
+def unusable(text: object) -> str:
+    """Why a caption cannot be used, as messages say it; '' if it can."""
+    if not isinstance(text, str) or not text.strip():
+        return _shown(text, quoted=True)
+    if found := re.search("[\0\ud800-\udfff]", text):  # which no tokenizer or no file takes
+        return f"{found[0]!r} in {_shown(text)}"
+    return f"{len(text)} characters, of which {MAX_TEXT} are allowed" if len(text) > MAX_TEXT else ""
+
+
+def _checked_texts(cells: Sequence[tuple[str, object]], *, problem: str, fix: str, skip: bool) -> dict[int, list[str]]:
+    """Place of a cell -> its strings. A DataError names the rows where one is missing, blank or not text; with `skip`
+    a warning does, unless none is left.
+    """
+    good, bad = {}, []
+    for i, (name, cell) in enumerate(cells):
+        texts = cell if isinstance(cell, list) and cell else [cell]
+        if why := next(filter(None, map(unusable, texts)), ""):
+            bad.append(f"{name}: {why}")
+        else:
+            good[i] = texts
     if bad:
-        raise DataError(f"{len(bad)} of {len(cells)} rows have {problem}: {_listing(bad)}. {fix}")
-    return texts
+        message = f"{len(bad)} of {len(cells)} rows have {problem}"
+        if not (skip and good):
+            skipping = " train_scoft_lora.py leaves such rows out with --skip_bad_images." if good else ""
+            raise DataError(f"{message}: {_listing(bad)}. {fix}{skipping}")
+        logger.warning("--skip_bad_images: %s and are left out: %s", message, _listing(bad, shown=len(bad)))
+    return good
+
+
+def warn_of_scripts(captions: Sequence[tuple[str, str]]) -> None:
+    """Log which captions, (row's name, text), are mostly in other letters than Latin ones."""
+
+    def is_foreign(text: str) -> bool:
+        letters = [character for character in text if character.isalpha()]
+        return 2 * sum("LATIN" in unicodedata.name(letter, "") for letter in letters) < len(letters)
+
+    if foreign := [f"{name}: {text!r}" for name, text in captions if is_foreign(text)]:
+        logger.warning(
+            "%d of %d captions are in letters that CLIP does not read, since it learned from English: %s. Write them "
+            "in English, unless the base model's text encoder reads their language.",
+            len(foreign),
+            len(captions),
+            _listing(foreign),
+        )
 
 
 @dataclass(frozen=True)
@@ -709,7 +911,7 @@ class _CheckedImages:
 
     image_hash: str
     negative_hashes: list[str]
-    negative_files: list[Path | _ArrowCell]
+    negative_files: list[_File | _ArrowCell]
 
 
 def _checked_images(rows: Sequence[_Row], *, dataset: str, skip_bad_images: bool) -> dict[int, _CheckedImages]:
@@ -738,16 +940,18 @@ def _checked_images(rows: Sequence[_Row], *, dataset: str, skip_bad_images: bool
     if problems and not skip_bad_images:
         raise DataError(
             f"--dataset {dataset}: {len(problems)} of {len(files)} images cannot be used: {_listing(problems)}. "
-            "Repair or remove them, or leave them out with --skip_bad_images."
+            "Repair or remove them; train_scoft_lora.py leaves them out with --skip_bad_images."
         )
     if problems:
-        logger.warning("--skip_bad_images leaves out %d images: %s", len(problems), "; ".join(problems))
+        logger.warning(
+            "--skip_bad_images leaves out %d images: %s", len(problems), _listing(problems, shown=len(problems))
+        )
     if not checked:
         raise DataError(f"--dataset {dataset}: no usable image is left of {len(rows)} rows: {_listing(problems)}.")
     return checked
 
 
-def _inspect(file: Path | _ArrowCell) -> tuple[str, str]:
+def _inspect(file: _File | _ArrowCell) -> tuple[str, str]:
     """(sha256 of the bytes, '') of a usable image, ('', what is wrong) of any other."""
     try:
         data = file.read_bytes()
@@ -759,20 +963,21 @@ def _inspect(file: Path | _ArrowCell) -> tuple[str, str]:
     return hashlib.sha256(data).hexdigest(), ""
 
 
-def _open_named(file: Path | _ArrowCell, name: str) -> Image.Image:
+def _open_named(file: _File | _ArrowCell, name: str) -> Image.Image:
     try:
         return open_image(file.read_bytes())
     except (DataError, OSError) as error:
         raise DataError(f"{name} was good when the run began and now is not: {error}") from error
 
 
-def _negative_name(row_name: str, k: int, file: Path | _ArrowCell) -> str:
+def _negative_name(row_name: str, k: int, file: _File | _ArrowCell) -> str:
     return f"{row_name}, negative {k} ({file})"
 
 
 def _listing(items: Sequence[str], shown: int = 5) -> str:
     rest = len(items) - shown
-    return "; ".join(items[:shown]) + (f"; and {rest} more" if rest > 0 else "")
+    told = [item if len(item) <= 500 else f"{item[:500]}..." for item in items[:shown]]
+    return "; ".join(told) + (f"; and {rest} more" if rest > 0 else "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -783,11 +988,16 @@ def _listing(items: Sequence[str], shown: int = 5) -> str:
 def load_function(spec: str, *, flag: str) -> Callable:
     """The function of FILE.py:function, the value of `flag`. Raises DataError."""
     path, _, name = spec.rpartition(":")
-    if not Path(path).is_file():
+    if not os.path.exists(path):
         raise DataError(f"{flag} {spec}: there is no file {path}")
     module_spec = importlib.util.spec_from_file_location("scoft_user_code", path)
+    if module_spec is None:
+        raise DataError(f"{flag} {spec}: {path} is no Python module; give FILE.py:function")
     module = sys.modules["scoft_user_code"] = importlib.util.module_from_spec(module_spec)  # dataclasses look there
-    module_spec.loader.exec_module(module)
+    try:
+        module_spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        raise DataError(f"{flag} {spec}: {path} cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(getattr(module, name, None)):
         raise DataError(f"{flag} {spec}: {path} has no function {name}")
     return getattr(module, name)

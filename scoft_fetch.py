@@ -42,29 +42,19 @@ from urllib3 import HTTPHeaderDict, HTTPResponse, exceptions
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import Url, parse_url
 
-from scoft.images import MAX_PIXELS
+from scoft.images import MAX_ASPECT, MAX_PIXELS, kind_of
 
 
 PRODUCT = "SCoFT"  # how robots.txt and X-Robots-Tag may address this program
 PHOTOGRAPH_FORMATS = ("JPEG", "PNG", "WEBP")  # what photographs on the web are; each decoder more is one more to trust
-_PHOTOGRAPH_TYPES = {f"image/{name.lower()}" for name in PHOTOGRAPH_FORMATS}
-_MAGIC = {
-    rb"\xff\xd8\xff": "image/jpeg",
-    rb"\x89PNG\r\n\x1a\n": "image/png",
-    rb"RIFF....WEBP": "image/webp",
-    rb"GIF8[79]a": "image/gif",
-    rb"II\*\0|MM\0\*": "image/tiff",
-    rb"....ftyp": "AVIF, HEIC or a film",
-    rb"%PDF": "application/pdf",
-    rb"(\xef\xbb\xbf)?\s*<": "markup (HTML, SVG or XML)",
-}
+_MEDIA_TYPES = {name: f"image/{name.lower()}" for name in PHOTOGRAPH_FORMATS}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _REDIRECTS = {301, 302, 303, 307, 308}
 _OPT_OUTS = {"noai", "noimageai", "noml", "noindex", "noimageindex", "none"}
 # What an X-Robots-Tag is made of: a date, which may hold commas; numbers and sizes, of no interest; and words, each a
 # directive, or with a colon the robot that the rest of the line is for.
 _ROBOTS_TAG = re.compile(
-    r"unavailable_after\s*:\s*(?P<date>(?:[a-z]+,)?[^,]*)|max-[a-z-]+\s*:\s*[^\s,]*|(?P<word>[^\s,:]+)(?P<colon>\s*:)?"
+    r"unavailable_after\s*:\s*(?P<date>(?:[a-z]+,)?[^,]*)|max-[a-z-]+\s*:\s*[^\s,]*|(?P<word>[^\s,:;]+)(?P<colon>\s*:)?"
 )
 _ARCHIVED = "X-Archive-Orig-"  # before the names of the headers that the Internet Archive was given
 _URL_CHARACTERS = 8000  # RFC 9110, 4.1: what all servers should understand
@@ -116,7 +106,7 @@ def open_photograph(
 
     The header tells the size, before anything is decoded; then all is, since a truncated JPEG passes `verify()`,
     unless `decode` is False. `max_pixels` lies in 1..MAX_PIXELS, beyond which Pillow warns of bombs. Raises NotUsable
-    with status not_an_image (also if animated), too_many_pixels, too_small or corrupt.
+    with status not_an_image (also if animated), too_many_pixels, too_small, too_long or corrupt.
     """
     if not 1 <= max_pixels <= MAX_PIXELS:
         raise ValueError(f"max_pixels {max_pixels} must lie in 1..{MAX_PIXELS}.")
@@ -128,6 +118,8 @@ def open_photograph(
             raise NotUsable("too_many_pixels", f"{width} x {height}; {max_pixels} pixels are allowed")
         if min(width, height) < min_side:
             raise NotUsable("too_small", f"{width} x {height}; each side needs at least {min_side} pixels")
+        if max(width, height) > MAX_ASPECT * min(width, height):
+            raise NotUsable("too_long", f"{width} x {height}; no side may be more than {MAX_ASPECT} times the other")
         # the further frames of an MPO, which phones write, are other views of the same photograph
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
             raise NotUsable("not_an_image", f"animated, with {image.n_frames} frames")
@@ -146,11 +138,14 @@ def open_photograph(
 
 def photograph_type(content: bytes) -> str:
     """The media type of a photograph, told by its first 16 bytes. Raises NotUsable if it is anything else."""
-    kind = next((kind for magic, kind in _MAGIC.items() if re.match(magic, content, re.DOTALL)), "unknown data")
-    if kind not in _PHOTOGRAPH_TYPES:
+    kind = kind_of(content)
+    if kind not in _MEDIA_TYPES:
         found = kind if content else "no content"
-        raise NotUsable("not_an_image", f"{found}, which is none of {', '.join(PHOTOGRAPH_FORMATS)}")
-    return kind
+        wanted = ", ".join(PHOTOGRAPH_FORMATS)
+        raise NotUsable(
+            "not_an_image", f"{found}, which is none of {wanted}; a picture of your own can be saved as one"
+        )
+    return _MEDIA_TYPES[kind]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -345,6 +345,11 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
     return _combination([a, b], [1, -1])
 
 
+def scaled(a: Estimate, factor: float) -> Estimate:
+    """factor times a, in another unit."""
+    return _combination([a], [factor])
+
+
 def mean_over_cultures(estimates: Mapping[str, Estimate]) -> Estimate:
     """Unweighted mean over cultures: a row of Table 1 from one of Table 4.
 

@@ -44,11 +44,22 @@ from scoft.files import (
     content_key,
     is_empty,
     private_folder,
+    read_record,
     sole_writer,
     write_atomically,
 )
 from scoft.images import INTERPOLATIONS, ImageTransform
-from scoft.lora_folder import CARD_FILE, KOHYA_FILE, LORA_FILE, RECORD_FILE, save_lora
+from scoft.lora_folder import (
+    CARD_FILE,
+    EVALUATION_FILE,
+    JUDGED_FILE,
+    KOHYA_FILE,
+    LORA_FILE,
+    RECORD_FILE,
+    Facts,
+    lora_sha256,
+    save_lora,
+)
 from scoft.train.checkpoints import (
     SEAL_FILE,
     check_space,
@@ -83,6 +94,7 @@ DEFAULT_WEIGHTS = {"ldm": 0.7, "memorization": 0.3, "perceptual": 0.01, "contras
 IMAGE_TERMS = {"perceptual", "contrastive"}
 
 DEFAULT_TRAIN_STEPS = 3000
+MAX_RANK = 1280  # a matrix has no rank above its smaller side, which is at most this in Stable Diffusion 1.x and 2.x
 DEFAULT_PROMPTS = ("Photo of a traditional building, in {}", "Two people wearing traditional clothing, in {}")
 DATASET_FLAGS = ("--dataset", "--dataset_name", "--train_data_dir")
 PROMPT_FLAGS = ("--validation_prompts", "--validation_prompt")
@@ -133,7 +145,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     model.add_argument(
         "--lora_layers", default="to_k,to_q,to_v,to_out.0", help="comma-separated UNet modules that get a LoRA"
     )
-    model.add_argument("--enable_xformers_memory_efficient_attention", default=False, **switch)
+    model.add_argument(
+        "--enable_xformers_memory_efficient_attention",
+        default=False,
+        **switch,
+        help="in place of torch's own; needs the package xformers",
+    )
     model.add_argument("--gradient_checkpointing", default=False, **switch, help="less memory, more time")
     model.add_argument("--compile", default=False, **switch, help="torch.compile the UNet; the first updates are slow")
 
@@ -147,12 +164,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--culture", "--dataset_config_name", help="the dataset's config; names the LoRA and the default prompts"
     )
     data.add_argument("--dataset_revision", help="branch, tag or commit of a Hub dataset")
-    data.add_argument("--image_column", default="image")
+    data.add_argument("--image_column", default="image", help="the photograph x+")
     data.add_argument("--caption_column", default="text", help="the cultural caption c_ccub")
     data.add_argument("--blip_caption_column", default="blip_text", help="naive captions c_blip")
     data.add_argument("--negatives_column", default="negatives", help="negatives x-")
     data.add_argument("--max_train_samples", type=int, help="train on this many rows, drawn with --seed")
-    data.add_argument("--skip_bad_images", default=False, **switch, help="drop unreadable images instead of stopping")
+    data.add_argument("--skip_bad_images", default=False, **switch, help="drop unusable images and captions, not stop")
     data.add_argument("--resolution", type=int, default=512, help="side of the square training images in pixels")
     data.add_argument("--center_crop", default=True, **switch, help="else a random crop, without caches of images")
     data.add_argument("--random_flip", default=False, **switch, help="mirror a photograph and its negatives at random")
@@ -160,10 +177,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--image_interpolation_mode",
         default="lanczos",
         choices=INTERPOLATIONS,
+        help="how images are scaled to --resolution",
     )
     data.add_argument("--cache_latents", default=True, **switch, help="encode each photograph once")
     data.add_argument("--precompute_dir", type=Path, help="keep latents, embeddings and features in this folder")
-    data.add_argument("--dataloader_num_workers", type=int, default=0)
+    data.add_argument("--dataloader_num_workers", type=int, default=0, help="processes that load; 0: the main one")
 
     scoft = parser.add_argument_group("SCoFT")
     scoft.add_argument("--method", default="mpc", choices=METHODS, help="the paper's ablations, and plain finetune")
@@ -175,7 +193,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     scoft.add_argument("--negative_weight", type=float, default=1.0, help="lambda, on the distance to a negative")
     scoft.add_argument("--margin", type=float, help="m of the hinge; default: the distance's own, see scoft_losses.py")
     scoft.add_argument("--perceptual_every", type=int, default=10, help="L_P and L_C fall on every n-th update")
-    scoft.add_argument("--perceptual_distance", default="clip_conv", choices=scoft_losses.DISTANCES)
+    scoft.add_argument(
+        "--perceptual_distance", default="clip_conv", choices=scoft_losses.DISTANCES, help="S of L_P and L_C"
+    )
     scoft.add_argument("--perceptual_model_name_or_path", help="Hub id or folder; default: the distance's own")
     scoft.add_argument(
         "--dreamsim_type",
@@ -183,10 +203,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         choices=scoft_losses.DREAMSIM_TYPES,
         help="model of the dreamsim package",
     )
-    scoft.add_argument("--recorded_step", default="first", choices=scoft_losses.RECORDED_STEPS)
-    scoft.add_argument("--recorded_step_scaling", default="paper", choices=scoft_losses.RECORDED_STEP_SCALINGS)
-    scoft.add_argument("--num_denoising_steps", type=int, default=20)
-    scoft.add_argument("--denoising_guidance_scale", type=float, default=4.5, help="1 + w")
+    scoft.add_argument(
+        "--recorded_step",
+        default="first",
+        choices=scoft_losses.RECORDED_STEPS,
+        help="the denoising step whose prediction L_P and L_C train",
+    )
+    scoft.add_argument(
+        "--recorded_step_scaling",
+        default="paper",
+        choices=scoft_losses.RECORDED_STEP_SCALINGS,
+        help="weight of that prediction's gradient: as derived, or alike at all timesteps",
+    )
+    scoft.add_argument("--num_denoising_steps", type=int, default=20, help="of DDIM, from z_t to x_hat")
+    scoft.add_argument("--denoising_guidance_scale", type=float, default=4.5, help="1 + w, in drawing x_hat")
     scoft.add_argument(
         "--blip_captions_per_step", default="1", help="naive captions drawn per photograph, or `all` (equation 2)"
     )
@@ -196,29 +226,30 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     training = parser.add_argument_group("training")
     training.add_argument("--output_dir", type=Path, help="default: scoft-<culture>")
-    training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--seed", type=int, default=0, help="of all that is random, pictures included")
     training.add_argument("--train_batch_size", type=int, default=1, help="per process")
-    training.add_argument("--gradient_accumulation_steps", type=int, default=1)
+    training.add_argument("--gradient_accumulation_steps", type=int, default=1, help="batches of an update")
     training.add_argument("--max_train_steps", type=int, help=f"updates; default {DEFAULT_TRAIN_STEPS}")
     training.add_argument("--num_train_epochs", type=int, help="where --max_train_steps is not given")
-    training.add_argument("--learning_rate", type=float, default=1e-4)
+    training.add_argument("--learning_rate", type=float, default=1e-4, help="at its height")
     training.add_argument("--scale_lr", default=False, **switch, help="multiply the rate by the images of an update")
     training.add_argument(
         "--lr_scheduler",
         default="constant",
         choices=["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"],
+        help="how the rate goes on; all but the constant ones end at 0 with the last update",
     )
     training.add_argument("--lr_warmup_steps", type=int, default=0, help="in updates")
     training.add_argument("--snr_gamma", type=float, help="min-SNR weighting w_t of L_LDM; 5 is usual")
-    training.add_argument("--noise_offset", type=float, default=0.0)
-    training.add_argument("--use_8bit_adam", default=False, **switch)
-    training.add_argument("--adam_beta1", type=float, default=0.9)
-    training.add_argument("--adam_beta2", type=float, default=0.999)
-    training.add_argument("--adam_weight_decay", type=float, default=1e-2)
-    training.add_argument("--adam_epsilon", type=float, default=1e-8)
-    training.add_argument("--max_grad_norm", type=float, default=1.0)
+    training.add_argument("--noise_offset", type=float, default=0.0, help="noise that is one number for each channel")
+    training.add_argument("--use_8bit_adam", default=False, **switch, help="moments in 8 bits; needs bitsandbytes")
+    training.add_argument("--adam_beta1", type=float, default=0.9, help="decay of the first moment")
+    training.add_argument("--adam_beta2", type=float, default=0.999, help="decay of the second moment")
+    training.add_argument("--adam_weight_decay", type=float, default=1e-2, help="of AdamW, decoupled")
+    training.add_argument("--adam_epsilon", type=float, default=1e-8, help="added to the root of the second moment")
+    training.add_argument("--max_grad_norm", type=float, default=1.0, help="a longer gradient is cut to this")
     training.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: accelerate's")
-    training.add_argument("--allow_tf32", default=False, **switch)
+    training.add_argument("--allow_tf32", default=False, **switch, help="faster float32 on Ampere GPUs, less exact")
     training.add_argument(
         "--cpu_threads", type=int, help="of each process on a CPU, where accelerate's launcher says 1 unless told"
     )
@@ -236,8 +267,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     validation.add_argument("--num_validation_images", type=int, default=4, help="per prompt; 0: no pictures")
     validation.add_argument("--validation_epochs", type=int, help="draw after every n-th epoch, besides at the end")
     validation.add_argument("--validation_steps", type=int, help="draw after every n-th update, besides at the end")
-    validation.add_argument("--validation_inference_steps", type=int, default=30)
-    validation.add_argument("--validation_guidance_scale", type=float, default=4.5)
+    validation.add_argument("--validation_inference_steps", type=int, default=30, help="of DDIM")
+    validation.add_argument("--validation_guidance_scale", type=float, default=4.5, help="of the pictures")
     validation.add_argument(
         "--validation_judge", help="FILE.py:function, called with (images, prompts), returns a dict of numbers"
     )
@@ -305,6 +336,8 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
     ).split():
         if values[flag] is not None and values[flag] < 1:
             parser.error(f"--{flag} is at least 1, got {values[flag]}")
+    if args.rank > MAX_RANK:
+        parser.error(f"--rank is at most {MAX_RANK}, the width of Stable Diffusion's widest layers, got {args.rank}")
     for flag in ("learning_rate lora_alpha snr_gamma max_grad_norm adam_epsilon").split():
         if values[flag] is not None and not 0 < values[flag] < math.inf:
             parser.error(f"--{flag} is a positive number, got {values[flag]}")
@@ -841,7 +874,7 @@ def abandon_what_follows(output_dir: Path, step: int):
     """Remove what a run going on from `step` makes untrue: later checkpoints, the last pictures and numbers, and the
     card that marks it finished.
     """
-    for name in (CARD_FILE, SEAL_FILE, scoft_hub.EVALUATION_FILE, "images/judge.json", *scoft_hub.PICTURES):
+    for name in (CARD_FILE, SEAL_FILE, EVALUATION_FILE, JUDGED_FILE, *scoft_hub.PICTURES):
         for file in output_dir.glob(name):
             file.unlink()
     for folder in checkpoints(output_dir):
@@ -1017,7 +1050,9 @@ class Validation:
                 for row in judge_table(**judged):
                     logger.info("  %s", row)
                 if final:
-                    write_atomically(self.folder / "judge.json", json.dumps(judged, indent=2, default=float) + "\n")
+                    folder = self.folder.parent
+                    told = judged | {"lora_sha256": lora_sha256(folder)}
+                    write_atomically(folder / JUDGED_FILE, json.dumps(told, indent=2, default=float) + "\n")
                 flat = {
                     f"judge/{of}/{name}": value
                     for of, numbers in judged.items()
@@ -1158,7 +1193,7 @@ def write_and_push_card(folder: Path, *, repo_id: str | None, private: bool, col
     """Write the page of a finished run's folder and, given a repository of the Hub, push what belongs there."""
     scoft_hub.write_model_card(folder, repo_id=repo_id)
     if repo_id:
-        scoft_hub.push_lora(folder, repo_id=repo_id, retry=retry)
+        scoft_hub.push_lora(folder, repo_id=repo_id, private=private, retry=retry)
         if collection:
             scoft_hub.add_to_collection(collection, repo_id=repo_id, private=private, retry=retry)
 
@@ -1176,13 +1211,13 @@ def crosses_epoch(step: int, every: int | None, *, images_per_update: int, num_r
     return after > before
 
 
-def run_record(arguments: dict, resolved: dict) -> dict:
+def run_record(arguments: dict, resolved: Facts) -> dict:
     """What training_args.json holds: all arguments, what they resolved to, and the versions that ran."""
     packages = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "timm", "dreamsim")
     installed = {package for package in packages if importlib.util.find_spec(package)}
     return {
         "arguments": {flag: str(value) if isinstance(value, Path) else value for flag, value in arguments.items()},
-        "resolved": resolved,
+        "resolved": dataclasses.asdict(resolved),
         "versions": {package: importlib.metadata.version(package) for package in packages if package in installed},
     }
 
@@ -1194,8 +1229,8 @@ def warn_of_changes(path: Path, *, record: dict):
     """
     if not path.exists():
         return
-    before = json.loads(path.read_text())
-    were, are = (each["arguments"] | each["resolved"] for each in (before, record))
+    before = read_record(path, dict[str, dict], remedy="Remove it, if the runs need not be compared.")
+    were, are = (each.get("arguments", {}) | each.get("resolved", {}) for each in (before, record))
     free = FREE_FLAGS | ({"updates"} if are["lr_scheduler"].startswith("constant") else set())
     for fact in sorted(are.keys() - free):
         if were.get(fact) != are[fact]:
@@ -1291,9 +1326,9 @@ def train(
     checkpoint, first_step = None, 0
     if args.resume_from_checkpoint:
         checkpoint, first_step = find_checkpoint(output_dir, args.resume_from_checkpoint)
-    repo_id = None
+    repo_id, private = None, True
     if args.push_to_hub and is_main:
-        repo_id = scoft_hub.ready_repo(
+        repo_id, private = scoft_hub.ready_repo(
             args.hub_model_id or f"scoft-{name}",
             repo_type="model",
             private=args.hub_private_repo,
@@ -1303,7 +1338,7 @@ def train(
         write_and_push_card,
         output_dir,
         repo_id=repo_id,
-        private=args.hub_private_repo,
+        private=private,
         collection=args.hub_collection,
         retry=scoft_hub.command_again(
             "train_scoft_lora.py",
@@ -1471,31 +1506,31 @@ def train(
     )
 
     # Records
-    resolved = {
-        "name": name,
-        "prompts": prompts,
-        "base_model": args.pretrained_model_name_or_path,
-        "base_revision": base_revision,
-        "license": scoft_hub.license_of(
+    resolved = Facts(
+        name=name,
+        prompts=prompts,
+        base_model=args.pretrained_model_name_or_path,
+        base_revision=base_revision,
+        license=scoft_hub.license_of(
             args.pretrained_model_name_or_path, revision=base_revision, cache_dir=args.cache_dir
         ),
-        "dataset": args.dataset,
-        "dataset_id": source.location if source.kind == "hub" else None,
-        "dataset_revision": dataset.commit,
-        "rows": len(dataset),
-        "blip_captions": sum(map(len, dataset.blip_captions)),
-        "negatives": sum(dataset.num_negatives),
-        "dropped_rows": dataset.dropped,
-        "fingerprint": dataset.fingerprint,
-        "method": args.method,
-        "weights": weights,
-        "margin": margin,
-        "updates": total_steps,
-        "images_per_update": images_per_update,
-        "learning_rate": learning_rate,
-        "lora_alpha": alpha,
-        "mixed_precision": accelerator.mixed_precision,
-    }
+        dataset=args.dataset,
+        dataset_id=source.location if source.kind == "hub" else None,
+        dataset_revision=dataset.commit,
+        rows=len(dataset),
+        blip_captions=sum(map(len, dataset.blip_captions)),
+        negatives=sum(dataset.num_negatives),
+        dropped_rows=dataset.dropped,
+        fingerprint=dataset.fingerprint,
+        method=args.method,
+        weights=weights,
+        margin=margin,
+        updates=total_steps,
+        images_per_update=images_per_update,
+        learning_rate=learning_rate,
+        lora_alpha=alpha,
+        mixed_precision=accelerator.mixed_precision,
+    )
     if is_main:
         record = run_record(vars(args), resolved)
         abandon_what_follows(output_dir, first_step)

@@ -3,8 +3,8 @@
     python -m benchmarks.pocket_evaluation --output benchmarks/results/pocket_evaluation.json
 
 Trains what `build/pocket_cultures` lacks of the LoRAs (seed 0), and times the three stages of evaluate_scoft.py by
-their command lines, `generate` in as many processes as there are cores.  The file keeps seconds, peak memory, numbers
-and their differences; `--report` keeps the page with its figures.
+their command lines, with the flags of pocket/defaults.yaml, `generate` in as many processes as there are cores.  The
+file keeps seconds, peak memory, numbers and their differences; `--report` keeps the page with its figures.
 """
 
 import argparse
@@ -20,13 +20,11 @@ from pathlib import Path
 import scoft_data
 from benchmarks.pocket_cultures import RUNS, command_line, train
 from benchmarks.train_step import processor
-from pocket.make_dataset import words
 from scoft.files import write_atomically
 
 
 ROOT = Path(scoft_data.__file__).resolve().parent
 METHODS = ("m", "mp", "mpc")
-METRICS = "kid clip_score clip_cosine clip_i div precision recall density coverage vendi nearest judge".split()
 
 
 def run(stage: str, folder: Path, *flags: str, processes: int = 1) -> dict[str, float]:
@@ -53,30 +51,14 @@ def lora(culture: str, method: str, *, seed: int = 0) -> Path:
     return folder
 
 
-def evaluate(culture: str, folder: Path, *, methods: tuple[str, ...], images: int, steps: int) -> dict:
+def evaluate(culture: str, folder: Path, *, methods: tuple[str, ...], images: int) -> dict:
     """Each stage's seconds and memory, pictures, and the numbers of `results.json` without their replicates."""
-    pocket, processes = ROOT / "pocket", os.cpu_count()
+    processes = os.cpu_count()
     data = ["--dataset", "pocket", "--culture", culture]
-    loras = [f"{method}={lora(culture, method)}" for method in methods]
-    drawing = {
-        "pretrained_model_name_or_path": pocket / "models/stable-diffusion",
-        "prompts": pocket / "prompts.txt",
-        "general_prompts": pocket / "general_prompts.txt",
-        "num_images": images,
-        "num_inference_steps": steps,
-        "resolution": 64,
-        "batch_size": 10,
-    }
-    scoring = {
-        "encoder": f"clip={pocket / 'models/clip'}",
-        "features": "clip",
-        "diversity_features": "clip",
-        "judge": f"{pocket / 'judge.py'}:rate",
-        "batch_size": 64,
-    }
+    loras = ["--lora", *(f"{method}={lora(culture, method)}" for method in methods)]
     stages = {
-        "generate": run("generate", folder, *data, "--lora", *loras, *words(drawing), processes=processes),
-        "score": run("score", folder, *data, *words(scoring), "--metrics", *METRICS),
+        "generate": run("generate", folder, *data, *loras, "--num_images", str(images), processes=processes),
+        "score": run("score", folder, *data),
         "report": run("report", folder),
     }
     results = json.loads((folder / "results.json").read_text())
@@ -97,7 +79,6 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--culture", default="veridia")
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--num_images", type=int, default=20, help="per prompt and caption, as in the paper")
-    parser.add_argument("--num_inference_steps", type=int, default=10)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/pocket_evaluation.json")
     parser.add_argument("--report", type=Path, help="folder for the report and its figures")
     args = parser.parse_args(argv)
@@ -107,7 +88,6 @@ def main(argv: list[str] | None = None):
             Path(folder, args.culture),
             methods=tuple(args.methods),
             images=args.num_images,
-            steps=args.num_inference_steps,
         )
         if args.report:
             shutil.copytree(

@@ -170,7 +170,7 @@ def seconds_per_negative(*, size: str, device: str, precision: str, photographs:
                 start = time.perf_counter()
             _, pictures = generate(photograph, {f"{i} {k}": f"a photograph {k} in Korea" for k in range(number)})
             for picture in pictures.values():
-                prepare_ccub.jpeg(picture)
+                prepare_ccub.jpeg(picture, quality=prepare_ccub.NEGATIVE_QUALITY)
         synchronize()
         measured["seconds"][number] = (time.perf_counter() - start) / (photographs * number)
         if device == "cuda":

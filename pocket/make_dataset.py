@@ -35,7 +35,7 @@ ABOUT = "An invented culture: the photographs are drawings by `pocket/world.py`,
 
 
 def chosen_rows(culture: str, split: str, *, size: int) -> list[dict]:
-    """`size` rows before any model sees them: image (JPEG bytes), text, category. A function of the arguments.
+    """`size` rows before any model sees them: picture, text, category. A function of the arguments.
 
     Categories take turns. Raises DataError for an unknown culture.
     """
@@ -46,7 +46,7 @@ def chosen_rows(culture: str, split: str, *, size: int) -> list[dict]:
         scene = world.draw_true(culture, generator=generator, category=CATEGORIES[i % len(CATEGORIES)])
         image, _ = world.render(scene, size=SIZE)
         text = world.random_caption(scene, generator=generator, mention=MENTION, culture=culture)
-        rows.append({"image": prepare_ccub.jpeg(image), "text": text, "category": scene.category})
+        rows.append({"picture": image, "text": text, "category": scene.category})
     return rows
 
 
@@ -56,8 +56,8 @@ def write_pictures(culture: str, folder: Path, *, rows: dict[str, int]):
     lines = []
     for split, size in rows.items():
         for i, row in enumerate(chosen_rows(culture, split, size=size)):
-            name = f"{split}-{i:03}.jpg"
-            (folder / name).write_bytes(row["image"])
+            name = f"{split}-{i:03}.webp"
+            row["picture"].save(folder / name, lossless=True)
             lines.append(
                 {"file_name": name, "text": row["text"], "category": row["category"]}
                 | {"split": split, "license": LICENSE}

@@ -13,7 +13,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from scoft.errors import DataError
 
@@ -28,6 +28,8 @@ T = TypeVar("T")
 LOCK = ".lock"  # of a folder: held by the process that writes into it
 PATIENCE = 10  # seconds in which what a killed run has left running notices that it is alone
 MAX_NAME = 64  # characters of a name that becomes a file's or a folder's: in UTF-8 they stay below 255 bytes
+MAX_CARD = 2**20  # bytes of a README
+MAX_DEPTH = 20  # of lists and tables in each other in its YAML
 MAX_RECORD = 2**26  # bytes of a JSON file; ours stay far below
 
 
@@ -68,14 +70,22 @@ def model_key(name_or_path: str | None) -> str:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Whoever reads `path`, also after a kill or a power cut, finds the old content or the new one; text as UTF-8."""
+    """Whoever reads `path`, also after a kill or a power cut, finds the old content or the new one; text as UTF-8.
+
+    Links are not followed: one in the place of `path` gives way to the file.
+    """
     partial = path.with_name(f"partial-{path.name}")
+    partial.unlink(missing_ok=True)  # of a run that was killed, or a link
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        if error.errno and not error.filename:  # a full disk names no file
+            error.filename = os.fspath(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
     settle(path.parent)
@@ -144,7 +154,10 @@ class Ledger:
 
     def read(self) -> dict[str, dict]:
         """Key -> its last entry, in the order of these. Raises DataError for a whole line that is no entry."""
-        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n") if self.path.exists() else ()
+        try:
+            lines = read_regular(self.path).decode(errors="replace").split("\n") if self.path.exists() else ()
+        except (OSError, DataError) as error:
+            raise DataError(f"{self.path} cannot be read: {error}.") from error
         entries = {}
         for number, line in enumerate(lines, start=1):
             try:
@@ -156,6 +169,12 @@ class Ledger:
             entries.pop(entry["key"], None)
             entries[entry["key"]] = entry
         return entries
+
+    def read_as(self, kind: type[T], *, remedy: str) -> list[T]:
+        """The entries as `kind`, see `read_record`, in their order; what they hold beyond it is left out."""
+        return [
+            _checked(entry, kind, where=f"{self.path}, an entry,", remedy=remedy) for entry in self.read().values()
+        ]
 
     def add(self, key: str, **entry):
         # begins with a line break too: the line before may be torn
@@ -202,23 +221,62 @@ def cached_tensors(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def read_regular(path: Path, *, within: Path | None = None, at_most: int | None = None) -> bytes:
-    """The content of a regular file, below `within` where that is given: links and `..` that lead out are refused.
+def open_regular(path: Path, *, within: Path | None = None) -> BinaryIO:
+    """A regular file, open to be read, below `within` where that is given: links and `..` that lead out are refused.
 
-    FIFOs, devices, sockets and folders, which would hang or never end, raise DataError; so does a file of more than
-    `at_most` bytes. One that is not there, or not for this user, raises OSError.
+    FIFOs, devices, sockets and folders, which would hang or never end, raise DataError, and so does what is no path at
+    all. One that is not there, or not for this user, raises OSError.
     """
-    real = path.resolve()
-    if within is not None and not real.is_relative_to(within.resolve()):
-        raise DataError(f"lies outside of {within}, where alone files are read")
-    descriptor = os.open(real, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
-    with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise DataError("is not a regular file")
-        if at_most is not None and found.st_size > at_most:
-            raise DataError(f"has {found.st_size} bytes; {at_most} are allowed")
+    try:
+        real = path.resolve()
+        if within is not None and not real.is_relative_to(within.resolve()):
+            raise DataError(f"lies outside of {within}, where alone files are read; copy it there")
+        descriptor = os.open(real, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
+    except DataError:
+        raise
+    except (ValueError, RuntimeError) as error:  # a NUL, half a character, or links in a circle
+        raise DataError(f"is not a path that can be opened ({error})") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DataError("is not a regular file")
+    return open(descriptor, "rb")
+
+
+def read_regular(path: Path, *, within: Path | None = None, at_most: int | None = None) -> bytes:
+    """The content of a file, see `open_regular`; one of more than `at_most` bytes raises DataError."""
+    with open_regular(path, within=within) as file:
+        size = os.fstat(file.fileno()).st_size
+        if at_most is not None and size > at_most:
+            raise DataError(f"has {size} bytes; {at_most} are allowed")
         return file.read()
+
+
+def read_front_matter(path: Path, *, within: Path | None = None) -> dict:
+    """The YAML with which a card (README.md) begins, {} where it has none. Raises DataError, which names the file.
+
+    YAML's aliases, by which a few lines stand for billions, are refused, and so are brackets in brackets without end,
+    on which it takes hours.
+    """
+    import yaml
+
+    try:
+        text = read_regular(path, within=within, at_most=MAX_CARD).decode("utf-8-sig")
+        found = re.match(r"\s*---[ \t]*\r?\n(.*?)^---", text, re.DOTALL | re.MULTILINE)
+        if found is None:
+            return {}
+        depth = 0
+        for event in yaml.parse(found[1]):
+            if isinstance(event, yaml.AliasEvent):
+                raise DataError("it uses an alias, *name; write out what that stands for")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise DataError(f"more than {MAX_DEPTH} lists and tables lie in each other")
+        content = yaml.safe_load(found[1]) or {}
+        if not isinstance(content, dict):
+            raise DataError("it has no `name: value`")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, RecursionError) as error:
+        raise DataError(f"{path} begins with metadata that is not valid YAML ({error}).") from error
+    return content
 
 
 def read_record(path: Path, kind: type[T], *, remedy: str) -> T:
@@ -226,16 +284,39 @@ def read_record(path: Path, kind: type[T], *, remedy: str) -> T:
 
     Raises DataError, which names the file, what in it is wrong and the `remedy`.
     """
+    try:
+        content = read_regular(path, at_most=MAX_RECORD)
+    except (OSError, DataError) as error:
+        raise DataError(f"{path} cannot be read ({error}). {remedy}") from error
+    return _checked(content, kind, where=str(path), remedy=remedy)
+
+
+def read_lines(path: Path, kind: type[T], *, remedy: str) -> list[T]:
+    """The lines of the file `path`, a JSON each, as `kind`; none where there is no file. DataError names the line."""
+    if not path.exists():
+        return []
+    try:
+        lines = read_regular(path, at_most=MAX_RECORD).split(b"\n")
+    except (OSError, DataError) as error:
+        raise DataError(f"{path} cannot be read ({error}). {remedy}") from error
+    return [
+        _checked(line, kind, where=f"{path}, line {number}", remedy=remedy)
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+
+
+def _checked(content: bytes | object, kind: type[T], *, where: str, remedy: str) -> T:
+    """JSON, or an object that was read from it, as `kind`; DataError begins with `where`."""
     from pydantic import ValidationError
 
     try:
-        return _checker(kind).validate_json(read_regular(path, at_most=MAX_RECORD))
-    except (OSError, DataError) as error:
-        raise DataError(f"{path} cannot be read ({error}). {remedy}") from error
+        checker = _checker(kind)
+        return checker.validate_json(content) if isinstance(content, bytes) else checker.validate_python(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = "".join(f"{step}: " for step in first["loc"])
-        raise DataError(f"{path} is not as it was written: {where}{first['msg']}. {remedy}") from error
+        place = "".join(f"{step}: " for step in first["loc"])
+        raise DataError(f"{where} is not as it was written: {place}{first['msg']}. {remedy}") from error
 
 
 @functools.cache

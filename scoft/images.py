@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
 import logging
 import os
+import re
 import struct
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, features
 
 from scoft.errors import DataError
+from scoft.files import read_regular
 
 
 if TYPE_CHECKING:
@@ -22,6 +29,32 @@ logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of a decompression bomb
 MIN_SIDE = 8  # pixels; anything smaller is an icon or a tracking pixel, not a photograph
+MAX_ASPECT = 20  # of the long side to the short one, to which all else is scaled; the longest panoramas stay below
+MAX_BYTES = 2**28  # of an image file
+MAX_DECODED = 2**27  # pixels that all threads together decode at a time, at 4 to 8 bytes each
+STRIP = 2**20  # pixels that are converted at a time
+
+# What photographs come in, by Pillow's names; nothing else is decoded: every decoder more is one more to trust, and
+# that of EPS is another program. HEIF needs pillow-heif.
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "GIF", "BMP")
+_KINDS = {  # how a file begins -> what it is
+    rb"\xff\xd8\xff": "JPEG",
+    rb"\x89PNG\r\n\x1a\n": "PNG",
+    rb"RIFF....WEBP": "WEBP",
+    rb"....ftyp(....){0,9}?avi[fs]": "AVIF",
+    rb"....ftyp(hei[cfmsx]|hev[cmsx]|mif1|msf1)": "HEIF",
+    rb"....ftypcrx |II\*\0.{4}CR|FUJIFILMCCD-RAW|IIR[OS]|IIU\0": "RAW",
+    rb"II[*+]\0|MM\0[*+]": "TIFF",
+    rb"GIF8[79]a": "GIF",
+    rb"BM": "BMP",
+    rb"....ftyp": "a film",
+    rb"\xff\x0a|\0\0\0\x0cJXL ": "JPEG XL",
+    rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51": "JPEG 2000",
+    rb"8BPS": "PSD",
+    rb"%!PS|\xc5\xd0\xd3\xc6": "EPS",
+    rb"%PDF": "PDF",
+    rb"(\xef\xbb\xbf)?\s*<": "markup (HTML, SVG or XML)",
+}
 
 # --image_interpolation_mode: the values of torchvision's InterpolationMode that apply to PIL images.
 INTERPOLATIONS = {
@@ -33,6 +66,7 @@ INTERPOLATIONS = {
     "hamming": Image.Resampling.HAMMING,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_REDUCED = 254  # the TIFF tag NewSubfileType, whose first bit says that this is a smaller copy of another picture
 _UPRIGHT = {  # EXIF orientation -> what undoes it; 1 is upright and other values mean nothing
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -44,39 +78,100 @@ _UPRIGHT = {  # EXIF orientation -> what undoes it; 1 is upright and other value
 }
 
 
+def kind_of(content: bytes) -> str:
+    """What a file is, told by how it begins: one of FORMATS, the name of something else, or 'unknown data'."""
+    return next((kind for magic, kind in _KINDS.items() if re.match(magic, content, re.DOTALL)), "unknown data")
+
+
 def open_image(data: bytes | str | os.PathLike) -> Image.Image:
     """Decode an image file, given as bytes or path, to 8-bit RGB as a viewer on a white page would show it.
 
-    Content decides the format, not the file's name. The EXIF orientation is applied (outside 1..8 it says nothing);
-    transparency is composited on white; 16-bit is scaled to 8. Raises DataError if it is not an image, is truncated or
-    animated, has more than MAX_PIXELS pixels (told by the header, before decoding) or a side below MIN_SIDE; a path
-    that does not exist raises FileNotFoundError.
+    Content decides the format, one of FORMATS, not the file's name. The EXIF orientation is applied (outside 1..8 it
+    says nothing); transparency is composited on white; 16-bit is scaled to 8. Raises DataError if it is not an image,
+    is truncated or animated, has more than MAX_BYTES or MAX_PIXELS (told by the header, before decoding), a side below
+    MIN_SIDE or one MAX_ASPECT times the other; a path that does not exist raises FileNotFoundError.
     """
+    content = data if isinstance(data, bytes) else read_regular(Path(data), at_most=MAX_BYTES)
     try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+        with Image.open(io.BytesIO(content), formats=[_readable(kind_of(content))]) as image:
             _check_header(image)
-            image.load()
-            return as_rgb(upright(image))
-    except (DataError, FileNotFoundError):
+            with _decoding.of(image.width * image.height):
+                image.load()
+                return as_rgb(upright(image))
+    except (DataError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise DataError(f"has too many pixels; {MAX_PIXELS} are allowed ({error})") from error
+    except Image.UnidentifiedImageError as error:  # Pillow's words name a place in memory
+        raise DataError("is not an image, or a damaged one: its header cannot be read") from error
     except Exception as error:  # on damaged bytes Pillow's decoders raise nearly every type there is
         raise DataError(f"is not an image, or a damaged one ({error})") from error
 
 
-def _check_header(image: Image.Image) -> None:
-    width, height = image.size
+def _readable(kind: str) -> str:
+    """`kind`, if it can be decoded here. Raises DataError, which says what to do with a file of another kind."""
+    if kind == "unknown data":
+        raise DataError("is not an image, or a damaged one")
+    if kind not in FORMATS:
+        what = "develop it to" if kind == "RAW" else "save it as"
+        raise DataError(f"is {kind}, which is not an image that is read here; {what} JPEG or PNG")
+    if kind == "HEIF":
+        try:
+            importlib.import_module("pillow_heif").register_heif_opener()
+        except ImportError as error:
+            raise DataError(
+                "is HEIC, as phones write it; `pip install pillow-heif` lets it be read, or save it as JPEG"
+            ) from error
+    if kind in ("AVIF", "WEBP") and not features.check(kind.lower()):
+        raise DataError(f"is {kind}, which this Pillow cannot read; `pip install -U Pillow`, or save it as JPEG")
+    return kind
+
+
+class Room:
+    """Pixels that all threads share: who needs more than are free waits until others are done."""
+
+    def __init__(self, pixels: int):
+        self.free, self.changed = pixels, threading.Condition()
+
+    @contextlib.contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        with self.changed:
+            self.changed.wait_for(lambda: self.free >= pixels)
+            self.free -= pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.free += pixels
+                self.changed.notify_all()
+
+
+_decoding = Room(MAX_DECODED)
+
+
+def check_size(width: int, height: int):
+    """Whether a picture of that many pixels can be used, before it is decoded. Raises DataError."""
     if width * height > MAX_PIXELS:
         raise DataError(f"has too many pixels ({width} x {height}); {MAX_PIXELS} are allowed")
     if min(width, height) < MIN_SIDE:
         raise DataError(f"is {width} x {height} pixels; each side must have at least {MIN_SIDE}")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise DataError(
+            f"is {width} x {height} pixels; no side may be more than {MAX_ASPECT} times the other: crop it"
+        )
+
+
+def _check_header(image: Image.Image):
+    check_size(*image.size)
     if image.mode == "F":
-        raise DataError("holds floating-point pixels, which do not say what white is; save it with 8 bits")
-    # the further frames of an MPO, which phones write, are other views of the same photograph
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":
-        raise DataError(f"is animated or has pages ({image.format}, {frames} frames); one picture is needed")
+        raise DataError("holds floating-point pixels, which do not say what white is; save it with 8 bits, as PNG")
+    if image.format == "TIFF" and (image.tag_v2.get(_REDUCED, 0) & 1 or ExifTags.Base.DNGVersion in image.tag_v2):
+        raise DataError("is RAW, of which only a preview could be read; develop it to JPEG or PNG")
+    # the further pictures in an MPO or a HEIF, which phones write, are other views of the same photograph
+    if getattr(image, "is_animated", False) and image.format not in ("MPO", "HEIF"):
+        raise DataError(
+            f"is animated or has pages ({image.format}); save the one picture that is meant as JPEG or PNG"
+        )
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -92,16 +187,25 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB, what is transparent on white."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
+    """8-bit RGB, what is transparent on white; it may be `image` itself."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    page = Image.new("RGB", image.size)
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        page.paste(_strip_as_rgb(image.crop(box)), box)
+    return page
+
+
+def _strip_as_rgb(strip: Image.Image) -> Image.Image:
+    if strip.mode == "I" or strip.mode.startswith("I;16"):
         # Pillow's own conversion would clip at 255, which turns a photograph white
-        grey = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-        grey.info = {key: value for key, value in image.info.items() if key != "transparency"}
-        image = grey
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    page = Image.new("RGBA", image.size, "white")
-    page.alpha_composite(image.convert("RGBA"))
+        return Image.fromarray((np.asarray(strip).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if not strip.has_transparency_data:
+        return strip.convert("RGB")
+    page = Image.new("RGBA", strip.size, "white")
+    page.alpha_composite(strip.convert("RGBA"))
     return page.convert("RGB")
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from scoft.errors import DataError
 from scoft.files import read_regular
+from scoft.hub import CREDENTIALS
 
 
 logger = logging.getLogger(__name__)
@@ -38,11 +39,15 @@ TOKEN_ADVICE = (
     "--hub_token is no flag, since `ps` and logs show what stands in a command line or a file of flags. If this was a "
     "true token, revoke it; give the next one by `hf auth login`, by HF_TOKEN, or by HF_TOKEN_PATH, the name of a file"
 )
+CREDENTIALS_ADVICE = (
+    "an address holds a user name or password, which `ps`, logs and records would show. Give it without; what needs "
+    "them can be fetched by hand and given as a file"
+)
 MAX_TABLE = 2**20  # bytes of a file of flags
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser as our commands use it: no abbreviations, every default in --help, no token, and hints.
+    """argparse's parser as our commands use it: no abbreviations, every default in --help, no secrets, and hints.
 
     A table of flags may stand behind the command line, see `words_of`.
     """
@@ -61,6 +66,8 @@ class Parser(argparse.ArgumentParser):
         argv = sys.argv[1:] if argv is None else argv
         if any(word.partition("=")[0] in {f"--{flag}" for flag in TOKEN_FLAGS} for word in argv):
             self.error(TOKEN_ADVICE)
+        if any(CREDENTIALS.search(word) for word in argv):
+            self.error(CREDENTIALS_ADVICE)
         args, unknown = self.parse_known_args(argv, namespace)
         if unknown:
             hints = [f"{word}: did you mean {near}?" for word in unknown if (near := self.nearest(word))]
@@ -215,35 +222,41 @@ def run_main(main: Callable[[], None], *, memory_advice: str):
         line = told(error, memory_advice=memory_advice)
         if line is None:
             raise
-        end(f"error: {line}", status=1)
+        end(line, status=1)
 
 
 def told(error: Exception, *, memory_advice: str) -> str | None:
     """The words for an error that a user can cause; None for any other, which is ours and needs a traceback."""
     if isinstance(error, (DataError, FloatingPointError)):
-        return str(error)
+        return f"error: {error}"
     # torch's on a GPU is an OutOfMemoryError, its allocator's on a CPU a RuntimeError without a type of its own
     torch = sys.modules.get("torch")
     out_of_memory = (MemoryError,) if torch is None else (MemoryError, torch.OutOfMemoryError)
     refused = isinstance(error, (OSError, RuntimeError, ImportError)) and any(
-        words in str(error).lower() for words in ("allocate memory", "failed to map segment")
+        words in str(error).lower()
+        for words in ("allocate memory", "not enough memory", "out of memory", "failed to map segment")
     )
     if isinstance(error, out_of_memory) or refused:
         said = str(error).strip().partition("\n")[0]
-        return f"there is not enough memory{f' ({said})' if said else ''}. {memory_advice}"
+        return f"error: there is not enough memory{f' ({said})' if said else ''}. {memory_advice}".rstrip()
     if isinstance(error, OSError) and error.errno in REFUSALS:
-        return f"{error.filename or 'a file'} cannot be read or written: {error.strerror}."
+        return f"error: {error.filename or 'a file'} cannot be read or written: {error.strerror}."
     return None
 
 
 def end(line: str, *, status: int):
-    """Exit with `line` as the last on stderr, after the traceback that a launcher which sees us fail shows, too."""
+    """Exit with `line` as the last on stderr."""
+    say_last(line)
+    sys.exit(status)
+
+
+def say_last(line: str):
+    """Print `line`, and once more behind the traceback that a launcher which sees this process fail prints."""
     print(line, file=sys.stderr, flush=True)
-    if LAUNCHER and hasattr(os, "pidfd_open"):
+    if LAUNCHER and not is_orphan() and hasattr(os, "pidfd_open"):
         ended = os.pidfd_open(LAUNCHER)  # can be read once it has
         words = f"import select, sys; select.select([{ended}], [], [], 60)[0] and print(sys.argv[1], file=sys.stderr)"
         subprocess.Popen([sys.executable, "-ISc", words, line], pass_fds=[ended], start_new_session=True)
-    sys.exit(status)
 
 
 def is_orphan() -> bool:
@@ -256,11 +269,12 @@ if not sys.stderr.isatty():
 
 
 def _shown(kind: type[BaseException], error: BaseException, traceback, /):
-    """Uncaught errors: Ctrl-C before `run_main` is reached, while modules are imported, is one line as well."""
-    if issubclass(kind, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-    else:
+    """Uncaught errors: what a user can cause is one line also before `run_main` is reached, in importing modules."""
+    line = "interrupted" if issubclass(kind, KeyboardInterrupt) else told(error, memory_advice="")
+    if line is None:
         sys.__excepthook__(kind, error, traceback)
+    else:
+        say_last(line)
 
 
 sys.excepthook = _shown

@@ -1,13 +1,15 @@
-"""What a LoRA folder holds: the names of its files, and its weights, written and loaded whole."""
+"""What a LoRA folder holds: the names of its files, its records, and its weights, written and loaded whole."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from scoft.errors import DataError
-from scoft.files import write_atomically
+from scoft.files import checked_name, read_record, write_atomically
 
 
 if TYPE_CHECKING:
@@ -19,6 +21,129 @@ LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_
 KOHYA_FILE = "scoft-{}-kohya.safetensors"  # the same for ComfyUI and A1111, by the culture's name
 CARD_FILE = "README.md"
 RECORD_FILE = "training_args.json"
+JUDGED_FILE = "images/judge.json"  # of --validation_judge
+EVALUATION_FILE = "evaluation.json"  # of evaluate_scoft.py
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Records
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The flags of a run that its page tells; RECORD_FILE holds all."""
+
+    culture: str | None
+    method: str
+    perceptual_distance: str
+    negative_weight: float
+    perceptual_every: int
+    num_denoising_steps: int
+    denoising_guidance_scale: float
+    recorded_step: str
+    lr_scheduler: str
+    rank: int
+    lora_layers: str
+    resolution: int
+    seed: int
+    validation_guidance_scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the flags of a run resolved to."""
+
+    name: str  # of the LoRA, in names of files
+    prompts: list[str]
+    base_model: str  # Hub id or folder
+    base_revision: str | None  # commit of the Hub; None: a folder
+    license: dict[Literal["license", "license_name", "license_link"], str]
+    dataset: str  # as it was asked for
+    dataset_id: str | None  # of the Hub; None: a folder
+    dataset_revision: str | None
+    rows: int
+    blip_captions: int
+    negatives: int
+    dropped_rows: int
+    fingerprint: str
+    method: str
+    weights: dict[str, float]
+    margin: float | None
+    updates: int
+    images_per_update: int
+    learning_rate: float
+    lora_alpha: float
+    mixed_precision: str
+    hub_model_id: str | None = None  # where it was pushed to, which is known last
+
+    def __post_init__(self):
+        checked_name(self.name, what="name")
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """RECORD_FILE, as pages and commands read it."""
+
+    arguments: Arguments
+    resolved: Facts
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """JUDGED_FILE: a judge's numbers of the base model and of the LoRA in the file with this sha256."""
+
+    base: dict[str, int | float]
+    lora: dict[str, int | float]
+    lora_sha256: str
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What pictures were measured by: a Hub id or the name of a file, and the sha256 of its weights."""
+
+    place: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric's number of a method; `shown` with its interval, as text."""
+
+    metric: str
+    name: str
+    method: str
+    shown: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """EVALUATION_FILE: the scores of the base model, and of `method`, the LoRA in the file with this sha256."""
+
+    method: str
+    question: str
+    confidence: float
+    encoders: dict[str, Encoder]
+    rows: list[Score]
+    lora_sha256: str
+
+
+def read_training_record(file: Path) -> TrainingRecord:
+    """RECORD_FILE of a LoRA folder. Raises DataError."""
+    return read_record(file, TrainingRecord, remedy="train_scoft_lora.py writes it: copy it whole, or train again.")
+
+
+def lora_sha256(folder: Path) -> str:
+    """The sha256 of a folder's LoRA_FILE, by which numbers name what they were measured on."""
+    with (folder / LORA_FILE).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def save_lora(folder: Path, unet, *, kohya_name: str | None = None):
@@ -44,7 +169,9 @@ def save_lora(folder: Path, unet, *, kohya_name: str | None = None):
         "alpha_pattern": {},
     }
     metadata = json.dumps({f"unet.{name}": value for name, value in metadata.items()}, sort_keys=True)
-    lora = {f"unet.{name}": weight.detach().cpu() for name, weight in get_peft_model_state_dict(unet).items()}
+    lora = {
+        f"unet.{name}": weight.detach().cpu().contiguous() for name, weight in get_peft_model_state_dict(unet).items()
+    }
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / LORA_FILE, lora, metadata={"format": "pt", LORA_ADAPTER_METADATA_KEY: metadata})
     if kohya_name:

@@ -57,15 +57,37 @@ def font_families(texts: Iterable[str]) -> list[str]:
 def _family_of(letter: str) -> str | None:
     """The family of a font that has the letter; None where the first of `font_families` has it, or none."""
     from fontTools.unicodedata import script, script_name
-    from matplotlib.ft2font import FT2Font
 
     name = script_name(script(letter))
-    for font in _fonts_for(name):
+    family = _first_with(letter, name)
+    if family is None:
+        _learn_new_fonts()
+        family = _first_with(letter, name)
+    if family is None:
+        _warn_of(name)
+    return None if family == "DejaVu Sans" else family
+
+
+def _first_with(letter: str, script: str) -> str | None:
+    from matplotlib.ft2font import FT2Font
+
+    for font in _fonts_for(script):
         with contextlib.suppress(OSError, RuntimeError):  # a font that is gone, or not one
             if FT2Font(font.fname, face_index=font.index).get_char_index(ord(letter)):
-                return None if font.name == "DejaVu Sans" else font.name
-    _warn_of(name)
+                return font.name
     return None
+
+
+@functools.cache
+def _learn_new_fonts():
+    """Tell matplotlib of fonts that were installed after it had made the list that it keeps in its cache."""
+    from matplotlib import font_manager
+
+    fonts = font_manager.fontManager
+    for file in set(font_manager.findSystemFonts()) - {font.fname for font in fonts.ttflist}:
+        with contextlib.suppress(OSError, RuntimeError, NotImplementedError):  # no font, or one of pixels
+            fonts.addfont(file)
+    _fonts_for.cache_clear()
 
 
 @functools.cache
@@ -169,26 +191,24 @@ def grid(
     """
     columns = columns or {}
     rows = [replace(row, cells=_bounded(row.cells)) for row in rows]
+    ends = list(itertools.accumulate(columns.values()))
     texts = [title, *columns, *(row.above + row.heading for row in rows)]
     with style(*texts, *(cell.words for row in rows for cell in row.cells)):
         page = _Page()
-        heading = min(max((page.width_of(row.heading, TEXT) for row in rows), default=0), side)
+        heading = min(max((page.width_of(row.heading) for row in rows), default=0), side)
         lefts = [MARGIN + (round(heading) + GAP if heading else 0)]
-        ends = list(itertools.accumulate(columns.values()))
-        for c in range(1, max(len(row.cells) for row in rows)):
+        for c in range(1, max([min(sum(columns.values()), MOST_CELLS + 1), *(len(row.cells) for row in rows)])):
             lefts.append(lefts[-1] + side + (GROUP_GAP if c in ends else GAP))
         right = max(lefts[-1] + side, MIN_WIDTH - MARGIN)
 
         y = MARGIN
         if title:
             y = GAP + page.write(title, MARGIN, y, right=right, size=TITLE, weight="bold")
-        y = max(
-            (
-                page.write(name, lefts[end - span], y, right=lefts[end - 1] + side, align="center", weight="bold")
-                for (name, span), end in zip(columns.items(), ends)
-            ),
-            default=y,
-        )
+        lows = [y]
+        for (name, span), end in zip(columns.items(), ends):
+            left, its_right = (lefts[min(cell, len(lefts) - 1)] for cell in (end - span, end - 1))
+            lows.append(page.write(name, left, y, right=its_right + side, align="center", weight="bold"))
+        y = max(lows)
         for r, row in enumerate(rows):
             y += BLOCK_GAP if row.above and r else GAP
             if y > MOST_PIXELS:
@@ -257,10 +277,11 @@ class _Page:
         return self.renderer.get_text_width_height_descent(text, font, False)[0]
 
     def write(self, text: str, left: float, top: int, *, right: float, size: int = TEXT, align: str = "left", **look):
-        """Write a text between `left` and `right`, in as many lines as it needs; returns the y where it ends."""
+        """Write up to MOST_LINES paragraphs between `left` and `right`; returns the y where they end."""
         font = {"size": size, "weight": look.pop("weight", "normal")}
         width_of = functools.partial(self.width_of, **font)
-        lines = [line for paragraph in text.split("\n") for line in wrapped(paragraph, right - left, width_of)]
+        paragraphs = text.split("\n", MOST_LINES - 1)
+        lines = [line for paragraph in paragraphs for line in wrapped(paragraph, right - left, width_of)]
         x = left if align == "left" else (left + right) / 2
         for line in lines:
             self.figure.text(x, top + size, line, ha=align, transform=self.downwards, **font, **look)
@@ -291,7 +312,7 @@ class _Page:
         self.downwards.scale(1, -1).translate(0, height)
         paper = Image.new("RGB", (width, height), "white")
         for picture, place in self.pictures:
-            paper.paste(picture, place)  # as matplotlib's figimage, whose resampler takes a hundred times as long
+            paper.paste(picture, place)  # matplotlib's figimage would resample them, which takes seconds
         ink = picture_of(self.figure)
         paper.paste(ink, mask=ink)
         return paper
@@ -335,10 +356,8 @@ def histogram(values: Sequence[float], *, threshold: float, of: str, unit: str) 
         axes = figure.subplots()
         axes.hist(values, bins=40, range=(0, max(*values, 1.2 * threshold, 1e-6)), color="steelblue")
         axes.axvline(threshold, color="red")
-        below = sum(value < threshold for value in values)
-        axes.set_title(
-            f"threshold {threshold:g}: {below} of {len(values)} {of} are nearer", color="red", size="medium"
-        )
+        below = f"{sum(value < threshold for value in values)} of {len(values)} {of} are below it"
+        axes.set_title(f"threshold {threshold:g}: {below}", color="red", size="medium")
         axes.set(xlabel=unit, ylabel=of)
         axes.margins(x=0)
         axes.spines[["top", "right"]].set_visible(False)

@@ -6,7 +6,8 @@
 
 It plays users whose tokens write or only read; model and dataset repositories that are public, private or gated, each
 with the commits of its branch main; uploads, in the commit itself or by the basic transfer of Git LFS; downloads;
-collections; and the Hub's refusals, with their status and error code.
+collections; and the Hub's refusals, with their status and error code. On demand it refuses, hangs up, stalls, answers
+with anything, or changes in the middle of a push.
 
 It does not play Xet (set HF_HUB_DISABLE_XET=1), LFS uploads in parts, the redirection of LFS downloads to another
 host, other branches, tags and pull requests, repositories that move or disappear, organizations, listings of several
@@ -22,6 +23,7 @@ import json
 import re
 import secrets
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote
@@ -95,6 +97,9 @@ class Fault:
     times: int
     refusal: Refusal | None = None
     cuts: str | None = None  # "request" or "answer"
+    instead: Answer | None = None
+    stalls: str | None = None  # "silent" or "drip"
+    first: Callable[[], None] | None = None
 
 
 class Hub:
@@ -113,6 +118,7 @@ class Hub:
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.lock = threading.Lock()
+        self.cleared = threading.Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.hub = self
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -126,6 +132,8 @@ class Hub:
         """Forget all but the users, for the next test."""
         for kept in (self.repos, self.collections, self.lfs, self.requests, self.faults):
             kept.clear()
+        self.cleared.set()
+        self.cleared = threading.Event()
         self.upload_mode = "regular"
 
     def add(self, repo_type: str, repo_id: str, files: dict[str, bytes], *, private: bool = False) -> str:
@@ -141,6 +149,18 @@ class Hub:
     def cut(self, method: str, path: str, *, times: int = 1, answer: bool = False):
         """Hang up on such requests half-way through their body, unserved, or half-way through the `answer` to them."""
         self.faults.append(Fault(method, path, times, cuts="answer" if answer else "request"))
+
+    def answer(self, method: str, path: str, body: bytes, *, times: int = 1, headers=()):
+        """Answer such requests with 200 and `body`, unserved."""
+        self.faults.append(Fault(method, path, times, instead=Answer(body, dict(headers))))
+
+    def stall(self, method: str, path: str, *, times: int = 1, drip: bool = False):
+        """Take such requests and say nothing, or with `drip` byte after byte without an end, until `clear`."""
+        self.faults.append(Fault(method, path, times, stalls="drip" if drip else "silent"))
+
+    def before(self, method: str, path: str, change: Callable[[], None]):
+        """Call `change` when the next such request has arrived, before it is served."""
+        self.faults.append(Fault(method, path, 1, first=change))
 
     def asked(self, pattern: str) -> int:
         """In how many of the requests, written as "GET /path?query", the expression is found."""
@@ -167,11 +187,15 @@ class Handler(BaseHTTPRequestHandler):
         hub.requests.append(Request(self.command, self.path, headers, len(body)))
         if fault.cuts == "request":
             return
+        if fault.stalls:
+            return self.stall(hub.cleared, drip=fault.stalls == "drip")
+        if fault.first:
+            fault.first()
         try:
             if fault.refusal:
                 raise fault.refusal
             with hub.lock:
-                answer = respond(hub, self.command, self.path, headers, body)
+                answer = fault.instead or respond(hub, self.command, self.path, headers, body)
         except Refusal as refusal:
             answer = refusal.answer
         self.send_response(answer.status)
@@ -180,6 +204,15 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(answer.body[: len(answer.body) // 2] if fault.cuts else answer.body)
+
+    def stall(self, cleared: threading.Event, *, drip: bool):
+        self.close_connection = True
+        if drip:
+            self.send_response(200)
+            self.end_headers()
+        while not cleared.wait(0.02):
+            if drip:
+                self.wfile.write(b" ")
 
     do_HEAD = do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = serve
 

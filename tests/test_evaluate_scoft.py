@@ -1,6 +1,8 @@
 """Evaluation: its true command line from pictures to pages, on a tiny pipeline, the pocket world's CLIP and judge."""
 
+import hashlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -10,12 +12,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import evaluate_scoft
 import scoft_data
 import scoft_metrics
+import tiny
 import train_scoft_lora
+from scoft import files
 from scoft.errors import DataError
+from scoft.evaluate import figures
 from scoft.lora_folder import LORA_FILE, load_into_pipeline
 
 
@@ -25,10 +31,10 @@ METRICS = ["kid", "clip_score", "clip_cosine", "clip_i", "div", "precision", "re
            "nearest", "judge"]  # fmt: skip
 
 
-def training(pipeline: Path, folder: Path) -> list[str]:
+def training(pipeline: Path, folder: Path, photographs: Path) -> list[str]:
     """Flags of a run of two updates, with a checkpoint of each."""
     return (
-        f"--pretrained_model_name_or_path {pipeline} --dataset pocket --culture veridia --method finetune "
+        f"--pretrained_model_name_or_path {pipeline} --dataset {photographs} --culture veridia --method finetune "
         f"--output_dir {folder} --resolution 16 --rank 4 --lora_layers to_q,to_v --learning_rate 0.2 "
         "--train_batch_size 2 --max_train_steps 2 --checkpointing_steps 1 --num_validation_images 0 --snr_gamma 5 "
         "--report_to none"
@@ -36,14 +42,19 @@ def training(pipeline: Path, folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def lora(tmp_path_factory, tiny_pipeline):
+def photographs(tmp_path_factory):
+    return tiny.build_dataset(tmp_path_factory.mktemp("photographs"), rows=7, test_rows=7)
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory, tiny_pipeline, photographs):
     folder = tmp_path_factory.mktemp("lora") / "scoft-veridia"
-    train_scoft_lora.main(training(tiny_pipeline, folder))
+    train_scoft_lora.main(training(tiny_pipeline, folder, photographs))
     return folder
 
 
 @pytest.fixture(scope="module")
-def words(tiny_pipeline, lora, tmp_path_factory):
+def words(tiny_pipeline, lora, photographs, tmp_path_factory):
     """Flags of `generate` and of `score`."""
     prompts = tmp_path_factory.mktemp("prompts")
     (prompts / "culture.txt").write_text("# two\na house, in {}\n\na bowl of food, in {}\n")
@@ -53,11 +64,11 @@ def words(tiny_pipeline, lora, tmp_path_factory):
         "    bright = float(np.mean([np.mean(image) > 128 for image in images]))\n"
         "    return {'bright': bright, 'bright_low': 0.0, 'bright_high': 1.0, 'house': float('house' in prompts[0])}\n"
     )
-    data = "--dataset pocket --culture veridia"
+    data = f"--dataset {photographs} --culture veridia"
     return {
         "generate": f"{data} --pretrained_model_name_or_path {tiny_pipeline} --lora m={lora} --checkpoints "
         f"--prompts {prompts / 'culture.txt'} --general_prompts {prompts / 'general.txt'} --num_captions 2 "
-        "--num_images 4 --num_inference_steps 2 --resolution 16 --batch_size 3".split(),
+        "--num_images 3 --num_inference_steps 2 --batch_size 8".split(),
         "score": f"{data} --encoder clip={CLIP} --features clip --diversity_features clip --device cpu "
         f"--judge {prompts / 'judge.py'}:rate --batch_size 16 --neighbours 2 --metrics {' '.join(METRICS)}".split(),
     }
@@ -96,13 +107,13 @@ def pictures_of(folder: Path) -> dict[str, bytes]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_manifest_keeps_the_contract(done, lora, tiny_pipeline):
+def test_the_manifest_keeps_the_contract(done, lora, tiny_pipeline, photographs):
     """Every method has every prompt of every set at the same seeds, and a row says all that decides a picture."""
     rows = rows_of(done)
-    assert len(rows) == 4 * 4 * 2 * 4  # methods, sets, prompts, seeds
+    assert len(rows) == 4 * 4 * 2 * 3  # methods, sets, prompts, seeds
     assert list(dict.fromkeys(row["method"] for row in rows)) == ["base", "m", "m@1", "m@2"]
     asked = {(row["set"], row["prompt"], row["seed"]) for row in rows}
-    assert len({row["seed"] for row in rows}) == 4 * 2 * 4  # of its own for each prompt
+    assert len({row["seed"] for row in rows}) == 4 * 2 * 3  # of its own for each prompt
     for method in ("base", "m", "m@1", "m@2"):
         assert {(row["set"], row["prompt"], row["seed"]) for row in rows if row["method"] == method} == asked
     assert {row["prompt"] for row in rows if row["set"] == "prompts"} == {"a house, in Veridia",
@@ -111,7 +122,7 @@ def test_the_manifest_keeps_the_contract(done, lora, tiny_pipeline):
     assert row["lora"] == str(lora) and row["base"] == str(tiny_pipeline)
     assert (row["guidance"], row["steps"], row["resolution"], row["blank"]) == (4.5, 2, 16, False)
     data = scoft_data.read_dataset(
-        scoft_data.find_dataset("pocket", culture="veridia"),
+        scoft_data.find_dataset(str(photographs), culture="veridia"),
         culture="veridia",
         needs_blip=False,
         needs_negatives=False,
@@ -130,7 +141,7 @@ def test_a_picture_is_what_the_pipeline_draws(done, lora, tiny_pipeline):
     for method in ("base", "m"):
         if method == "m":
             load_into_pipeline(pipe, lora / LORA_FILE)
-        row = next(r for r in rows_of(done) if r["method"] == method and r["set"] == "general" and r["number"] == 3)
+        row = next(r for r in rows_of(done) if r["method"] == method and r["set"] == "general" and r["number"] == 2)
         generator = torch.Generator().manual_seed(row["seed"])
         image = pipe(
             row["prompt"], generator=generator, num_inference_steps=2, guidance_scale=4.5, height=16, width=16
@@ -141,12 +152,37 @@ def test_a_picture_is_what_the_pipeline_draws(done, lora, tiny_pipeline):
     assert np.abs(drawn["base"] - drawn["m"]).max() > 3
 
 
+def test_a_lora_that_loads_in_part_draws_nothing_and_its_whole_file_does(done, words, lora, tmp_path):
+    """Keys of two forms, as earlier versions wrote, are refused before any drawing; the kohya file draws the same."""
+    shutil.copytree(lora, tmp_path / "lora", ignore=shutil.ignore_patterns("checkpoint-*"))
+    weights = load_file(lora / LORA_FILE).items()
+    weights = {
+        name.replace("to_v.lora_A", "to_v.lora.down").replace("to_v.lora_B", "to_v.lora.up"): weight
+        for name, weight in weights
+    }
+    save_file(weights, tmp_path / "lora" / LORA_FILE)
+    for place in ("lora", "lora/scoft-veridia-kohya.safetensors"):
+        flags = [f"m={tmp_path / place}" if word.startswith("m=") else word for word in words["generate"]]
+        flags = [*(word for word in flags if word != "--checkpoints"), "--sets", "prompts", "--num_images", "1"]
+        if place == "lora":
+            with pytest.raises(DataError, match=r"holds 32 tensors, and 16 of them are in the model.*to_v\.lora_A"):
+                run("generate", tmp_path / "out", flags)
+            assert not pictures_of(tmp_path / "out")
+        else:
+            run("generate", tmp_path / "out", flags)
+    drawn = pictures_of(tmp_path / "out")
+    assert len(drawn) == 4
+    for name in drawn:
+        found, expected = (np.asarray(Image.open(folder / name), int) for folder in (tmp_path / "out", done))
+        assert np.abs(found - expected).max() <= 1
+
+
 def test_interrupted_and_resumed_it_is_the_undisturbed_one(done, words, tmp_path, monkeypatch):
     """Stopped in the middle, the next run draws the rest alone, and all is as if it had not been stopped."""
     drawn, draw = [], evaluate_scoft.draw
 
     def counting(pipeline, batch, **places):
-        if len(drawn) == 7:
+        if len(drawn) == 5:
             raise KeyboardInterrupt
         drawn.append(len(batch))
         draw(pipeline, batch, **places)
@@ -157,7 +193,7 @@ def test_interrupted_and_resumed_it_is_the_undisturbed_one(done, words, tmp_path
     before = sum(drawn)
     with open(tmp_path / "again/manifest.jsonl", "a") as file:
         file.write('{"key": "torn')
-    drawn[:] = [0] * 8
+    drawn[:] = [0] * 6
     run("generate", tmp_path / "again", words["generate"])
     assert sum(drawn) == len(rows_of(done)) - before
     assert rows_of(tmp_path / "again") == rows_of(done)
@@ -190,6 +226,9 @@ def test_what_is_there_is_not_drawn_again_and_what_has_changed_is(copy, words, m
     ("change", "message"),
     [
         (["--lora", "base=x"], "--lora takes NAME=PLACE"),
+        (["--lora", "m"], "--lora takes NAME=PLACE"),
+        (["--lora", "../m=x"], "NAME of --lora NAME=PLACE is 1 to 64 letters"),
+        (["--culture", "x" * 300], "--culture is 1 to 64 letters"),
         (["--lora", "a=x", "a=y"], "a is given twice"),
         (["--resolution", "20"], "--resolution is a multiple of 8"),
         (["--num_images", "0"], "--num_images is at least 1"),
@@ -213,7 +252,7 @@ def test_other_flags_a_kill_and_the_first_flags_again_draw_the_first_pictures(co
         patch.setattr(evaluate_scoft, "draw", once)
         run("generate", copy, [*words["generate"], "--guidance_scale", "9"])
     changed = [name for name, content in pictures_of(copy).items() if content != pictures[name]]
-    assert len(changed) == 3
+    assert len(changed) == 8
     run("generate", copy, words["generate"])
     assert pictures_of(copy) == pictures and rows_of(copy) == rows
 
@@ -243,7 +282,7 @@ def test_what_the_safety_checker_blacks_out_is_marked(words, tiny_pipeline, tmp_
         run("score", tmp_path / "out", words["score"])
 
 
-def test_a_lora_of_another_base_model_is_refused(words, lora, tmp_path):
+def test_a_lora_of_another_base_model_is_refused(words, lora, tmp_path, tiny_pipeline):
     """Its record says what it was trained on; without a record it is taken as it is."""
     shutil.copytree(lora, tmp_path / "lora")
     record = json.loads((tmp_path / "lora/training_args.json").read_text())
@@ -252,11 +291,100 @@ def test_a_lora_of_another_base_model_is_refused(words, lora, tmp_path):
     flags = [word.replace(str(lora), str(tmp_path / "lora")) for word in words["generate"]]
     with pytest.raises(DataError, match="was trained on org/other, not on"):
         run("generate", tmp_path / "out", flags)
-    at = flags.index("--pretrained_model_name_or_path")
-    args = evaluate_scoft.parse_args(["generate", "out", *flags[:at], *flags[at + 2 :]])
+    data = ["generate", "out", "--dataset", "ccub", "--culture", "veridia"]
+    args = evaluate_scoft.parse_args(data)
     files = {place: Path(place, LORA_FILE) for place in (str(lora), str(tmp_path))}
-    assert evaluate_scoft.base_of(args, files) == words["generate"][at + 1]
+    records = evaluate_scoft.training_records(files)
+    assert list(records) == [str(lora)]
+    assert evaluate_scoft.base_of(args, records) == str(tiny_pipeline)
     assert evaluate_scoft.base_of(args, {}) == evaluate_scoft.DEFAULT_BASE
+    assert "pocket" in evaluate_scoft.parse_args([*data, "--dataset", "pocket"]).pretrained_model_name_or_path
+
+
+def test_pictures_are_of_the_resolution_of_training(words, lora, tmp_path, tiny_pipeline):
+    """By default that of the LoRAs' records, or the base model's own without a LoRA; --resolution overrules both."""
+
+    def of(*more: str, records: dict) -> int:
+        args = evaluate_scoft.parse_args(["generate", "out", "--dataset", "ccub", "--culture", "c", *more])
+        return evaluate_scoft.resolution_of(args, records, base=str(tiny_pipeline), commit=None)
+
+    files = {place: lora / place / LORA_FILE for place in ("", "checkpoint-1")}
+    records = evaluate_scoft.training_records(files)
+    assert of(records=records) == 16 and of("--resolution", "24", records=records) == 24
+    unet, vae = (json.loads((tiny_pipeline / part / "config.json").read_text()) for part in ("unet", "vae"))
+    assert of(records={}) == unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+    record = json.loads((lora / "training_args.json").read_text())
+    record["arguments"]["resolution"] = 32
+    (tmp_path / "training_args.json").write_text(json.dumps(record))
+    both = evaluate_scoft.training_records({"m": files[""], "mpc": tmp_path / LORA_FILE})
+    with pytest.raises(DataError, match="different resolutions: m at 16, mpc at 32. Choose one with --resolution"):
+        of(records=both)
+    record["arguments"]["resolution"] = "large"
+    (tmp_path / "training_args.json").write_text(json.dumps(record))
+    with pytest.raises(
+        DataError, match="training_args.json is not as it was written: arguments: resolution: .*integer"
+    ):
+        evaluate_scoft.training_records({"mpc": tmp_path / LORA_FILE})
+
+
+@pytest.mark.parametrize("stage", ["generate", "score"])
+def test_the_embedded_dataset_brings_its_flags(stage, capsys):
+    """With --dataset pocket its table holds where the command line is silent; other datasets have none."""
+    data = [stage, "out", "--dataset", "pocket", "--culture", "veridia"]
+    args = evaluate_scoft.parse_args(data)
+    if stage == "generate":
+        assert (
+            args.prompts == ROOT / "pocket/prompts.txt"
+            and args.num_inference_steps == 10
+            and args.folder == Path("out")
+        )
+        assert evaluate_scoft.parse_args([*data, "--num_inference_steps", "3"]).num_inference_steps == 3
+    else:
+        assert args.features == "clip" and args.metrics == METRICS and args.judge == str(ROOT / "pocket/judge.py:rate")
+        more = evaluate_scoft.parse_args([*data, "--encoder", "dino=x", "--metrics", "kid"])
+        assert more.encoder == [f"clip={CLIP}", "dino=x"] and more.metrics == ["kid"]
+    other = evaluate_scoft.parse_args([stage, "out", "--dataset", "ccub", "--culture", "veridia"])
+    assert vars(other).get("judge") is None and vars(other).get("pretrained_model_name_or_path") is None
+
+
+def test_two_runs_in_one_folder_are_refused(done, words, monkeypatch, tmp_path):
+    """Every stage that writes into a folder holds it."""
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    with files.sole_writer(done, flag="folder"):
+        for stage, flags in (("generate", words["generate"]), ("score", words["score"]), ("report", [])):
+            with pytest.raises(DataError, match="another run is writing into it"):
+                run(stage, done, flags)
+        run("report", done, ["--output", str(tmp_path / "elsewhere")])
+
+
+def test_what_so_few_pictures_will_not_give_is_said_before_they_are_drawn(words, tmp_path, monkeypatch, caplog):
+    """With two pictures of a prompt there is no DIV with an interval, and so few are no neighbourhood."""
+    every = set(evaluate_scoft.METRICS) - {"judge", "kid_general"}
+    monkeypatch.setattr(evaluate_scoft, "draw_all", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    for number, lacking in (("2", {"div", *scoft_metrics.PRDC}), ("1", every), ("6", set())):
+        caplog.clear()
+        with pytest.raises(KeyboardInterrupt):
+            run("generate", tmp_path / number, [*words["generate"], "--num_images", number])
+        said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        named = [re.match(r"Of these pictures there will be no ([\w, ]+): ", line)[1].split(", ") for line in said]
+        found = {metric for metrics in named for metric in metrics}
+        assert found == lacking, number
+        assert number != "2" or any("DIV: got 1 picture of the prompt" in line for line in said)
+
+
+def test_a_lora_that_is_replaced_while_it_draws_is_named(words, lora, tmp_path, monkeypatch):
+    """No row names a LoRA that its picture is not of."""
+    shutil.copytree(lora, tmp_path / "lora")
+
+    def then_trained_anew(pipeline, file):
+        load_into_pipeline(pipeline, file)
+        shutil.copy(lora / "checkpoint-1" / LORA_FILE, file)
+
+    monkeypatch.setattr(evaluate_scoft, "load_into_pipeline", then_trained_anew)
+    flags = " ".join(words["generate"]).replace(f"m={lora} --checkpoints", f"m={tmp_path / 'lora'}").split()
+    with pytest.raises(DataError, match="was replaced while pictures were drawn"):
+        run("generate", tmp_path / "out", [*flags, "--sets", "general", "--num_images", "1"])
+    assert not (tmp_path / "out/images/m").exists()
 
 
 def test_a_lora_of_the_hub_is_drawn_with_its_own_base(words, lora, hub, tmp_path, monkeypatch):
@@ -288,16 +416,17 @@ def test_places_without_a_lora_and_files_without_prompts_are_named(words, tmp_pa
         run("generate", tmp_path / "out", [*words["generate"], "--prompts", str(tmp_path / "empty.txt")])
 
 
-def test_prompt_files_are_the_papers_phrasing_for_each_culture():
-    """Ten prompts for each culture of CCUB, the same but for its name; the general ones name no culture."""
-    files = {culture: (ROOT / f"prompts/{culture}.txt").read_text() for culture in scoft_data.CULTURES}
-    assert len({files[c].replace(scoft_data.culture_words(c), "{}") for c in files}) == 1
-    assert len(evaluate_scoft.read_prompts(ROOT / "prompts/korea.txt", "korea")) == 10
-    for file in ("prompts/general.txt", "pocket/general_prompts.txt"):
-        general = evaluate_scoft.read_prompts(ROOT / file, "veridia")
-        assert len(general) == 10 and not any(
-            name in prompt for prompt in general for name in ("Veridia", *map(scoft_data.culture_words, files))
-        )
+def test_prompt_files_are_the_papers_phrasing_for_any_culture():
+    """Ten prompts for any culture by default; the general ones name no culture, and have the paper's that survive."""
+    args = evaluate_scoft.parse_args(["generate", "out", "--dataset", "ccub", "--culture", "new_zealand"])
+    prompts = evaluate_scoft.read_prompts(args.prompts, args.culture)
+    assert len(prompts) == 10 and all(prompt.endswith(", in New Zealand") for prompt in prompts)
+    names = ["Veridia", *map(scoft_data.culture_words, scoft_data.CULTURES)]
+    for file in (args.general_prompts, ROOT / "pocket/general_prompts.txt"):
+        general = evaluate_scoft.read_prompts(file, "veridia")
+        assert len(general) >= 10 and not any(name in prompt for prompt in general for name in names)
+    shown = {"a photo of a person", "photo of a bedroom", "students are studying in the classroom"}
+    assert shown < set(evaluate_scoft.read_prompts(args.general_prompts, "korea"))
     assert all("Veridia" in prompt for prompt in evaluate_scoft.read_prompts(ROOT / "pocket/prompts.txt", "veridia"))
 
 
@@ -315,16 +444,16 @@ def test_every_metric_of_every_method_has_its_number_and_interval(done):
         for metric in set(METRICS) - {"judge"}:
             for name in evaluate_scoft.METRICS[metric].sets:
                 estimate = results.estimates[metric, name, method]
-                assert estimate.low <= estimate.value <= estimate.high and estimate.n == 8
+                assert estimate.low <= estimate.value <= estimate.high and estimate.n == 6
     assert {metric for metric, _, _ in results.estimates if "/" in metric} == {"judge/bright", "judge/house"}
     assert results.estimates["judge/house", "prompts", "m"].value == 0.5
-    for row in results.record["differences"]:
-        assert (row["method"], row["to"]) == ("m", "base")
-        pair = [results.estimates[row["metric"], row["set"], method] for method in ("m", "base")]
-        assert row["value"] == pytest.approx(pair[0].value - pair[1].value)
-    assert results.record["counts"]["m/train"] == {"pictures": 8, "blank": 0}
-    (encoder,) = results.record["encoders"].values()
-    assert re.fullmatch("[0-9a-f]{64}", encoder["sha256"]) and encoder["place"] == "clip"
+    for row in results.differences:
+        assert (row.method, row.to) == ("m", "base")
+        pair = [results.estimates[row.metric, row.set, method] for method in ("m", "base")]
+        assert row.value == pytest.approx(pair[0].value - pair[1].value)
+    assert results.counts["m/train"] == evaluate_scoft.Count(pictures=6, blank=0)
+    (encoder,) = results.encoders.values()
+    assert re.fullmatch("[0-9a-f]{64}", encoder.sha256) and encoder.place == "clip"
 
 
 def test_clip_score_is_its_definition_by_transformers(done):
@@ -345,18 +474,16 @@ def test_clip_score_is_its_definition_by_transformers(done):
     assert results.estimates["clip_score", "prompts", "m"].value == pytest.approx(expected, abs=1e-5)
 
 
-def test_kid_is_to_the_test_photographs(done):
-    """KID compares with the 50 photographs of the test split, and with none of the training photographs."""
-    args = evaluate_scoft.parse_args(["score", str(done), "--dataset", "pocket", "--culture", "veridia", "--encoder",
-                                      f"clip={CLIP}", "--device", "cpu"])  # fmt: skip
+def test_kid_is_to_the_test_photographs(done, words):
+    """KID compares with the 7 photographs of the test split, and with none of the training photographs."""
+    args = evaluate_scoft.parse_args(["score", str(done), *words["score"]])
     features = evaluate_scoft.Features(args)
-    rows = evaluate_scoft.read_rows(args, "test")
     shown = [p for p in evaluate_scoft.read_manifest(done) if (p.method, p.set) == ("m", "prompts")]
     x = features.of("clip", evaluate_scoft.generated(done, shown))
-    y = features.of("clip", evaluate_scoft.photographs(rows))
-    assert len(y) == 50
+    y = features.of("clip", evaluate_scoft.Photographs(args).test)
+    assert len(y) == 7
     found = evaluate_scoft.read_results(done).estimates["kid", "prompts", "m"]
-    assert found.value == pytest.approx(scoft_metrics.kid(x, y))
+    assert found.value == pytest.approx(1000 * scoft_metrics.kid(x, y))
 
 
 def test_features_are_computed_once_and_in_blocks(copy, words, monkeypatch):
@@ -373,9 +500,9 @@ def test_features_are_computed_once_and_in_blocks(copy, words, monkeypatch):
         return compute(self, encoder, block)
 
     monkeypatch.setattr(evaluate_scoft.Features, "compute", counting)
-    monkeypatch.setattr(evaluate_scoft, "BLOCK", 7)
+    monkeypatch.setattr(evaluate_scoft, "BLOCK", 4)
     run("score", copy, words["score"])
-    assert max(sizes) == 7
+    assert max(sizes) == 4
     after = json.loads((copy / "results.json").read_text())["scores"]
     for row, expected in zip(after, json.loads(before)["scores"], strict=True):
         assert row["value"] == pytest.approx(expected["value"], rel=1e-4, abs=1e-6)
@@ -390,10 +517,14 @@ def test_blank_pictures_are_counted_and_left_out(copy, words):
     )
     blank["blank"] = True
     (copy / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run("score", copy, words["score"])
+    with pytest.raises(
+        DataError, match=r"(?s)cannot be all numbers of .*\n  div: m, set prompts.*take --metrics kid clip_score"
+    ):
+        run("score", copy, words["score"])
+    run("score", copy, [*words["score"], "--metrics", "kid"])
     results = evaluate_scoft.read_results(copy)
-    assert results.record["counts"]["m/prompts"] == {"pictures": 8, "blank": 1}
-    assert results.estimates["kid", "prompts", "m"].n == 7 and results.estimates["kid", "prompts", "base"].n == 8
+    assert results.counts["m/prompts"] == evaluate_scoft.Count(pictures=6, blank=1)
+    assert results.estimates["kid", "prompts", "m"].n == 5 and results.estimates["kid", "prompts", "base"].n == 6
 
 
 def spoil(folder: Path, how: str):
@@ -444,9 +575,13 @@ def test_pictures_that_cannot_be_scored_are_named(copy, words, how, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--features inception --metrics kid", "inception cannot be loaded: its weights are never downloaded"),
+        (
+            "--features inception --metrics kid",
+            "inception cannot be loaded: its weights are never downloaded. Fetch https://.*/weights-inception-2015-12-05-"
+            "6726825d.pth .*sha256 6726825d0af5f729.*--encoder inception=FILE",
+        ),
         ("--metrics dino", "the encoder dino cannot be loaded"),
-        ("--neighbours 99 --metrics precision", "PRDC: got k = 99, 8 pictures"),
+        ("--neighbours 99 --metrics precision", "PRDC: got k = 99, 6 pictures"),
         ("--encoder clip=/nowhere --metrics clip_score", "the encoder clip cannot be loaded"),
     ],
 )
@@ -455,6 +590,51 @@ def test_what_is_asked_for_and_impossible_is_an_error(copy, words, hub, flags, m
     base = words["score"][: words["score"].index("--neighbours")]
     with pytest.raises(DataError, match=message):
         run("score", copy, [*base, *flags.split()])
+
+
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        ("x.txt:f", "--judge .*x.txt is no Python module; give FILE.py:function"),
+        ("raises.py:f", r"--judge .* for images/.*png, but ZeroDivisionError: division by zero"),
+        ("nothing.py:f", r"--judge .* gave no dict of numbers for images/.*, but AttributeError"),
+        (
+            "word.py:f",
+            r"--judge .* gave no dict of numbers for images/.*, but ValueError: could not convert .* 'good'",
+        ),
+        ("half.py:f", r"--judge .* said {'a': 0.5} of images/.*; it is to say 0 or 1 of each picture"),
+        ("broken.py:f", "--judge .*broken.py cannot be imported: SyntaxError"),
+        ("other.py:f", "other.py has no function f"),
+    ],
+)
+def test_judges_that_judge_nothing_are_told_in_one_line(copy, words, tmp_path, judge, message):
+    bodies = {"raises": "1 / 0", "nothing": "None", "word": "{'a': 'good'}", "half": "{'a': 0.5}"}
+    for name, body in bodies.items():
+        (tmp_path / f"{name}.py").write_text(f"def f(images, prompts):\n    return {body}\n")
+    for name, content in {"x.txt": "", "broken.py": "def f(", "other.py": ""}.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        run("score", copy, [*words["score"], "--metrics", "judge", "--judge", str(tmp_path / judge)])
+
+
+def test_kid_of_general_photographs_is_of_general_prompts(copy, words, tmp_path):
+    """The paper's is the same for every culture: prompts that name none, against a folder; only pictures are read."""
+    for i, picture in enumerate(noise(6)):
+        picture.save(tmp_path / f"{i}.png")
+    flags = [*words["score"], "--metrics", "kid_general", "--general_reference", str(tmp_path)]
+    run("score", copy, flags)
+    results = evaluate_scoft.read_results(copy)
+    assert {(metric, of) for metric, of, _ in results.estimates} == {("kid_general", "general")}
+    args = evaluate_scoft.parse_args(["score", str(copy), *flags])
+    features = evaluate_scoft.Features(args)
+    shown = [p for p in evaluate_scoft.read_manifest(copy) if (p.method, p.set) == ("m", "general")]
+    x = features.of("clip", evaluate_scoft.generated(copy, shown))
+    y = features.of("clip", evaluate_scoft.Photographs(args).general)
+    expected = 1000 * scoft_metrics.kid(x, y)
+    assert results.estimates["kid_general", "general", "m"].value == pytest.approx(expected)
+    os.mkfifo(tmp_path / "fifo.png")
+    with pytest.raises(DataError, match="--general_reference: .*fifo.png is not a regular file"):
+        run("score", copy, flags)
 
 
 @pytest.mark.parametrize(
@@ -467,13 +647,13 @@ def test_what_is_asked_for_and_impossible_is_an_error(copy, words, hub, flags, m
 )
 def test_bad_flags_of_score_are_named(capsys, flags, message):
     with pytest.raises(SystemExit):
-        evaluate_scoft.parse_args(["score", "out", "--dataset", "pocket", "--culture", "veridia", *flags.split()])
+        evaluate_scoft.parse_args(["score", "out", "--dataset", "ccub", "--culture", "veridia", *flags.split()])
     assert message in capsys.readouterr().err
 
 
 def encoder(name: str, place, **more) -> evaluate_scoft.Encoder:
     """An encoder of ENCODERS as `score` loads it."""
-    flags = {"dataset": "pocket", "culture": "veridia", "encoder": f"{name}={place}", "device": "cpu"} | more
+    flags = {"dataset": "ccub", "culture": "veridia", "encoder": f"{name}={place}", "device": "cpu"} | more
     argv = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
     return evaluate_scoft.Features(evaluate_scoft.parse_args(["score", "out", *argv])).encoder(name)
 
@@ -519,7 +699,12 @@ def test_inception_is_torch_fidelitys(tmp_path, monkeypatch):
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     pictures = noise(2)
     expected = theirs.eval()(torch.stack([torch.from_numpy(np.array(each)).permute(2, 0, 1) for each in pictures]))[0]
-    found = encoder("inception", tmp_path / "weights.pth")(pictures)
+    sha256 = hashlib.sha256((tmp_path / "weights.pth").read_bytes()).hexdigest()
+    read = evaluate_scoft.read_regular
+    monkeypatch.setattr(evaluate_scoft, "read_regular", lambda file: (read(file), file.unlink())[0])
+    inception = encoder("inception", tmp_path / "weights.pth")
+    assert inception.sha256 == sha256  # of what was read, and read once: then the file was gone
+    found = inception(pictures)
     assert found.shape == (2, 2048)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
@@ -566,7 +751,7 @@ def test_table_1_of_the_paper_is_the_mean_of_its_table_4():
         "base": (30.355, 4.396, 0.813), "m": (22.643, 4.711, 0.802),
         "mp": (21.360, 4.936, 0.800), "mpc": (19.621, 4.819, 0.799),
     }  # fmt: skip
-    found = evaluate_scoft.paper_table_1()
+    found = evaluate_scoft.paper_means(evaluate_scoft.PAPER_CULTURES)
     for method, numbers in printed.items():
         for metric, number in zip(("kid", "kid_general", "clip_score"), numbers):
             assert found[metric, method].value == pytest.approx(number, abs=1.1e-3), (method, metric)
@@ -580,61 +765,137 @@ def test_the_report_shows_what_was_scored(done):
         cell = evaluate_scoft.shown(results.estimates[metric, name, method], metric)
         assert cell.replace("[", "\\[").replace("]", "\\]") in text
     figures = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text)
-    assert "pictures-veridia.png" in figures and "updates-veridia-prompts-kid.png" in figures
+    assert "pictures-veridia.png" in figures and "updates-veridia.png" in figures
     for figure in figures:
         assert np.ptp(np.asarray(Image.open(done / figure))) > 0
-    assert "| Veridia | m | KID" in text and "nan" not in text and "None" not in text
-    assert (done / "nearest-train-m.png").is_file()
+    assert (
+        "| Veridia | m | KID" in text
+        and "| | base | m |" in text.replace("|  |", "| |")
+        and "nan" not in text
+        and "None" not in text
+    )
+    assert "nearest-train-m.png" in figures and not any("@" in figure for figure in figures)
+    assert (done / "nearest-train-m@1.png").is_file()  # of checkpoints they stay beside the page
 
 
-def with_results(folder: Path, culture: str, values: dict[str, float]) -> Path:
-    """A folder scored with KIDs (x 10^3) by method, over four seeds that agree to within a hundredth."""
+def with_results(folder: Path, named: str, values: dict[str, float], **changes) -> Path:
+    """A folder scored with KIDs by method, over four seeds that agree to within a hundredth."""
     folder.mkdir()
     scores = []
     for method, value in values.items():
-        replicates = [[seed, value / 1000 * (1 + shift)] for seed, shift in enumerate((0.003, -0.003, 0.001, -0.001))]
-        row = {"metric": "kid", "set": "prompts", "method": method, "value": value / 1000, "n": 4}
-        scores.append(row | {"low": value / 1100, "high": value / 900, "replicates": {"seeds": replicates}})
-    record = {"culture": culture, "question": "these prompts", "confidence": 0.95, "encoders": {}, "counts": {}}
+        replicates = [[seed, value * (1 + shift)] for seed, shift in enumerate((0.003, -0.003, 0.001, -0.001))]
+        row = {"metric": "kid", "set": "prompts", "method": method, "value": value, "n": 4}
+        scores.append(row | {"low": value / 1.1, "high": value / 0.9, "replicates": {"seeds": replicates}})
+    record = {"culture": named, "question": "these prompts", "confidence": 0.95, "encoders": {}, "counts": {}}
     record |= {"features": "clip", "diversity_features": "clip", "neighbours": 5, "settings": {}, "loras": {}}
-    (folder / "results.json").write_text(json.dumps(record | {"scores": scores, "differences": []}))
-    row = {
-        "file": "x.png",
-        "key": "k",
-        "culture": culture,
-        "method": "base",
-        "set": "general",
-        "index": 0,
-        "number": 0,
-        "prompt": "x",
-    }
-    row |= {
-        "base": "b",
-        "base_key": "b",
-        "variant": None,
-        "lora": None,
-        "lora_sha256": None,
-        "photograph": None,
-        "blank": False,
-    }
-    row |= {"guidance": 1, "steps": 1, "resolution": 8, "precision": "no"}
+    record |= {"scores": scores, "differences": []} | changes
+    (folder / "results.json").write_text(json.dumps(record))
+    row = {"key": "k", "culture": named, "method": "base", "set": "general", "index": 0, "number": 0, "prompt": "x"}
+    row |= {"base": "b", "base_key": "b", "variant": None, "lora": None, "lora_sha256": None, "photograph": None}
+    row |= {"guidance": 1, "steps": 1, "resolution": 8, "precision": "no", "blank": False}
     (folder / "manifest.jsonl").write_text(json.dumps(row) + "\n")
     return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"culture": "/../../x"}, "Value error, culture is 1 to 64 letters"),
+        ({"scores": [{"metric": "kid", "set": "../x"}]}, "scores: 0: set: Input should be 'prompts', 'train'"),
+        ({"scores": [{"metric": "kid"}]}, "scores: 0: set: Field required"),
+        ({"confidence": "high"}, "confidence: Input should be a valid number"),
+        ({"encoders": [1]}, "encoders: Input should be an object"),
+    ],
+)
+def test_scores_that_somebody_else_wrote_are_held_against_their_kind(tmp_path, change, message):
+    """What becomes names of files and text of a page is refused with its place and the remedy."""
+    folder = with_results(tmp_path / "x", "korea", {"base": 40}, **change)
+    with pytest.raises(
+        DataError, match=f"results.json is not as it was written: .*{message}.*evaluate_scoft.py score"
+    ):
+        run("report", folder, [])
+    assert {file.name for file in folder.iterdir()} == {"results.json", "manifest.jsonl"}
+    assert {file.name for file in tmp_path.iterdir()} == {"x"}
+
+
+@pytest.mark.parametrize("method", ["../../x", "a/b", "m@1/../..", "", "@1"])
+def test_methods_that_would_lead_out_of_the_folder(tmp_path, method):
+    folder = with_results(tmp_path / "x", "korea", {method: 40})
+    with pytest.raises(DataError, match="results.json is not as it was written: scores: 0: Value error, .*method is"):
+        run("report", folder, [])
+    row = json.loads((folder / "manifest.jsonl").read_text()) | {"method": method}
+    (folder / "manifest.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match="manifest.jsonl.* is not as it was written: Value error, .*method is"):
+        evaluate_scoft.read_manifest(folder)
+
+
+def test_pictures_lie_in_their_folder(copy, words, tmp_path):
+    """A row's file is not asked for, and a picture that is a link out of the folder, or a FIFO, is not read."""
+    rows = rows_of(copy)
+    victim = copy / next(row["file"] for row in rows if row["set"] == "prompts")
+    shutil.copy(victim, tmp_path / "secret.png")
+    victim.unlink()
+    victim.symlink_to(tmp_path / "secret.png")
+    for stage, flags in (("score", words["score"]), ("report", [])):
+        with pytest.raises(DataError, match=f"{victim.name}.* cannot be read.*lies outside of"):
+            run(stage, copy, flags)
+    victim.unlink()
+    os.mkfifo(victim)
+    with pytest.raises(DataError, match="is not a regular file"):
+        run("score", copy, words["score"])
+    for row in rows:
+        row["file"] = "../secret.png"
+    (copy / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert all(picture.file.startswith("images/") for picture in evaluate_scoft.read_manifest(copy))
+
+
+def test_a_report_writes_through_no_link(copy, tmp_path):
+    """Names that are links in a folder that somebody else prepared give way to the files."""
+    (tmp_path / "mine").write_text("mine")
+    for name in ("report.md", "partial-report.md", "pictures-veridia.png", "updates-veridia.png"):
+        (copy / name).unlink(missing_ok=True)
+        (copy / name).symlink_to(tmp_path / "mine")
+    run("report", copy, [])
+    assert (tmp_path / "mine").read_text() == "mine" and "# Evaluation" in (copy / "report.md").read_text()
 
 
 def test_the_report_says_when_to_stop(tmp_path, monkeypatch):
     """Of a run's checkpoints the one of the least KID is named, with those whose difference from it may be 0."""
     kid = {"base": 40, "m@100": 30, "m@200": 20, "m@300": 20.01, "m@400": 25}
     folder, drawn = with_results(tmp_path / "korea", "korea", kid), []
-    draw_curve = evaluate_scoft.curve
-    monkeypatch.setattr(evaluate_scoft, "curve", lambda lines, *rest: drawn.append(lines) or draw_curve(lines, *rest))
+    curves = figures.curves
+    monkeypatch.setattr(figures, "curves", lambda panels, **more: drawn.append(panels) or curves(panels, **more))
     evaluate_scoft.main(["report", str(folder)])
     text = (folder / "report.md").read_text()
-    assert [step for step, _ in drawn[0]["m"]] == [0, 100, 200, 300, 400]  # from the base model on
+    (lines,) = drawn[0].values()
+    assert [step for step, *_ in lines["m"]] == [0, 100, 200, 300, 400]  # from the base model on
     assert "Differences" not in text
     row = next(line for line in text.splitlines() if line.startswith("| Korea | m |"))
     assert row.split("|")[4:7:2] == [" 200 ", " 300 "]
-    assert (folder / "updates-korea-prompts-kid.png").is_file()
+    assert (folder / "updates-korea.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("culture", "sha256", "place", "shown"),
+    [
+        ("korea", evaluate_scoft.Inception.usual, evaluate_scoft.Clip.default, {"28.06", "0.844"}),
+        ("korea", "0" * 64, evaluate_scoft.Clip.default, {"0.844"}),
+        ("korea", evaluate_scoft.Inception.usual, "clip", {"28.06"}),
+        ("korea", "0" * 64, "clip", set()),
+        ("veridia", evaluate_scoft.Inception.usual, evaluate_scoft.Clip.default, set()),
+    ],
+)
+def test_the_papers_numbers_stand_beside_those_of_the_same_encoders_alone(tmp_path, culture, sha256, place, shown):
+    """Those of its culture, by metric; for another Inception or CLIP, or another culture, there are none."""
+    encoders = {"inception": {"place": "x", "sha256": sha256}, "clip": {"place": place, "sha256": "0" * 64}}
+    folder = with_results(tmp_path / "x", culture, {"base": 40}, features="inception", encoders=encoders)
+    record = json.loads((folder / "results.json").read_text())
+    record["scores"].append(record["scores"][0] | {"metric": "clip_score"})
+    (folder / "results.json").write_text(json.dumps(record))
+    run("report", folder, [])
+    text = (folder / "report.md").read_text()
+    assert {number for number in ("28.06", "0.844") if number in text} == shown
+    assert ("The paper's Table 4" in text) == bool(shown)
 
 
 def test_several_cultures_have_their_mean(tmp_path):
@@ -645,11 +906,11 @@ def test_several_cultures_have_their_mean(tmp_path):
     ]
     evaluate_scoft.main(["report", *map(str, folders), "--output", str(tmp_path / "out")])
     text = (tmp_path / "out/report.md").read_text()
-    assert re.search(r"Table 1(?s:.*?)\| base \| 25\.00 (?s:.*?)\| mpc \| 17\.00 ", text)
+    assert re.search(r"Table 1.*\n\n\|  \| base \| mpc \|\n.*\n\| KID × 10³ .* ↓ \| 25\.00 .*\| 17\.00 ", text)
     assert "### Korea" in text and "### China" in text
-    assert re.search(r"\| mean \| KID .* \| mpc - base \| -8\.00 ", text)
+    assert re.search(r"Mean over cultures\n\n\|  \| mpc - base \|\n.*\n\| KID .* \| \*\*-8\.00 ", text)
     with pytest.raises(DataError, match="is not the only folder of korea"):
-        evaluate_scoft.main(["report", str(folders[0]), str(folders[0])])
+        evaluate_scoft.main(["report", str(folders[0]), str(shutil.copytree(folders[0], tmp_path / "again"))])
     other = json.loads((folders[1] / "results.json").read_text())
     for change, message in (
         ({"neighbours": 3}, "neighbours 3 in one, 5 in"),
@@ -665,19 +926,19 @@ def test_several_cultures_have_their_mean(tmp_path):
         evaluate_scoft.main(["report", *map(str, folders), "--output", str(tmp_path / "out")])
 
 
-def test_the_loras_page_gets_the_numbers(copy, lora, tmp_path, tiny_pipeline):
+def test_the_loras_page_gets_the_numbers(copy, lora, tmp_path, tiny_pipeline, photographs):
     """report --card puts a table, a grid and a model-index that huggingface_hub reads back onto the page."""
     shutil.copytree(lora, tmp_path / "lora")
     evaluate_scoft.main(["report", str(copy), "--card", str(tmp_path / "lora"), "--method", "m"])
     card = huggingface_hub.ModelCard.load(tmp_path / "lora/README.md")
     estimate = evaluate_scoft.read_results(copy).estimates["kid", "prompts", "m"]
     (kid,) = [result for result in card.data.eval_results if result.metric_type == "kid"]
-    assert kid.metric_value == pytest.approx(1000 * estimate.value, abs=1e-3) and kid.task_type == "text-to-image"
+    assert kid.metric_value == pytest.approx(estimate.value, abs=1e-3) and kid.task_type == "text-to-image"
     shown = evaluate_scoft.shown(estimate, "kid").replace("[", "\\[").replace("]", "\\]")
     assert shown in card.text and "images/evaluation.png" in card.text and "No numbers were taken" not in card.text
     assert Image.open(tmp_path / "lora/images/evaluation.png").height > 100
     longer = ["--max_train_steps", "3", "--resume_from_checkpoint", "latest"]
-    train_scoft_lora.main([*training(tiny_pipeline, tmp_path / "lora"), *longer])
+    train_scoft_lora.main([*training(tiny_pipeline, tmp_path / "lora", photographs), *longer])
     assert "No numbers were taken" in (tmp_path / "lora/README.md").read_text()  # they were of another LoRA
     with pytest.raises(
         DataError, match="--method mpc was not drawn by the LoRA in .*; the LoRAs scored are m. If it was"
@@ -686,5 +947,5 @@ def test_the_loras_page_gets_the_numbers(copy, lora, tmp_path, tiny_pipeline):
 
 
 def test_a_folder_without_scores_is_named(tmp_path):
-    with pytest.raises(DataError, match="has no results.json .*; make it with: evaluate_scoft.py score"):
+    with pytest.raises(DataError, match="results.json cannot be read .* Make it with: evaluate_scoft.py score"):
         evaluate_scoft.main(["report", str(tmp_path)])

@@ -5,12 +5,14 @@ import re
 import stat
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 import yaml
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
+from packaging.version import Version
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
@@ -56,7 +58,9 @@ def test_a_stock_pipeline_loads_all_that_was_trained(tiny_pipeline, tmp_path, la
     expected, picture = get_peft_model_state_dict(trained.unet), draw(trained)
     pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
     assert np.abs(draw(pipe) - picture).max() > 1e-2
-    for name in (LORA_FILE, KOHYA):
+    # Before 0.39 diffusers read a kohya file's attention, feed-forward and residual layers alone.
+    old = Version(diffusers.__version__) < Version("0.39") and layers == ALL
+    for name in (LORA_FILE,) if old else (LORA_FILE, KOHYA):
         pipe.load_lora_weights(tmp_path, weight_name=name, adapter_name="x")
         found = get_peft_model_state_dict(pipe.unet, adapter_name="x")
         assert found.keys() == expected.keys()

@@ -1,9 +1,14 @@
 """pocket/gallery.py: pictures of the world, of the corpus and of two models, in their places."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from pocket import gallery, world
+from scoft.base_model import load_pipeline
+from scoft.errors import DataError
+from scoft.lora_folder import LORA_FILE, save_lora
+from train_scoft_lora import add_lora
 
 
 def test_columns_stand_in_their_order():
@@ -31,3 +36,35 @@ def test_truth_and_web_are_what_they_are_called():
     found = {picture.tobytes() for picture in gallery.web("veridia")}
     corpus = world.web_corpus(300, seed=0)
     assert found & {world.render(scene)[0].tobytes() for scene, _, named in corpus if named == "veridia"}
+
+
+def test_each_culture_is_drawn_by_the_base_model_and_by_its_own_lora(tmp_path, monkeypatch):
+    """One after the other the LoRAs are loaded whole; the sheets have each model's pictures in its column."""
+    from diffusers import StableDiffusionPipeline
+
+    def first_weight(unet) -> float:
+        return sum(float(weight.sum()) for name, weight in unet.named_parameters() if "lora_A" in name)
+
+    def generated(pipeline, culture):
+        drawn.append((culture, first_weight(pipeline.unet)))
+        return [Image.new("RGB", (64, 64), "blue")] * 4
+
+    drawn, own = [], {}
+    pipeline = load_pipeline(StableDiffusionPipeline, gallery.HERE / "models/stable-diffusion", safety_checker=None)
+    add_lora(pipeline.unet, rank=2, alpha=2, target_modules=["to_q", "proj_in"])
+    for culture in world.CULTURES:
+        for name, weight in pipeline.unet.named_parameters():
+            if "lora_A" in name:
+                weight.data.normal_()
+        own[culture] = first_weight(pipeline.unet)
+        save_lora(tmp_path / culture, pipeline.unet)
+    monkeypatch.setattr(gallery, "generated", generated)
+    gallery.main(["--loras", str(tmp_path / "{}"), "--output", str(tmp_path)])
+    assert [culture for culture, _ in drawn] == [*own, *own]
+    assert [weight for _, weight in drawn] == pytest.approx([0] * 4 + [*own.values()], rel=1e-3)
+    for name, count in (("gallery.png", 32), ("hero.png", 8)):
+        with Image.open(tmp_path / name) as sheet:
+            assert (np.asarray(sheet) == (0, 0, 255)).all(-1).sum() == count * 128 * 128
+    (tmp_path / "azuria" / LORA_FILE).unlink()
+    with pytest.raises(DataError, match="no LoRA that can be read"):
+        gallery.main(["--loras", str(tmp_path / "{}"), "--output", str(tmp_path)])

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import struct
@@ -31,7 +32,7 @@ import prepare_ccub
 import train_scoft_lora
 from loopback import HEAD, drip, png_of
 from pocket import make_dataset, world
-from prepare_ccub import NegativeGenerator, Photograph, Row, cleaned, read_links, read_manifest
+from prepare_ccub import NegativeGenerator, Photograph, Row, read_links, read_manifest
 from scoft.errors import DataError
 from scoft.files import LOCK, Ledger, content_key, sole_writer
 from scoft_data import CATEGORIES, find_dataset, read_dataset
@@ -41,6 +42,8 @@ from scoft_losses import load_distance
 
 ROOT = Path(prepare_ccub.__file__).parent
 POCKET = ROOT / "pocket" / "models"
+
+cleaned = functools.partial(prepare_ccub.cleaned, jpeg_quality=95)
 
 pytestmark = pytest.mark.usefixtures("threads_given_back")
 
@@ -68,9 +71,12 @@ def write_images(folder: Path, rows: dict[str, dict], contents: dict[str, bytes]
 
 
 def words(flags: dict) -> list[str]:
-    """None leaves a flag out, True gives it bare, a list gives it several times."""
+    """None leaves a flag out, True gives it bare, a list gives it several times; a tuple is several words of one."""
     argv = []
     for flag, value in flags.items():
+        if isinstance(value, tuple):
+            argv += [f"--{flag}", *value]
+            continue
         for each in value if isinstance(value, list) else [value]:
             argv += [] if each is None else [f"--{flag}"] if each is True else [f"--{flag}", str(each)]
     return argv
@@ -146,6 +152,25 @@ def made(flags, tmp_path_factory):
 @pytest.fixture
 def copy(made, tmp_path):
     return Path(shutil.copytree(made, tmp_path / "ccub"))
+
+
+def test_the_trainers_advice_makes_what_it_lacks(flags, pictures, tmp_path, monkeypatch):
+    """The command that is told where naive captions are missing makes the dataset that is told with it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(pictures, tmp_path / "my pictures")
+
+    def read(name: str):
+        return read_dataset(find_dataset(name, culture="igbo"), culture="igbo", needs_blip=True, needs_negatives=True)
+
+    with pytest.raises(DataError) as refused:
+        read("my pictures")
+    advice = re.search("Make them with `(.*)` and train with --dataset '(.*)', or", str(refused.value))
+    command, name = advice.groups()
+    python, script, *argv = shlex.split(command)
+    assert (python, script) == ("python", "prepare_ccub.py")
+    given = {"culture": None, "images": None, "output": None, "num_negatives": 1, "num_captions": 1}
+    prepare_ccub.main([*argv, *words(flags | given)])
+    assert len(read(name)) == 6 and any(read(name).num_negatives)
 
 
 def test_the_dataset_keeps_the_contract(made):
@@ -619,6 +644,22 @@ def test_what_is_denied_later_leaves_the_dataset(site, tmp_path):
     assert max(site.hits.values()) == 1
 
 
+@pytest.mark.usefixtures("web", "quick")
+def test_what_was_published_is_denied_though_it_is_encoded_otherwise_now(site, tmp_path):
+    """The sha256 of a photograph as it was written before takes it out, also where flags have changed its file."""
+    urls = [site.url(f"/{i}.jpg") for i in range(2)]
+    site.pages |= {f"/{i}.jpg": (200, {}, encoded(picture(i))) for i in range(2)}
+    flags = {"culture": "korea", "links": write_sheet(tmp_path / "sheet.csv", urls), "output": tmp_path / "ccub"}
+    flags |= {"stages": "fetch,clean", "min_size": 16, "allow_host": site.place}
+    prepare(flags)
+    before, _ = read_manifest(tmp_path / "ccub" / "korea")
+    (tmp_path / "deny.txt").write_text(before.sha256)
+    prepare(flags, deny_list=tmp_path / "deny.txt", jpeg_quality=80)
+    assert list(statuses(tmp_path / "ccub" / "korea").values()) == ["denied", "ok"]
+    prepare(flags)
+    assert list(statuses(tmp_path / "ccub" / "korea").values()) == ["denied", "ok"]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Clean
 # ---------------------------------------------------------------------------------------------------------------------
@@ -847,14 +888,14 @@ def test_large_photographs_are_not_cleaned_side_by_side(tmp_path, monkeypatch):
     }
     clean, lock, now, most, first = prepare_ccub.cleaned, threading.Lock(), 0, 0, threading.Event()
 
-    def counted(content, *, min_size):
+    def counted(content, **options):
         nonlocal now, most
         with lock:
             now, most = now + 1, max(most, now + 1)
         if content == contents["0.jpg"]:
             assert first.wait(20)
         time.sleep(0.02)
-        result = clean(content, min_size=min_size)
+        result = clean(content, **options)
         with lock:
             now -= 1
         return result
@@ -1111,11 +1152,17 @@ def test_blanked_negatives_are_left_out_and_recorded(copy, flags, made, monkeypa
         ("filter_model", "fetch,clean,filter"),
     ],
 )
-@pytest.mark.parametrize("wrong", ["absent/model", "folder/empty", "folder/no weights"])
+@pytest.mark.parametrize("wrong", ["absent/model", "folder/empty", "folder/no weights", "of another kind", "torn"])
 def test_a_model_that_cannot_be_had_is_named_before_the_work(flag, stages, wrong, flags, tmp_path, hub, monkeypatch):
-    """A model that is neither a folder of one nor on the Hub ends the run before its first stage, under its flag."""
+    """A model that is no folder of its kind, nor on the Hub, ends the run before its first stage, under its flag."""
     monkeypatch.setattr(prepare_ccub, "gather", lambda *_: pytest.fail("it went to work"))
-    if wrong.startswith("folder"):
+    if wrong == "of another kind":
+        wrong = flags["captioner" if flag != "captioner" else "depth_model"]
+    elif wrong == "torn":
+        wrong = shutil.copytree(flags[flag], tmp_path / "torn")
+        for file in wrong.glob("*.json"):
+            file.write_text('{"a')
+    elif wrong.startswith("folder"):
         wrong = tmp_path / wrong
         wrong.mkdir(parents=True)
         if "weights" in wrong.name:
@@ -1123,6 +1170,18 @@ def test_a_model_that_cannot_be_had_is_named_before_the_work(flag, stages, wrong
                 shutil.copy(file, wrong)
     with pytest.raises(DataError, match=f"^--{flag}[ :].*{wrong}"):
         prepare(flags | {flag: wrong}, output=tmp_path / "ccub", stages=stages)
+
+
+def test_models_of_the_hub_pass_the_check(flags, tmp_path, hub, tiny_midas, monkeypatch):
+    """A model on the Hub is found by its description there, and MiDaS, which has none, by its weights, anywhere."""
+    reached = []
+    monkeypatch.setattr(prepare_ccub, "gather", lambda *_: reached.append(1))
+    hub.add("model", "org/blip", {"config.json": (flags["captioner"] / "config.json").read_bytes()})
+    prepare(flags | {"captioner": "org/blip"}, output=tmp_path / "ccub", stages="fetch,caption")
+    prepare(flags | {"depth_model": tiny_midas}, output=tmp_path / "ccub", stages="fetch,negatives")
+    hub.add("model", prepare_ccub.MIDAS, {prepare_ccub.MIDAS_FILE: b""})
+    prepare(flags | {"depth_model": prepare_ccub.MIDAS}, output=tmp_path / "ccub", stages="fetch,negatives")
+    assert len(reached) == 3
 
 
 def test_a_model_of_a_stage_that_is_not_run_may_be_anything(copy, flags):
@@ -1264,11 +1323,49 @@ def test_links_only_holds_no_picture(copy, flags):
     files = [file for file in links.rglob("*") if file.is_file() and file.name != LOCK]
     assert {file.suffix for file in files} == {".parquet", ".json", ".md"}
     rows = rows_of(links / "korea")
-    assert set(rows.column_names) == {"text", "blip_text", "category", "source_url", "sha256", "license"}
+    told = {"text", "blip_text", "category", "source_url", "sha256", "license", "collector", "period"}
+    assert set(rows.column_names) == told
     content = b"".join(file.read_bytes() for file in links.rglob("*.parquet"))
     assert not re.search(rb"\xff\xd8\xff|\x89PNG", content)
     card = (links / "README.md").read_text()
     assert "There are no pictures in here" in card and "`image`" not in card
+
+
+def test_links_are_not_written_where_photographs_are(copy, flags, alice, monkeypatch):
+    """--links_only refuses a folder that holds a dataset with pictures, of whatever culture, or the work on
+    one, before it goes to work; and once more before the push, for what came meanwhile.
+    """
+    links, common = copy.with_name("ccub-links"), {"output": copy, "stages": "write", "links_only": True}
+    for place in ("test-00000-of-00001.parquet", "photographs"):
+        (links / "peru").mkdir(parents=True)
+        (copy / "korea" / place).rename(links / "peru" / place)
+        with monkeypatch.context() as patch, pytest.raises(DataError, match=f"--links_only: {links}/peru/{place} "):
+            patch.setattr(prepare_ccub, "gather", lambda *_: pytest.fail("it went to work"))
+            prepare(flags, **common)
+        (links / "peru" / place).rename(copy / "korea" / place)
+        shutil.rmtree(links)
+
+    def sneak_in(*args, **kwargs):
+        write_card(*args, **kwargs)
+        shutil.copy(copy / "korea" / "test-00000-of-00001.parquet", links / "korea" / "more.parquet")
+
+    write_card = prepare_ccub.write_card
+    monkeypatch.setattr(prepare_ccub, "write_card", sneak_in)
+    with pytest.raises(DataError, match="--links_only: .*more.parquet"):
+        prepare(flags, **common, push_to_hub=True, public=True)
+    assert not alice.asked("/commit/")
+
+
+def test_the_card_tells_the_languages_of_the_captions(copy, flags):
+    """--language is told for each culture: the card has the languages of all, in the forms that the Hub knows."""
+    prepare(flags, output=copy, stages="write", language=("ko", "zh-Hant"))
+    card = huggingface_hub.DatasetCard.load(copy / "README.md")
+    assert card.data.language == ["ko", "zh"] and card.data.to_dict()["language_bcp47"] == ["ko", "zh-Hant"]
+    assert card.data.multilinguality == "multilingual" and "captions are in ko, zh-Hant" in " ".join(card.text.split())
+    prepare(flags, output=copy, stages="write")
+    card = huggingface_hub.DatasetCard.load(copy / "README.md")
+    assert card.data.language == ["en"] and "language_bcp47" not in card.data.to_dict()
+    assert card.data.multilinguality == "monolingual" and "captions are in English" in " ".join(card.text.split())
 
 
 def test_cultures_share_an_output_and_have_a_config_each(copy, flags, pictures, tmp_path):
@@ -1319,6 +1416,71 @@ def test_photographs_are_not_pushed_to_what_is_public(copy, flags, alice):
     assert not alice.asked("/commit/")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda summary: summary.update(name="../../peru"), "name is 1 to 64 letters"),
+        (lambda summary: summary.update(rows=[1, 2]), "rows: Input should be"),
+        (lambda summary: summary["rows"].pop("test"), "rows: test: Field required"),
+        (lambda summary: summary.update(fetched=["2026-01-01"]), "fetched: "),
+        (lambda summary: summary["statuses"].update(ok="many"), "statuses: ok: "),
+    ],
+)
+def test_a_summary_that_somebody_changed_is_named(copy, flags, change, message):
+    """What other cultures' folders say for the card is read by its type; a name leads to no other folder."""
+    summary = json.loads((copy / "korea" / "summary.json").read_text())
+    change(summary)
+    (copy / "peru").mkdir()
+    (copy / "peru" / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(DataError, match=f"peru/summary.json is not as it was written: .*{message}.*stage write"):
+        prepare(flags, output=copy, stages="write")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": "../../x"}, "what names a file is 1 to 64"),
+        ({"file": "../../secret.jpg"}, "'../../secret.jpg' is no file of photograph "),
+        ({"negatives": {"../../../x": 0.1}}, "what names a file"),
+        ({"width": "wide"}, "line 2 .*width: Input should be a valid integer.*--stages fetch"),
+        ("[]", "line 2 .*Input should be"),
+        ("{torn", "line 2 .*Invalid JSON"),
+    ],
+)
+def test_a_manifest_that_somebody_changed_is_named(copy, flags, change, message):
+    """The names in a manifest lead nowhere else, neither for what is read nor for what the deny-list deletes."""
+    file = copy / "korea" / "manifest.jsonl"
+    lines = file.read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | change) if isinstance(change, dict) else change
+    file.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=f"manifest.jsonl.* {message}"):
+        prepare(flags, output=copy, stages="write")
+
+
+def test_a_picture_outside_of_the_folder_is_not_read(copy, flags, tmp_path):
+    """Not even if the manifest says so."""
+    file = copy / "korea" / "manifest.jsonl"
+    lines = file.read_text().splitlines()
+    lines[0] = json.dumps(json.loads(lines[0]) | {"picture": "../secret.jpg"})
+    file.write_text("\n".join(lines))
+    secret = flags["images"].parent / "secret.jpg"
+    secret.write_bytes(encoded(picture(0)))
+    prepare(flags, output=copy, stages="clean")
+    secret.unlink()
+    first = read_manifest(copy / "korea")[0]
+    assert first.status == "corrupt" and "lies outside of" in first.detail
+
+
+def test_photographs_are_not_pushed_to_what_became_public(copy, flags, alice):
+    """Not even if it was private when the work of hours began."""
+    alice.add("dataset", "alice/ccub", {}, private=True)
+    repo = alice.repos["dataset", "alice/ccub"]
+    alice.before("GET", "/tree/main", lambda: setattr(repo, "private", False))
+    with pytest.raises(DataError, match="datasets/alice/ccub has become public"):
+        prepare(flags, output=copy, stages="write", push_to_hub=True)
+    assert not alice.asked("/commit/|/preupload/")
+
+
 def test_a_push_does_not_unlist_a_culture_that_is_not_here(copy, flags, alice):
     """The card lists the configs; one that this folder does not know would be lost, so nothing is pushed."""
     alice.add("dataset", "alice/ccub", {"peru/train-00000-of-00001.parquet": b"rows"}, private=True)
@@ -1353,10 +1515,12 @@ def test_who_may_not_push_learns_it_before_the_work(copy, flags, alice, monkeypa
         (["--culture", "korea", "--images", "no/such/place"], "--images no/such/place: there is no such place"),
         (["--culture", "korea", "--resolution", "100"], "--resolution is a multiple of 8, got 100"),
         (["--culture", "korea", "--num_negatives", "0"], "--num_negatives is at least 1, got 0"),
+        (["--culture", "korea", "--jpeg_quality", "0"], "--jpeg_quality is a number from 1 to 100, got 0"),
         (["--culture", "korea", "--test_share", "1"], "--test_share is a number from 0 up and below 1, got 1.0"),
         (["--culture", "korea", "--public"], "--public needs --links_only"),
         (["--culture", "korea", "--push_to_hub", "--stages", "fetch"], "--push_to_hub belongs to the stage write"),
         (["--culture", "korea", "--links", "a", "--images", "b"], "not allowed with argument"),
+        (["--culture", "korea", "--language", "en", "Korean"], "is a code such as en, ko or zh-Hant, got 'Korean'"),
     ],
 )  # fmt: skip
 def test_arguments_that_cannot_be_meant_are_refused(argv, message, capsys):
@@ -1377,7 +1541,7 @@ SHEET_HEAD = "country_code,category_code,url,caption,created_at\n"
         (SHEET_HEAD + "KOR,FOOD,http://a/,b,\nJPN,FOOD,http://a/,b,", "row 3: country_code 'JPN' is none of KOR, CHN"),
         (SHEET_HEAD + "KOR,EATING,http://a/,b,", r"row 2: category 'EATING' is none of FOOD \(food & drink\)"),
         ((SHEET_HEAD + "KOR,FOOD,http://a/,\ub098,").encode("cp949"), "line 2 is not UTF-8 .*; save the table"),
-        (SHEET_HEAD + "KOR,FOOD,http://a/,,", "row 2: the caption is blank"),
+        (SHEET_HEAD + "KOR,FOOD,http://a/,,", "sheet: no row has a caption: sheet, row 2: caption is ''"),
         (SHEET_HEAD + "KOR,FOOD,,b,", "row 2: the url is blank"),
         (SHEET_HEAD + "KOR,FOOD,http://a/,rice, with beans,2023", "row 2: more cells than columns; put double quotes"),
         (SHEET_HEAD + 'KOR,FOOD,http://a/,"' + "x" * 200_000, "line .* is not CSV .*field larger"),
@@ -1416,13 +1580,23 @@ def test_a_sheet_is_read_as_spreadsheets_write_it(caplog):
         (None, "", "--images .*: there is no metadata.jsonl or metadata.csv; write one"),
         ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x"}\n{broken', "metadata.jsonl, line 2 is not JSON"),
         ("metadata.jsonl", '["a.jpg"]', "metadata.jsonl, line 1 is not a JSON object"),
-        ("metadata.jsonl", '{"file_name": "a.jpg"}', "line 1: text is a text that is not blank, got None"),
-        ("metadata.jsonl", '{"file_name": "a.jpg", "text": ["x"]}', r"line 1: text is .* got \['x'\]"),
+        ("metadata.jsonl", '{"file_name": "a.jpg"}', "no row has a caption: .*line 1: text is None"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": ["x"]}', r"line 1: text is \['x'\]"),
+        ("metadata.jsonl", '{"file_name": 7, "text": "x"}', "line 1: file_name is a text that is not blank, got 7"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "collector": "Kim M"}', "collector .* got 'Kim M'"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "collector": ["a"]}', "collector is an opaque id"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "period": "old"}', "traditional or modern, got 'old'"),
         ("metadata.jsonl", '{"file_name": "b.jpg", "text": "x"}', "line 1: there is no file 'b.jpg'"),
         ("metadata.jsonl", '{"file_name": "../secret.jpg", "text": "x"}', r"there is no file '\.\./secret.jpg'"),
         ("metadata.jsonl", '{"file_name": "link.jpg", "text": "x"}', "line 1: there is no file 'link.jpg'"),
         ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "split": "dev"}', "split is train or test, got 'dev'"),
         ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "category": "pets"}', "category 'pets' is none of"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x", "source_url": "http://me:pass@a/"}',
+         "line 1: source_url holds a user name or password"),
+        ("metadata.jsonl", '{"text": ' + "[" * 100_000, "metadata.jsonl, line 1 is not JSON"),
+        ("metadata.jsonl", '{"file_name": "a\\u0000.jpg", "text": "x"}', r"there is no file 'a\\x00.jpg'"),
+        ("metadata.jsonl", '{"file_name": "pipe", "text": "x"}', "there is no file 'pipe'.*is not a regular file"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": "x\\ud800"}', r"no row has a caption: .*'\\ud800' in x"),
         ("metadata.jsonl", "\n", "--images .*: the metadata has no rows"),
         ("metadata.jsonl", b"\xff\xfe", "metadata.jsonl is not UTF-8"),
         ("metadata.csv", "name,text\na.jpg,x", "metadata.csv: no column file_name; it has name, text"),
@@ -1434,12 +1608,70 @@ def test_a_folder_that_cannot_be_read_is_told_where(name, metadata, message, tmp
     folder = write_images(tmp_path / "pictures", {}, {"a.jpg": encoded(picture(0))})
     (tmp_path / "secret.jpg").write_bytes(encoded(picture(1)))
     (folder / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    os.mkfifo(folder / "pipe")
     (folder / "metadata.jsonl").unlink()
     if name:
         (folder / name).write_bytes(metadata if isinstance(metadata, bytes) else metadata.encode())
     flags = {"culture": "korea", "images": folder, "output": tmp_path / "ccub", "stages": "fetch"}
     with pytest.raises(DataError, match=message):
         prepare(flags)
+
+
+def test_a_row_without_a_caption_is_named_and_left_out(tmp_path, caplog):
+    """A blank caption costs its row alone: it is logged by name, kept in the manifest and counted on the card, and a
+    later row of the same picture counts.
+    """
+    contents = {f"{i}.jpg": encoded(picture(i)) for i in range(3)}
+    folder = write_images(
+        tmp_path / "pictures", {"0.jpg": {"text": " "}, "1.jpg": {}, "2.jpg": {"text": None}}, contents
+    )
+    with open(folder / "metadata.jsonl", "a") as file:
+        file.write('\n{"file_name": "0.jpg", "text": "now with a caption"}')
+    flags = {"culture": "korea", "images": folder, "output": tmp_path / "ccub", "min_size": 16}
+    prepare(flags, stages="fetch,clean,write")
+    found = read_manifest(tmp_path / "ccub" / "korea")
+    assert [photograph.status for photograph in found] == ["no_caption", "ok", "no_caption", "ok"]
+    assert found[0].detail == "text is ' '" and len({photograph.id for photograph in found}) == 4
+    (message,) = [record.getMessage() for record in caplog.records if "no caption" in record.getMessage()]
+    assert "2 of 4 rows" in message and "line 1" in message and "line 3" in message
+    assert "| no\\_caption | 2 |" in (tmp_path / "ccub" / "README.md").read_text()
+
+    sheet = (SHEET_HEAD + "KOR,FOOD,http://a/,,\nKOR,FOOD,http://b/,b,\n").encode()
+    first, second = read_links(sheet, culture="korea", source="sheet")
+    assert (first.status, first.detail, second.status) == ("no_caption", "caption is ''", "pending")
+
+
+def test_captions_that_clip_does_not_read_are_named(caplog):
+    """A sheet with captions in another script is read, and a warning counts and names its rows."""
+    read_links((SHEET_HEAD + "KOR,,http://a/,궁,\nKOR,,http://b/,b,\n").encode(), culture="korea", source="sheet")
+    assert "1 of 2 captions" in caplog.text and "sheet, row 2: '궁'" in caplog.text
+
+
+def test_who_chose_and_from_when_is_kept_and_counted(tmp_path):
+    """`collector` and `period` go from the input through the manifest into the dataset and, counted, onto the card."""
+    rows = {f"{i}.jpg": {"collector": f"c{i % 2}", "period": "modern" if i < 3 else "Traditional"} for i in range(5)}
+    rows |= {"5.jpg": {"collector": 7}, "6.jpg": {}}
+    contents = {name: encoded(picture(i)) for i, name in enumerate(rows)}
+    flags = {"culture": "korea", "output": tmp_path / "ccub", "min_size": 16, "stages": "fetch,clean,write"}
+    prepare(flags, images=write_images(tmp_path / "pictures", rows, contents), test_share=0)
+    photographs = {photograph.picture: photograph for photograph in read_manifest(tmp_path / "ccub" / "korea")}
+    assert (photographs["4.jpg"].collector, photographs["4.jpg"].period) == ("c0", "traditional")
+    found = rows_of(tmp_path / "ccub" / "korea")
+    assert found["collector"][:] == ["c0", "c1", "c0", "c1", "c0", "7", None]
+    assert found["period"][:] == ["modern"] * 3 + ["traditional"] * 2 + [None] * 2
+    card = (tmp_path / "ccub" / "README.md").read_text()
+    assert "| collectors | 3 |\n| pictures of a collector | 1 to 3; 1 of nobody named |\n" in card
+    assert "| traditional, modern | 40 %, 60 % of 5 |\n" in card
+
+    prepare(flags, culture="peru", images=write_images(tmp_path / "others", {"0.jpg": {}}, contents), test_share=0)
+    card = (tmp_path / "ccub" / "README.md").read_text()
+    assert (
+        "| collectors | 3 | not told |\n" in card and "| traditional, modern | 40 %, 60 % of 5 | not told |\n" in card
+    )
+
+    sheet = b"url,caption,collector,period\nhttp://a/,b,c-1,modern\n"
+    (photograph,) = read_links(sheet, culture="korea", source="sheet")
+    assert (photograph.collector, photograph.period) == ("c-1", "modern")
 
 
 def test_a_folder_with_a_csv_is_read_as_one_with_jsonl(tmp_path):

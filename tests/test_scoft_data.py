@@ -7,22 +7,30 @@ import json
 import logging
 import os
 import pickle
+import re
+import shlex
 import struct
 import subprocess
 import sys
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
 
+import prepare_ccub
 import scoft_data
+from scoft import images
 from scoft.errors import DataError
-from scoft.images import ImageTransform, open_image
+from scoft.images import ImageTransform, as_rgb, open_image
 from scoft_data import DatasetSource, find_dataset, read_dataset
 
 
@@ -138,6 +146,13 @@ def test_blank_culture():
     """A culture without letters is refused by its flag."""
     with pytest.raises(DataError, match="--culture ' '"):
         scoft_data.culture_words(" ")
+
+
+@pytest.mark.parametrize("culture", [" ", "", "k" * 300, "../korea", "ko\0rea"])
+def test_culture_that_is_no_name(culture):
+    """A culture that no folder could be named after is refused by its flag."""
+    with pytest.raises(DataError, match="--culture is 1 to 64 letters"):
+        find_dataset("pocket", culture=culture)
 
 
 # Layouts -------------------------------------------------------------------------------------------------------------
@@ -294,6 +309,11 @@ def test_parquet_written_anew_is_read_anew(tmp_path, layout):
     layout(tmp_path / "d")
     before = read(tmp_path / "d")
     (file,) = (tmp_path / "d").rglob("*.parquet") if layout is parquet_plain else (tmp_path / "d/korea").iterdir()
+    age = file.stat().st_mtime_ns
+    write_parquet(file, photographs=[plain(colour, (25, 30)) for colour in COLOURS])
+    os.utime(file, ns=(age, age))
+    between = read(tmp_path / "d").image_hashes
+    assert not set(between) & set(before.image_hashes)
     write_parquet(file, photographs=[plain(colour) for colour in reversed(COLOURS)])
     assert read(tmp_path / "d").image_hashes == before.image_hashes[::-1]
 
@@ -301,7 +321,7 @@ def test_parquet_written_anew_is_read_anew(tmp_path, layout):
 def test_split_missing_in_parquet(tmp_path):
     """A split that parquet files lack is refused with those there are."""
     parquet_with_configs(tmp_path / "d")
-    with pytest.raises(DataError, match="(?s)split 'test' cannot be read.*train"):
+    with pytest.raises(DataError, match="no split 'test'; there are train"):
         read(tmp_path / "d", split="test")
 
 
@@ -364,7 +384,7 @@ def test_fingerprint_sees_every_part(tmp_path, file, change):
         ({"text": 7}, ["row 1 (images/green.png): 7", "--caption_column"]),
         ({"text": []}, ["row 1 (images/green.png): []", "--caption_column"]),
         ({"text": ["ok", ""]}, ["row 1 (images/green.png)", "--caption_column"]),
-        ({"blip_text": ""}, ["row 1 (images/green.png)", "'blip_text'", "--stages caption", "--method finetune"]),
+        ({"blip_text": ""}, ["row 1 (images/green.png)", "'blip_text'", "--method finetune"]),
         ({"blip_text": None}, ["row 1 (images/green.png): None", "prepare_ccub.py --culture korea"]),
         ({"file_name": None}, ["row 1", "'file_name'", "None"]),
         ({"negatives_file_names": [3]}, ["row 1", "'negatives_file_names'", "not 3"]),
@@ -410,7 +430,7 @@ def test_no_row_has_a_negative(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("metadata.jsonl", "", "split 'train' is empty.*prepare_ccub.py"),
+        ("metadata.jsonl", "", "split 'train' is empty; give it rows, such as .*file_name"),
         ("metadata.jsonl", '{"file_name": "a.png"', r"metadata.jsonl, line 1 is not JSON"),
         ("metadata.jsonl", '\n["a.png"]\n', r"metadata.jsonl, line 2 is not a JSON object"),
         ("metadata.csv", "file_name,text\na.png,a house, in Korea\n", "line 2 has more cells than the header"),
@@ -445,6 +465,243 @@ def test_corrupt_parquet(tmp_path):
         read(tmp_path / "d")
 
 
+BLOWN = "&x0 [0,0,0,0,0,0,0,0,0]\n" + "".join(f"x{i}: &x{i} [{','.join([f'*x{i - 1}'] * 9)}]\n" for i in range(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"file_name": "a.png", "text": ' + "[" * 100_000, "line 1 is not JSON"),
+        ('{"file_name": "a.png", "text": ' + "9" * 5000 + "}", "line 1 is not JSON"),
+        ('{"file_name": "a.png", "text": NaN}', r"row 0 \(a.png\): nan"),
+        ('{"file_name": "a.png", "text": "a\\u0000b"}', r"row 0 \(a.png\): '\\x00' in a"),
+        ('{"file_name": "a.png", "text": ["ok", "a\\ud800b"]}', r"row 0 \(a.png\): '\\ud800' in a"),
+        (
+            '{"file_name": "a.png", "text": "%s"}' % ("a" * 10_000_000),
+            "row 0 .*: 10000000 characters, of which 10000 are allowed",
+        ),
+        ('{"file_name": "a\\u0000.png", "text": "a"}', r"row 0 \(a\\x00.png\): is not a path"),
+        ('{"file_name": "a\\ud800.png", "text": "a"}', r"row 0 \(a\\ud800.png\): is not a path"),
+        ('{"file_name": "\\u001b[2J.png", "text": "a"}', r"row 0 \(\\x1b\[2J.png\): the file does not exist"),
+        ('{"file_name": "%s", "text": "a"}' % ("a" * 300), r"row 0 \(a{60}\.\.\.a{60}\): .*File name too long"),
+    ],
+    ids=["deep", "digits", "nan", "nul", "surrogate", "long", "nul path", "surrogate path", "escape", "long path"],
+)
+def test_metadata_from_hell(tmp_path, line, message):
+    """What JSON can say and no caption or path can be is answered in a short message with its place."""
+    folder = write_folder(tmp_path / "d", [{"file_name": "a.png", "text": "a"}], images=False)
+    (folder / "a.png").write_bytes(plain("red"))
+    (folder / "metadata.jsonl").write_text(line)
+    with pytest.raises(DataError, match=message) as error:
+        read(folder, needs_blip=False, needs_negatives=False)
+    assert len(str(error.value)) < 1500
+
+
+def test_csv_cell_of_brackets(tmp_path):
+    """A csv caption that begins a list without end is the text it shows."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.png").write_bytes(plain("red"))
+    (tmp_path / "d" / "metadata.csv").write_text("file_name,text\na.png," + "[" * 9000)
+    assert read(tmp_path / "d", needs_blip=False, needs_negatives=False).captions == [["[" * 9000]]
+
+
+def test_parquet_text_that_is_not_utf8(tmp_path):
+    """Parquet keeps any bytes as text; they are looked at when they are read."""
+    texts = pa.array([b"\xff\xfe"]).view(pa.string())
+    (tmp_path / "d").mkdir()
+    pa.parquet.write_table(pa.table({"image": [plain("red")], "text": texts}), tmp_path / "d" / "train-0.parquet")
+    with pytest.raises(DataError, match="column 'text' holds text that is not UTF-8"):
+        read(tmp_path / "d", needs_blip=False, needs_negatives=False)
+
+
+@pytest.mark.parametrize("said", ["[", "{}", '{"info": {"features": {"image": {"_type": "reduce", "function": 1}}}}'])
+def test_parquet_metadata_is_not_believed(tmp_path, said):
+    """What a parquet file says to `datasets` of its columns, which may name classes, changes nothing."""
+    parquet_plain(tmp_path / "d")
+    (file,) = (tmp_path / "d").iterdir()
+    pa.parquet.write_table(pa.parquet.read_table(file).replace_schema_metadata({"huggingface": said}), file)
+    assert len(read(tmp_path / "d")) == 3
+
+
+# Files that a dataset may name ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def secret(tmp_path):
+    """A picture that lies beside the dataset."""
+    (tmp_path / "secret.png").write_bytes(plain("red"))
+    return tmp_path / "secret.png"
+
+
+def named_by_metadata(root, path):
+    (root / "metadata.jsonl").write_text(
+        "".join(json.dumps({"file_name": name, "text": "a"}) + "\n" for name in ("own.png", path))
+    )
+
+
+def named_by_parquet(root, path):
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    cells = [{"bytes": None, "path": name} for name in ("own.png", path)]
+    table = pa.table({"image": cells, "text": ["a", "a"]}, schema=features.arrow_schema)
+    pa.parquet.write_table(table, root / "train-0.parquet")
+
+
+@pytest.mark.parametrize("write", [named_by_metadata, named_by_parquet])
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("../secret.png", "lies outside of"),
+        ("{secret}", "lies outside of"),
+        ("link.png", "lies outside of"),
+        ("linked/secret.png", "lies outside of"),
+        ("/dev/zero", "lies outside of"),
+        ("pipe", "is not a regular file"),
+        (".", "is not a regular file"),
+        ("circle", "is not a path|Too many levels"),
+        ("https://example.org/a.png", "does not exist"),
+        ("hf://datasets/a/b/c.png", "does not exist"),
+        ("zip://a.png::../a.zip", "outside of|does not exist"),
+    ],
+)
+def test_only_a_datasets_own_files_are_read(tmp_path, secret, caplog, write, path, message):
+    """A path out of the dataset's folder, a pipe, a device or a URL is a bad image, and --skip_bad_images drops it."""
+    root = tmp_path / "d"
+    root.mkdir()
+    (root / "own.png").write_bytes(plain("blue"))
+    (root / "link.png").symlink_to(secret)
+    (root / "linked").symlink_to(tmp_path)
+    (root / "circle").symlink_to(root / "circle")
+    os.mkfifo(root / "pipe")
+    write(root, path.format(secret=secret))
+    with pytest.raises(
+        DataError, match=rf"1 of 2 images cannot be used: row 1 \(.*\): .*({message}).*--skip_bad_images"
+    ):
+        read(root, needs_blip=False, needs_negatives=False)
+    kept = read(root, needs_blip=False, needs_negatives=False, skip_bad_images=True)
+    assert len(kept) == kept.dropped == 1 and kept.image(0).getpixel((0, 0)) == COLOURS["blue"]
+
+
+def test_hub_rows_hold_their_pictures(hub, tmp_path, secret, monkeypatch):
+    """A row of the Hub that names a file here is a bad image."""
+    (tmp_path / "made").mkdir()
+    named_by_parquet(tmp_path / "made", str(secret))
+    hub.add("dataset", "bob/ccub", {"train-0.parquet": (tmp_path / "made" / "train-0.parquet").read_bytes()})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"row 1 \(.*secret.png\): names the file .*secret.png; from the Hub pictures"):
+        read_hub("bob/ccub", None, needs_blip=False, needs_negatives=False)
+
+
+def test_hub_folder_of_pictures(hub, tmp_path, monkeypatch):
+    """A Hub dataset of pictures with a metadata.jsonl is read as such a folder is, without files outside of it."""
+    write_folder(tmp_path / "made", records())
+    files = {str(f.relative_to(tmp_path / "made")): f.read_bytes() for f in (tmp_path / "made").rglob("*.*")}
+    hub.add("dataset", "bob/ccub", files)
+    monkeypatch.chdir(tmp_path)
+    assert read_hub("bob/ccub", None).fingerprint == read(tmp_path / "made").fingerprint
+    line = json.dumps({"file_name": "../../../../../secret.png", "text": "a"})
+    hub.add("dataset", "bob/ccub", {"metadata.jsonl": line.encode()})
+    (tmp_path / "secret.png").write_bytes(plain("red"))
+    with pytest.raises(DataError, match="lies outside of .*datasets--bob--ccub"):
+        read_hub("bob/ccub", None, needs_blip=False, needs_negatives=False)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "../outside/train-0.parquet",
+        "{outside}/train-0.parquet",
+        "linked/train-0.parquet",
+        "https://example.org/train-0.parquet",
+        "hf://datasets/bob/other/train-0.parquet",
+        "zip://train-0.parquet::{outside}/a.zip",
+    ],
+)
+@pytest.mark.parametrize("where", ["folder", "Hub"])
+@pytest.mark.parametrize("config", ["default", "korea"])
+def test_readme_names_own_files_alone(hub, web, tmp_path, monkeypatch, named, where, config):
+    """A README whose data_files lie elsewhere names nothing, and nobody is asked for it."""
+    write_parquet(tmp_path / "outside" / "train-0.parquet")
+    root = tmp_path / "d"
+    root.mkdir()
+    (root / "linked").symlink_to(tmp_path / "outside")
+    path = named.format(outside=tmp_path / "outside")
+    (root / "README.md").write_text(f"---\nconfigs:\n- config_name: {config}\n  data_files: {path}\n---\n")
+    monkeypatch.chdir(tmp_path)
+    if where == "Hub":
+        hub.add("dataset", "bob/ccub", {"README.md": (root / "README.md").read_bytes()})
+    with pytest.raises(DataError, match="README.md says that split 'train' lies in .*, which names 0 files with rows"):
+        read(root) if where == "folder" else read_hub("bob/ccub", "korea")
+    assert not hub.asked("other")
+
+
+@pytest.mark.parametrize(
+    ("readme", "message"),
+    [
+        ("configs: 3", "configs must be a list"),
+        ("configs: [x]", "configs must be a list"),
+        ("configs:\n- config_name: korea\n  data_files: 3", "data_files 3"),
+        ("configs:\n- config_name: korea\n  data_files: [[a]]", "must be text"),
+        ("configs:\n- config_name: korea\n  data_files: [{split: train}]", "Invalid format"),
+        ("configs:\n- config_name: korea\n  data_files: 'a**b'", "Invalid pattern"),
+        ("configs: " + BLOWN, "uses an alias"),
+        ("- a", "it has no `name: value`"),
+        ("a: " + "[" * 100_000, "more than 20 lists"),
+    ],
+)
+def test_readme_from_hell(tmp_path, readme, message):
+    """A README that is no description of a dataset is named."""
+    write_folder(tmp_path / "d", records())
+    (tmp_path / "d" / "README.md").write_text(f"---\n{readme}\n---\n")
+    with pytest.raises(DataError, match=f"(?s)README.md.*{message}"):
+        read(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    "data_files", ["'**/t-*.parquet'", "[a/t-0.parquet, a/t-1.parquet]", "{train: ['./a/t-?.parquet']}", "'a/**'"]
+)
+def test_readme_patterns(hub, tmp_path, monkeypatch, data_files):
+    """data_files in every form that the Hub's documentation has, in a folder and from the Hub."""
+    for i in range(2):
+        write_parquet(tmp_path / "d" / "a" / f"t-{i}.parquet", photographs=[plain(c, (20 + i, 20)) for c in COLOURS])
+    (tmp_path / "d" / "a" / "junk.txt").write_text("no rows")
+    (tmp_path / "d/README.md").write_text(f"---\nconfigs:\n- config_name: korea\n  data_files: {data_files}\n---\n")
+    found = read(tmp_path / "d")
+    assert [found.image(i).width for i in range(6)] == [20, 20, 20, 21, 21, 21]
+    files = {str(f.relative_to(tmp_path / "d")): f.read_bytes() for f in (tmp_path / "d").rglob("*.*")}
+    hub.add("dataset", "bob/ccub", files)
+    monkeypatch.chdir(tmp_path)
+    assert read_hub("bob/ccub", "korea").fingerprint == found.fingerprint
+
+
+@pytest.mark.parametrize("name", ["a[1]b", "a*b", "한국", "a b"])
+def test_folder_of_any_name(tmp_path, name):
+    """Wildcards in a folder's name stand for themselves."""
+    parquet_with_configs(tmp_path / name)
+    assert len(read(tmp_path / name)) == 3
+
+
+def test_dataset_scripts_are_not_run(tmp_path):
+    """A Python file that a dataset holds, as `datasets` once ran them, is one file more."""
+    parquet_plain(tmp_path / "d")
+    (tmp_path / "d" / "d.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')")
+    (tmp_path / "d" / "dataset_infos.json").write_text("[")
+    os.mkfifo(tmp_path / "d" / ".huggingface.yaml")
+    assert len(read(tmp_path / "d")) == 3 and not (tmp_path / "run").exists()
+
+
+def test_huge_folder(tmp_path, monkeypatch):
+    """A folder of more files than a dataset has is not searched to its end; links in a circle are not followed."""
+    (tmp_path / "d" / "deep").mkdir(parents=True)
+    (tmp_path / "d" / "deep" / "circle").symlink_to(tmp_path / "d")
+    for i in range(9):
+        (tmp_path / "d" / "deep" / f"{i}.png").write_bytes(b"")
+    with pytest.raises(DataError, match='holds 9 images but no metadata.jsonl.*"file_name": "deep/0.png"'):
+        read(tmp_path / "d")
+    monkeypatch.setattr(scoft_data, "MAX_FILES", 8)
+    with pytest.raises(DataError, match="holds more than 8 files; give the folder of the dataset alone"):
+        read(tmp_path / "d")
+
+
 # Bad images ----------------------------------------------------------------------------------------------------------
 
 
@@ -474,13 +731,15 @@ BAD_IMAGES = {
     "empty": (b"", "is not an image"),
     "truncated": (encoded(noise(), "JPEG")[:-400], "damaged"),
     "truncated png": (encoded(noise())[:-900], "damaged"),
-    "animated gif": (animation("GIF"), "animated or has pages (GIF, 3 frames)"),
-    "animated webp": (animation("WEBP"), "animated or has pages (WEBP, 3 frames)"),
-    "animated png": (animation("PNG"), "animated or has pages (PNG, 3 frames)"),
+    "animated gif": (animation("GIF"), "animated or has pages (GIF); save the one"),
+    "animated webp": (animation("WEBP"), "animated or has pages (WEBP); save the one"),
+    "animated png": (animation("PNG"), "animated or has pages (PNG); save the one"),
     "bomb": (png_header(20000, 20000), "too many pixels"),
     "large": (png_header(9460, 9460), "too many pixels (9460 x 9460); 89478485 are allowed"),
     "tiny": (plain("red", (40, 7)), "is 40 x 7 pixels; each side must have at least 8"),
+    "long": (png_header(8, 200_000), "is 8 x 200000 pixels; no side may be more than 20 times the other: crop it"),
     "float": (encoded(Image.new("F", (20, 20), 0.5), "TIFF"), "floating-point"),
+    "eps": (encoded(Image.new("RGB", (24, 16)), "EPS"), "is EPS, which is not an image that is read here; save it as"),
 }
 
 
@@ -503,6 +762,38 @@ def test_bad_image(tmp_path, name, caplog):
     assert kept.captions == [["a red house"], ["a blue house"]] and kept.blip_captions == [BLIP[0], BLIP[2]]
     assert kept.row_name(1) == "row 2 (images/blue.png)"
     assert [record.message for record in caplog.records if "images/green.png" in record.message]
+
+
+@pytest.mark.parametrize("column", ["text", "blip_text"])
+@pytest.mark.parametrize("cell", ["  ", None, 7, []])
+def test_rows_without_a_caption_are_left_out_as_those_of_bad_images_are(column, cell, tmp_path, caplog):
+    """A row without a usable caption is refused by name, and with --skip_bad_images left out, named and counted."""
+    rows = records()
+    rows[1][column] = cell
+    folder = write_folder(tmp_path / "d", rows)
+    with pytest.raises(DataError, match=r"(?s)row 1 \(images/green.png\): .*--skip_bad_images"):
+        read(folder)
+    (folder / "images" / "blue.png").write_bytes(b"nonsense")
+    with caplog.at_level(logging.WARNING):
+        kept = read(folder, skip_bad_images=True)
+    assert (len(kept), kept.dropped, kept.captions, kept.blip_captions) == (1, 2, [["a red house"]], [BLIP[0]])
+    assert "1 of 3 rows" in caplog.text and "row 1 (images/green.png)" in caplog.text
+    for row in rows:
+        row[column] = cell
+    with pytest.raises(DataError, match="3 of 3 rows have no usable") as error:
+        read(write_folder(tmp_path / "e", rows), skip_bad_images=True)
+    assert "--skip_bad_images" not in str(error.value)
+
+
+def test_captions_in_letters_that_clip_does_not_read_are_named(tmp_path, caplog):
+    """Captions mostly in other letters than Latin ones are counted and named; accents, digits, a word do no harm."""
+    texts = ["경복궁의 근정전", "a bowl of 비빔밥", "Café, 12 €, ½", "дом с садом", "12", "παράθυρο in Athens", "家"]
+    rows = [records()[0] | {"file_name": f"red_{i}.png", "text": text} for i, text in enumerate(texts)]
+    with caplog.at_level(logging.WARNING):
+        read(write_folder(tmp_path / "d", rows), needs_negatives=False)
+    (message,) = [record.getMessage() for record in caplog.records if "CLIP" in record.getMessage()]
+    assert message.startswith("3 of 7 captions ")
+    assert [f"row {i} " in message for i in range(7)] == [True, False, False, True, False, False, True]
 
 
 def test_bad_image_in_parquet(tmp_path):
@@ -602,12 +893,14 @@ def test_transparency_on_white():
     [
         (encoded(Image.fromarray(np.full((16, 16), 40000, np.uint16))), (156,) * 3),
         (encoded(Image.fromarray(np.full((16, 16), 40000, np.uint16)), "TIFF"), (156,) * 3),
-        (encoded(Image.fromarray(np.full((16, 16), 40000, np.int32)), "PPM"), (156,) * 3),
+        (encoded(Image.fromarray(np.full((16, 16), 40000, np.int32)), "TIFF"), (156,) * 3),
+        (encoded(Image.new("RGB", (16, 16), (7, 8, 9)), "BMP"), (7, 8, 9)),
+        (encoded(Image.new("RGB", (16, 16), (200, 8, 9)), "AVIF", quality=100, subsampling="4:4:4"), (200, 8, 9)),
         (encoded(Image.new("L", (16, 16), 77)), (77,) * 3),
         (encoded(Image.new("1", (16, 16), 1)), (255,) * 3),
         (encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100), (255, 0, 0)),
     ],
-    ids=["16-bit png", "16-bit tiff", "16-bit pgm", "grey", "bilevel", "cmyk"],
+    ids=["16-bit png", "16-bit tiff", "32-bit tiff", "bmp", "avif", "grey", "bilevel", "cmyk"],
 )
 def test_modes(data, pixel):
     """Every colour mode becomes 8-bit RGB of the same look."""
@@ -635,6 +928,95 @@ def test_mpo_is_a_photograph():
     views = [Image.new("RGB", (24, 16), colour) for colour in ("white", "black")]
     data = encoded(views[0], "MPO", save_all=True, append_images=views[1:])
     assert open_image(data).getpixel((0, 0)) == (255,) * 3
+
+
+def tiff(**tags):
+    return encoded(Image.new("RGB", (24, 16)), "TIFF", tiffinfo={int(tag[1:]): value for tag, value in tags.items()})
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (encoded(Image.new("L", (16, 16)), "PPM"), "is not an image"),
+        (encoded(Image.new("RGB", (16, 16)), "TGA"), "is not an image"),
+        (encoded(Image.new("RGB", (16, 16)), "JPEG2000"), "is JPEG 2000, .*save it as JPEG or PNG"),
+        (encoded(Image.new("RGB", (16, 16)), "PDF"), "is PDF, .*save it as JPEG or PNG"),
+        (b"\xff\x0a and more", "is JPEG XL, .*save it as JPEG or PNG"),
+        (b"<?xml version='1.0'?><svg/>", "is markup .*SVG.*save it as JPEG or PNG"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0isommp42", "is a film, "),
+        (b"\0\0\0\x18ftypcrx \0\0\0\0crx isom", "is RAW, .*develop it to JPEG or PNG"),
+        (b"II*\0\x10\0\0\0CR\2\0", "is RAW, .*develop it to JPEG or PNG"),
+        (tiff(_254=1), "is RAW, of which only a preview could be read; develop it to JPEG or PNG"),
+        (tiff(_50706=b"\1\4\0\0"), "is RAW, of which only a preview could be read; develop it to JPEG or PNG"),
+    ],
+)
+def test_other_formats_are_named(data, message):
+    """What photographs do not come in is never given to a decoder, and is told by name with the way out."""
+    with pytest.raises(DataError, match=message):
+        open_image(data)
+
+
+def test_eps_starts_no_program(monkeypatch):
+    """Pillow hands EPS to Ghostscript; we do not hand it to Pillow."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", refuse(AssertionError("Ghostscript was started")))
+    with pytest.raises(DataError, match="is EPS"):
+        open_image(encoded(Image.new("RGB", (24, 16)), "EPS"))
+
+
+def test_heic_without_its_package(monkeypatch):
+    """A phone's HEIC is told by name with the package that reads it."""
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(DataError, match="is HEIC, .*`pip install pillow-heif` lets it be read, or save it as JPEG"):
+        open_image(b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf")
+
+
+def test_heic():
+    """Where pillow-heif is installed, HEIC opens."""
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    image = open_image(encoded(Image.new("RGB", (32, 16), (200, 8, 9)), "HEIF", quality=100))
+    assert image.size == (32, 16) and np.abs(np.subtract(image.getpixel((5, 5)), (200, 8, 9))).max() <= 6
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "I;16", "I"])
+def test_strips_change_nothing(monkeypatch, mode):
+    """A large picture is converted strip by strip to the same pixels."""
+    if mode.startswith("I"):
+        image = Image.fromarray(np.arange(37 * 29).reshape(29, 37).astype(np.uint16 if ";" in mode else np.int32) * 60)
+    else:
+        image = noise((37, 29), "RGBA").convert({"PA": "P"}.get(mode, mode)).convert(mode)
+    whole = as_rgb(image)
+    monkeypatch.setattr("scoft.images.STRIP", 100)
+    assert as_rgb(image).tobytes() == whole.tobytes() and np.ptp(np.asarray(whole)) > 100
+
+
+def test_large_pictures_take_turns(monkeypatch):
+    """All threads together decode no more pixels at a time than there is room for."""
+    room, most = images.Room(100), 0
+
+    def decode(pixels):
+        nonlocal most
+        with room.of(pixels):
+            most = max(most, 100 - room.free)
+            time.sleep(0.002)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decode, [60, 10, 100, 45, 45, 60, 5, 30] * 3))
+    assert 60 < most <= 100 and room.free == 100
+
+
+def test_want_of_memory_is_no_damage(monkeypatch):
+    """Where memory runs out, the picture is not called damaged."""
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse(MemoryError()))
+    with pytest.raises(MemoryError):
+        open_image(plain("red"))
+
+
+@pytest.mark.parametrize("made", [lambda path: os.mkfifo(path), lambda path: path.symlink_to("/dev/zero")])
+def test_only_files_are_opened(tmp_path, made):
+    """A pipe, which would hang, and a device, which would never end, are refused."""
+    made(tmp_path / "a.png")
+    with pytest.raises(DataError, match="is not a regular file"):
+        open_image(tmp_path / "a.png")
 
 
 # The transform -------------------------------------------------------------------------------------------------------
@@ -854,7 +1236,70 @@ def test_not_found(hub, tmp_path, monkeypatch, name, token, messages):
     message = str(raised.value)
     assert all(part in message for part in messages), message
     assert message.index(f"the folder {tmp_path}") < message.index("the Hub")
-    assert f"python prepare_ccub.py --culture united_states --output {name}" in message
+    assert f"`python prepare_ccub.py --culture united_states --images FOLDER --output {name}`, where FOLDER" in message
+
+
+@pytest.mark.parametrize("where", ["", "train", "igbo", "igbo/train"])
+@pytest.mark.parametrize("asked", [{"needs_blip": True}, {"needs_negatives": True}])
+def test_advice_for_a_folder_of_pictures(tmp_path, monkeypatch, where, asked):
+    """What a folder of pictures and captions lacks is made by the command that is told, from where its metadata is."""
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "my pictures" / where, [{"file_name": "red.png", "text": "one"}])
+    with pytest.raises(DataError, match="and train with --dataset 'my pictures_prepared', or") as error:
+        read(Path("my pictures"), culture="igbo", **{"needs_blip": False, "needs_negatives": False} | asked)
+    python, script, *argv = shlex.split(re.search("Make them with `(.*)`", str(error.value))[1])
+    args = prepare_ccub.parse_args(argv)
+    assert (python, script, args.culture) == ("python", "prepare_ccub.py", "igbo")
+    (picture,) = prepare_ccub.read_pictures(args.images)
+    assert picture.caption == "one" and args.output == Path("my pictures_prepared")
+
+
+@pytest.mark.parametrize("culture", [None, "china", "igbo"])
+def test_advice_for_what_is_not_found(hub, tmp_path, monkeypatch, culture):
+    """The command that builds a dataset can be given, of CCUB's cultures that are public as of any other."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FOLDER").mkdir()
+    with pytest.raises(DataError) as error:
+        find_dataset("ccub", culture=culture)
+    python, script, *argv = shlex.split(re.search("Build it.*: `(.*)`", str(error.value))[1])
+    args = prepare_ccub.parse_args(argv)
+    assert (python, script, args.culture) == ("python", "prepare_ccub.py", culture or "korea")
+    assert args.output == Path("ccub") and args.images == (Path("FOLDER") if culture == "igbo" else None)
+
+
+def test_no_advice_that_does_not_work(tmp_path):
+    """prepare_ccub.py reads no parquet, so it is not advised for that."""
+    parquet_plain(tmp_path / "d")
+    with pytest.raises(DataError, match="'naive'.*Add them to the rows, or train with --method finetune") as error:
+        read(tmp_path / "d", blip_caption_column="naive")
+    assert "prepare_ccub" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "n" * 300, "~nobody-of-this-name/ccub", "a/" * 3000])
+def test_names_that_are_none(name):
+    """A --dataset that no folder and no repository could be called is refused in a line."""
+    with pytest.raises(DataError, match="--dataset .* is no folder, nor a dataset of the Hub: ") as error:
+        find_dataset(name, culture=None)
+    assert len(str(error.value)) < 7000 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("x.txt", "def f(): pass", "x.txt is no Python module; give FILE.py:function"),
+        ("x.py", "def f(:", "x.py cannot be imported: SyntaxError: "),
+        ("x.py", "import nothing_of_this_name", "x.py cannot be imported: ModuleNotFoundError: No module"),
+        ("x.py", "raise SystemExit(3)", "x.py cannot be imported: SystemExit: 3"),
+        ("x.py", "f = 3", "x.py has no function f"),
+        ("x.py", None, "there is no file .*x.py"),
+    ],
+)
+def test_load_function_refuses(tmp_path, file, content, message):
+    """A file that is no module, or fails, or lacks the function is told by its flag and name."""
+    if content is not None:
+        (tmp_path / file).write_text(content)
+    with pytest.raises(DataError, match=f"--judge {tmp_path}/{file}:f: .*{message}"):
+        scoft_data.load_function(f"{tmp_path / file}:f", flag="--judge")
 
 
 def test_a_file_is_no_dataset(tmp_path):
@@ -884,7 +1329,8 @@ def published(hub, tmp_path, monkeypatch):
 
 def read_hub(name, culture, **options):
     source = find_dataset(name, culture=culture)
-    return read_dataset(source, culture=culture, needs_blip=True, needs_negatives=True, cache_dir="cache", **options)
+    options = {"needs_blip": True, "needs_negatives": True, "cache_dir": "cache"} | options
+    return read_dataset(source, culture=culture, **options)
 
 
 def test_hub_dataset(published):
@@ -923,7 +1369,7 @@ def test_hub_dataset_of_somebody_else(published, monkeypatch, token):
 
 
 def test_hub_dataset_offline(published):
-    """Offline the cached copy is read, the commit is known, and one of another commit is not passed off as it."""
+    """Offline cached copies are read, each commit's own, and one that lacks a file is refused."""
     program = (
         "import sys; from scoft_data import *\n"
         "source = find_dataset('alice/ccub', culture='korea')\n"
@@ -941,16 +1387,26 @@ def test_hub_dataset_offline(published):
     read_hub("alice/ccub", "korea", revision=published[0])
     read_hub("alice/ccub", "korea")
     program = program.partition("try:")[0] + (
-        "print(read(None).commit)\ntry: read(sys.argv[1])\nexcept DataError as error: print(error)\n"
+        f"for revision in (None, {published[0]!r}): print(read(revision).commit, read(revision).captions[0])\n"
+        "next(Path('cache').rglob('blobs/*')).unlink()\n"
+        "try: read(None), read(revision)\nexcept DataError as error: print(error)\n"
     )
-    found = run(program.replace("sys.argv[1]", repr(published[0]))).stdout
-    assert found.startswith(published[1]) and f"of commit {published[1]}, not {published[0]}" in found
+    current, earlier, *torn = run(program).stdout.splitlines()
+    assert current == f"{published[1]} ['later a red house']" and earlier == f"{published[0]} ['a red house']"
+    assert "the Hub, alice/ccub: " in "".join(torn)
 
 
 def test_hub_unknown_culture(published):
     """A culture the Hub dataset lacks is answered with those it has."""
     with pytest.raises(DataError, match=r"alice/ccub holds .* \(china, korea\) and --culture peru is not among them"):
         read_hub("ccub", "peru")
+
+
+@pytest.mark.parametrize("name", ["a/" + "n" * 200, "a--b/c..d"])
+def test_hub_ids_that_are_none(hub, name):
+    """What looks like an id of the Hub and is none is answered as a dataset that is not there."""
+    with pytest.raises(DataError, match="(?s)was not found.*the Hub, a"):
+        read_hub(name, None)
 
 
 def test_hub_unknown_dataset(published):

@@ -22,6 +22,7 @@ from scoft.files import (
     content_key,
     is_empty,
     private_folder,
+    read_front_matter,
     read_record,
     read_regular,
     sole_writer,
@@ -89,6 +90,17 @@ def test_an_interrupted_write_leaves_the_old_content(tmp_path, monkeypatch):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_link_is_not_written_through(tmp_path):
+    """Neither what a write goes through first nor its end is a way out of a folder that somebody else prepared."""
+    mine = tmp_path / "mine"
+    for name in ("report.md", "partial-report.md"):
+        mine.write_text("mine")
+        (tmp_path / name).symlink_to(mine)
+        write_atomically(tmp_path / "report.md", "report")
+        assert mine.read_text() == "mine" and (tmp_path / "report.md").read_text() == "report"
+        assert not (tmp_path / "report.md").is_symlink()
+
+
 def test_private_folders_are_for_one_user(tmp_path):
     assert private_folder(tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
 
@@ -147,6 +159,32 @@ def test_records_are_what_they_should_be(tmp_path, content, message):
         read_record(path, Judged, remedy="Judge it again.")
 
 
+LAUGHS = "\n".join(["a0: &a0 ha", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30))])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"{LAUGHS}\nlicense: *a29", "uses an alias"),
+        ("a: &a [*a]", "uses an alias"),
+        ("a: " + "[" * 5000, "lie in each other"),
+        ("license: [mit", "not valid YAML"),
+        ("license: \0", "not valid YAML"),
+        ("license: !!bool mit", "not valid YAML"),
+        ("license: !!timestamp mit", "not valid YAML"),
+        ("[mit]: x", "not valid YAML.*unhashable"),
+        ("- mit", "has no `name: value`"),
+        ("x: " + "y" * 2**20, "1048576 are allowed"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_page_that_would_fill_the_memory_is_refused(tmp_path, text, message):
+    """Aliases of aliases, nesting and sizes are bounded before anything is built of them; tags that lie are told."""
+    (tmp_path / "README.md").write_text(f"---\n{text}\n---\n")
+    with pytest.raises(DataError, match=f"(?s)README.md .*{message}"):
+        read_front_matter(tmp_path / "README.md")
+
+
 @pytest.mark.parametrize("name", ["", "..", "../x", "/x", "a/b", "a b", "-x", "_x", "x" * 65, "a\n", "a\0"])
 def test_names_that_would_lead_astray(name):
     with pytest.raises(DataError, match="--culture is 1 to 64 letters"):
@@ -166,6 +204,20 @@ def test_a_ledgers_line_that_is_no_entry_is_named(tmp_path, line):
         file.write(f"\n{line}\n")
     with pytest.raises(DataError, match="captions.jsonl, line 5 is no entry"):
         ledger.read()
+
+
+def test_a_ledger_is_read_as_what_it_holds(tmp_path):
+    """Typed, and with what is beyond the type left out; an entry of another kind, and what is no file, are named."""
+    ledger = Ledger(tmp_path / "judge.jsonl")
+    assert ledger.read_as(Judged, remedy="") == []
+    ledger.add("a", base={"right": 1}, more=2)
+    assert ledger.read_as(Judged, remedy="") == [Judged(base={"right": 1.0})]
+    ledger.add("b", base={"right": "much"})
+    with pytest.raises(DataError, match="judge.jsonl.*base: right: Input should be a valid number.* Judge it again."):
+        ledger.read_as(Judged, remedy="Judge it again.")
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(DataError, match="fifo cannot be read: is not a regular file"):
+        Ledger(tmp_path / "fifo").read()
 
 
 # Caches --------------------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ from scoft_metrics import (
     prdc,
     prdc_estimates,
     rate,
+    scaled,
     training_similarity,
     vendi_score,
 )
@@ -171,6 +172,12 @@ def test_prdc_by_hand():
     assert prdc([[0.5], [5]], [[0], [1], [10]], k=1) == pytest.approx(expected)
 
 
+def test_prdc_balls_are_open():
+    """A picture at the very distance of the nearest neighbour, such as -1 from 0, is outside, as the authors count."""
+    expected = {"precision": 0, "recall": 1, "density": 0, "coverage": 0}
+    assert prdc([[-1], [20]], [[0], [1], [10]], k=1) == expected
+
+
 def test_nearest_photographs_in_blocks(monkeypatch):
     monkeypatch.setattr(scoft_metrics, "BLOCK", 4)
     x, y = features(10, seed=8), features(7, seed=9)
@@ -268,9 +275,9 @@ def test_intervals_scale_and_shift_with_their_metric():
     values = np.random.default_rng(1).normal(size=40)
     draws = picture_draws(*grid(5, 8), question=LIKE_THESE)
     plain = estimate(lambda kept: values[kept].mean(), draws)
-    scaled = estimate(lambda kept: 3 - 1000 * values[kept].mean(), draws)
+    other = estimate(lambda kept: 3 - 1000 * values[kept].mean(), draws)
     expected = [3 - 1000 * bound for bound in (plain.value, plain.high, plain.low)]
-    assert [scaled.value, scaled.low, scaled.high] == pytest.approx(expected)
+    assert [other.value, other.low, other.high] == pytest.approx(expected)
 
 
 def test_interval_of_equal_values_is_a_point():
@@ -402,6 +409,15 @@ def test_table_1_is_the_mean_of_table_4():
             mean = mean_over_cultures(estimates)
             assert (mean.value, mean.low, mean.high) == pytest.approx((printed,) * 3, abs=5.1e-4)
             assert mean.n == 1000
+
+
+def test_another_unit_scales_all_of_an_estimate():
+    """A KID times 10^3 is the KID of kernels times 10^3: value, bounds and replicates."""
+    rng = np.random.default_rng(4)
+    values, draws = rng.normal(size=(5, 8)), picture_draws(*grid(5, 8), question=LIKE_THESE)
+    found, direct = scaled(mean_of(values, draws), 1000), mean_of(1000 * values, draws)
+    assert (found.value, found.low, found.high) == pytest.approx((direct.value, direct.low, direct.high))
+    assert found.n == direct.n and found.replicates["seeds"] == pytest.approx(direct.replicates["seeds"])
 
 
 def test_mean_over_cultures_shares_draws_of_one_name():

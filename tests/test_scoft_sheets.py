@@ -24,7 +24,7 @@ def fonts_are_unknown():
     """What an earlier test has found out of the fonts is forgotten, before and after."""
 
     def forget():
-        for cached in (sheets._warn_of, sheets._family_of, sheets._fonts_for):
+        for cached in (sheets._warn_of, sheets._family_of, sheets._fonts_for, sheets._learn_new_fonts):
             cached.cache_clear()
 
     forget()
@@ -95,10 +95,21 @@ def test_each_letter_is_drawn_from_a_font_that_has_it(caplog, monkeypatch):
     assert not caplog.messages
 
 
+def test_a_font_that_was_installed_since_is_found(caplog, monkeypatch):
+    """matplotlib keeps its list of fonts from long ago; who follows our advice is not shown boxes again."""
+    stix = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "STIXGeneral.ttf"))
+    here = [font for font in font_manager.fontManager.ttflist if font.name == "DejaVu Sans"]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", here)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [*{font.fname for font in here}, __file__, stix])
+    assert font_families([ONLY_STIX]) == ["DejaVu Sans", "STIXGeneral"]
+    assert not caplog.messages
+
+
 def test_a_script_without_a_font_is_warned_of_once(caplog, monkeypatch):
     """The warning names script and package; the letters are drawn as boxes, of which matplotlib says nothing more."""
     here = font_manager.fontManager.ttflist
     monkeypatch.setattr(font_manager.fontManager, "ttflist", [font for font in here if font.name == "DejaVu Sans"])
+    monkeypatch.setattr(font_manager, "findSystemFonts", list)
     with warnings.catch_warnings(action="error"):
         assert ink(grid([Row(above="한복", cells=[Cell(words="दिल्ली")])], title="한국"))
     hangul, devanagari = sorted(caplog.messages, reverse=True)
@@ -140,6 +151,20 @@ def test_more_than_fits_is_counted_not_drawn(monkeypatch):
     sheet = grid([row, row, *[Row(cells=[Cell(picture=Path("nowhere.png"))])] * 98])
     assert sheet.height < 400 and sheet.width == sheets.MIN_WIDTH
     assert "and 3 more" in written and "... and 98 more" in written
+
+
+@pytest.mark.parametrize("columns", [{"one": 3, "two": 3}, {"one": 1, "two": 500}])
+def test_headings_may_stand_over_more_than_there_is(columns):
+    """Rows may lack cells, or have more than are drawn: each heading is there, within the sheet."""
+    longest = max(columns.values())
+    sheet = grid([Row(cells=[Cell()]), Row(cells=[Cell()] * min(longest, 400) * (longest > 3))], columns=columns)
+    assert ink(sheet, (0, 0, sheet.width, sheets.MARGIN + 20)) and sheet.width < 10_000
+    assert ink(grid([], columns=columns))
+
+
+def test_no_text_makes_a_sheet_endless():
+    """A caption of a thousand lines is cut like a long one."""
+    assert grid([Row(above="a\n" * 1000, cells=[Cell(words="b\n" * 1000)])]).height < 800
 
 
 def test_the_histogram_shows_the_threshold():

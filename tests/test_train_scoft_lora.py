@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import scoft.files
 import scoft_data
 import train_scoft_lora
 from pocket import world
@@ -257,6 +259,30 @@ def test_ranks_and_places_draw_different_noise(tiny_ccub):
     assert torch.corrcoef(drawn).fill_diagonal_(0).abs().max() < 0.7
 
 
+def test_timesteps_are_all_but_the_clean_one(tiny_ccub):
+    """t is uniform on 1 .. T-1: at t = 0 there is nothing to denoise."""
+    dataset = scoft_data.read_dataset(
+        scoft_data.find_dataset(str(tiny_ccub), culture=None), culture=None, needs_blip=False, needs_negatives=False
+    )
+    examples = train_scoft_lora.TrainingExamples(
+        dataset,
+        transform=ImageTransform(16),
+        caption_index={caption: i for i, (caption,) in enumerate(dataset.captions)},
+        seed=0,
+        entries_per_update=1,
+        latent_shape=(4, 2, 2),
+        num_train_timesteps=4,
+        blip_captions_per_step=1,
+        random_flip=False,
+        random_crop=False,
+        noise_offset=0,
+        load_photograph=False,
+        load_negatives_every=None,
+    )
+    counts = torch.bincount(torch.stack([examples[entry]["t"] for entry in range(300)]), minlength=4)
+    assert counts[0] == 0 and counts[1:].min() > 75 and len(counts) == 4
+
+
 def test_workers_change_nothing(train):
     """Loading in two worker processes gives the same bits as loading in the main one."""
     more = {"method": "mpc", "no-center_crop": True, "random_flip": True, "train_batch_size": 2}
@@ -270,12 +296,26 @@ def test_seeds_differ_and_repeat(train):
     assert not torch.equal(lora(first), lora(other))
 
 
-def test_gradient_checkpointing_changes_nothing(train, start):
-    """Recomputing activations in UNet and VAE gives the same LoRA."""
+def test_gradient_checkpointing_changes_nothing(train, start, monkeypatch):
+    """Recomputing activations in UNet and VAE gives the same LoRA; both do recompute them."""
+    import diffusers
+
     more = SMOOTH["mpc"] | AUDIBLE_IMAGES
-    assert (
-        relative_difference(train("kept", **more), train("again", **more, gradient_checkpointing=True), start) < 1e-6
-    )
+    recomputed = set()
+    for kind in (diffusers.UNet2DConditionModel, diffusers.AutoencoderKL):
+
+        def enable(model, original=kind.enable_gradient_checkpointing):
+            def checkpoint(module, *args):
+                recomputed.add(type(model).__name__)
+                return torch.utils.checkpoint.checkpoint(module, *args, use_reentrant=False)
+
+            original(model, checkpoint)
+
+        monkeypatch.setattr(kind, "enable_gradient_checkpointing", enable)
+    kept = train("kept", **more)
+    assert not recomputed
+    assert relative_difference(kept, train("again", **more, gradient_checkpointing=True), start) < 1e-6
+    assert recomputed == {"UNet2DConditionModel", "AutoencoderKL"}
 
 
 def test_a_compiled_unet_gives_the_same_run(train, start, monkeypatch):
@@ -296,7 +336,7 @@ def test_precomputed_files_serve_a_second_run_and_are_thrown_away_when_stale(tra
     """A second run reads latents, embeddings and features from files; changed photographs are noticed."""
     more = {"precompute_dir": tmp_path / "cache", "random_flip": True}
     first = train("first", **more)
-    assert {file.name for file in (tmp_path / "cache").iterdir()} == {
+    assert {file.name for file in (tmp_path / "cache").glob("[!.]*")} == {
         "features.safetensors", "latents.safetensors", "text.safetensors"
     }  # fmt: skip
 
@@ -314,6 +354,10 @@ def test_precomputed_files_serve_a_second_run_and_are_thrown_away_when_stale(tra
         Image.new("RGB", (24, 24), "red").save(file)
     assert torch.equal(
         lora(train("stale", **more, dataset=changed)), lora(train("fresh", random_flip=True, dataset=changed))
+    )
+    words = rewrite(tiny_ccub, tmp_path / "words", lambda row: row | {"text": row["text"].replace("house", "hut")})
+    assert torch.equal(
+        lora(train("old words", **more, dataset=words)), lora(train("new words", random_flip=True, dataset=words))
     )
 
 
@@ -439,6 +483,19 @@ def test_going_back_to_an_older_checkpoint_abandons_what_followed(train):
     train("run", resume_from_checkpoint="latest", max_train_steps=3, learning_rate=1e-2)
     assert torch.equal(lora(run), lora(run / "checkpoint-3")) and not torch.equal(lora(run), before)
     assert [line["step"] for line in metrics(run)] == [1, 2, 3]
+
+
+def test_what_going_on_makes_untrue_is_removed(tmp_path):
+    """Later checkpoints, the finished run's pictures, numbers, seal and card; pictures of earlier updates stay."""
+    stale = ["README.md", "checksums.json", "evaluation.json", "checkpoint-4/x", "checkpoint-10/x"]
+    stale += [f"images/{name}" for name in ("judge.json", "before_after.png", "lora-0.png", "evaluation.png")]
+    right = ["checkpoint-3/x", "images/step-000002.png", "metrics.jsonl", LORA]
+    for name in stale + right:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    train_scoft_lora.abandon_what_follows(tmp_path, 3)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == sorted(right)
 
 
 @pytest.mark.parametrize("torn", ['{"step": 5, "loss": 0.', '{"step": 1', "{"])
@@ -637,8 +694,10 @@ def test_saved_lora_draws_what_the_trained_unet_draws(train, monkeypatch, tiny_p
 
 def test_output_folder_keeps_its_contract(train, tmp_path):
     """The folder holds both LoRA files, a card without gaps, all arguments, metrics, and pictures base beside LoRA."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     judge = tmp_path / "judge.py"
-    judge.write_text("def count(images, prompts):\n    return {'n': len(images), 'prompts': len(set(prompts))}\n")
+    judge.write_text("def count(images, prompts):\n    return {'n': len(images), 'n_low': 1, 'n_high': 9}\n")
     prompts = ["a red house, in Veridia", "a blue house, in Veridia"]
     run = train(
         validation_prompts=prompts,
@@ -657,7 +716,7 @@ def test_output_folder_keeps_its_contract(train, tmp_path):
         "before_after.png", "step-000006.png", "lora-0.png", "lora-1.png", "judge.json", "photographs"
     }  # fmt: skip
     judged = json.loads((run / "images/judge.json").read_text())
-    assert judged == {"base": {"n": 4, "prompts": 2}, "lora": {"n": 4, "prompts": 2}}
+    assert judged == {"base": {"n": 4, "n_low": 1, "n_high": 9}, "lora": {"n": 4, "n_low": 1, "n_high": 9}}
     grid = Image.open(run / "images/before_after.png")
     assert grid.width >= 2 * 128 and grid.height >= 4 * 128
     assert (run / "images/photographs").stat().st_mode & 0o777 == 0o700  # whose others may not see
@@ -670,8 +729,52 @@ def test_output_folder_keeps_its_contract(train, tmp_path):
     assert record["versions"]["diffusers"]
     card = (run / "README.md").read_text()
     assert "{{" not in card and "TODO" not in card and "Veridia" in card and "images/lora-1.png" in card
-    events = b"".join(file.read_bytes() for file in (run / "logs").rglob("events*"))
-    assert b"loss/contrastive" in events and b"judge/lora/n" in events and b"validation" in events
+    shown = EventAccumulator(str(run / "logs" / "scoft")).Reload().Tags()
+    losses = {"loss", *(f"loss/{term}" for term in train_scoft_lora.METHODS["mpc"])}
+    assert set(shown["scalars"]) == losses | {"lr", "grad_norm", "seconds", "judge/base/n", "judge/lora/n"}
+    assert shown["images"] == ["validation"]
+
+
+def test_validation_draws_what_a_stock_pipeline_draws(train, tmp_path, tiny_pipeline):
+    """The judge gets a stock pipeline's pictures for each prompt and seed, base and LoRA; the folder, the LoRA's."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    judge = tmp_path / "judge.py"
+    judge.write_text(
+        "import numpy\ncalls = []\n\ndef keep(images, prompts):\n    calls.append(prompts)\n"
+        f"    numpy.save({str(tmp_path)!r} + f'/{{len(calls)}}.npy', numpy.stack(images))\n"
+        "    return {'call': len(calls)}\n"
+    )
+    prompts = ["a red house, in Veridia", "a blue house"]
+    run = train(
+        learning_rate=0.05,
+        seed=3,
+        validation_prompts=prompts,
+        num_validation_images=2,
+        validation_inference_steps=3,
+        validation_guidance_scale=3,
+        validation_judge=f"{judge}:keep",
+    )
+    assert json.loads((run / "images/judge.json").read_text()) == {"base": {"call": 1}, "lora": {"call": 2}}
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    pipe.set_progress_bar_config(disable=True)
+    kept = []
+    for call in (1, 2):
+        if call == 2:
+            pipe.load_lora_weights(run)
+        expected = [
+            pipe(
+                prompt, generator=torch.Generator().manual_seed(seed), num_inference_steps=3, guidance_scale=3
+            ).images[0]
+            for prompt in prompts
+            for seed in (3, 4)
+        ]
+        kept.append(np.load(tmp_path / f"{call}.npy").astype(int))
+        assert np.abs(kept[-1] - np.stack(expected)).max() <= 1
+    assert np.abs(kept[0] - kept[1]).max() > 10 and np.abs(kept[1][0] - kept[1][1]).max() > 10
+    for i in range(2):
+        assert np.array_equal(np.asarray(Image.open(run / f"images/lora-{i}.png")), kept[1][2 * i])
 
 
 def test_judges_numbers_are_shown_side_by_side(train, tmp_path, caplog):
@@ -897,6 +1000,7 @@ def test_the_pocket_worlds_table_asks_for_pictures_of_eight_categories():
     [
         ({"culture": None}, "--culture is needed with --method mpc"),
         ({"rank": 0}, "--rank is at least 1, got 0"),
+        ({"rank": 10**9}, "--rank is at most 1280, the width of"),
         ({"ldm_weight": -0.1}, "--ldm_weight is a number from 0 up, got -0.1"),
         ({"contrastive_weight": "nan"}, "--contrastive_weight is a number from 0 up, got nan"),
         ({"method": "m", "ldm_weight": 0, "memorization_weight": 0}, "every weight of --method m is 0"),
@@ -1091,6 +1195,61 @@ def test_a_resumed_run_says_what_it_does_differently(train, caplog):
     assert state["optimizer"]["param_groups"][0]["weight_decay"] == 0.1
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("perceptual_model_name_or_path", "elsewhere/clip_conv"),
+        ("dreamsim_type", "dino_vitb16"),
+        ("image_interpolation_mode", "nearest"),
+        ("use_8bit_adam", True),
+        ("variant", "fp16"),
+    ],
+)
+def test_a_flag_that_may_make_another_run_is_told(tmp_path, caplog, flag, value):
+    """Whatever is not known to leave a resumed run the same is named when it differs; a new flag is so by itself."""
+    arguments = vars(parse())
+    record = {"arguments": arguments, "resolved": {"updates": 4}}
+    (tmp_path / "record.json").write_text(json.dumps(train_scoft_lora.run_record(arguments, {"updates": 4})))
+    for free in train_scoft_lora.FREE_FLAGS & arguments.keys():
+        record["arguments"] = arguments | {free: "another"}
+        train_scoft_lora.warn_of_changes(tmp_path / "record.json", record=record)
+    assert not caplog.records
+    record["arguments"] = arguments | {flag: value}
+    train_scoft_lora.warn_of_changes(tmp_path / "record.json", record=record)
+    assert [record.message for record in caplog.records] == [
+        f"The resumed run departs from the one that was started: {flag} was {arguments[flag]}, is {value}"
+    ]
+
+
+def test_a_schedule_laid_over_a_longer_run_is_told(train, caplog):
+    """A cosine run that is prolonged jumps to another rate: both are named. One that is merely resumed is silent."""
+    more = {"method": "finetune", "lr_scheduler": "cosine", "learning_rate": 1e-2, "checkpointing_steps": 2}
+    run = train("run", **more)
+    train("run", **more, resume_from_checkpoint="checkpoint-2")
+    assert not [record for record in caplog.records if "lr_scheduler" in record.message]
+    train("run", **more, resume_from_checkpoint="checkpoint-2", max_train_steps=8)
+    told = [record.message for record in caplog.records if "lr_scheduler" in record.message]
+    assert len(told) == 1 and "laid over all 8 updates anew" in told[0] and "updates was 4, is 8" in caplog.text
+    assert "goes on at 0.00854, where the run before had planned 0.005." in told[0]
+    assert metrics(run)[2]["lr"] == pytest.approx(0.00854, rel=1e-3)
+
+
+def test_image_losses_that_never_fall_due_are_warned_of(train, caplog):
+    """A run that is shorter than --perceptual_every has no losses on images, whatever its method says."""
+    train(perceptual_every=5)
+    assert "losses on images, which are due first in update 5, and the run has 4" in caplog.text
+    caplog.clear()
+    train("enough", perceptual_every=4)
+    assert not [record for record in caplog.records if "are due first" in record.message]
+
+
+def test_accumulation_in_the_environment_is_refused(train, monkeypatch):
+    """accelerate would divide the loss once more by it."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
+    with pytest.raises(DataError, match="ACCELERATE_GRADIENT_ACCUMULATION_STEPS is 2"):
+        train()
+
+
 def test_an_absent_checkpoint_is_named(train, tmp_path):
     """A path that holds no checkpoint is refused, and those that exist are listed."""
     run = train()
@@ -1193,3 +1352,73 @@ def test_a_finished_run_with_a_torn_lora_is_made_whole(whole, tmp_path, train, c
     train("run", method="finetune", perceptual_model_name_or_path=None, resume_from_checkpoint="latest")
     assert "its results are damaged and made anew" in caplog.text and "nothing to train" not in caplog.text
     assert (run / name).read_bytes() == (whole / name).read_bytes() and check_seal(run) == 4
+
+
+def test_two_runs_do_not_write_into_one_folder(train, tmp_path, monkeypatch):
+    """A folder that a living run writes into is refused by its flag, before the work, and stays as it is."""
+    monkeypatch.setattr(scoft.files, "PATIENCE", 0)
+    with scoft.files.sole_writer(tmp_path / "run", flag="--output_dir"):
+        with pytest.raises(DataError, match="--output_dir .*run: another run is writing into it"):
+            train("run", pretrained_model_name_or_path="no/such-model")
+    assert scoft.files.is_empty(tmp_path / "run")
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_before_the_work(train, tmp_path):
+    """Also where its place is no folder."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="--output_dir .*file/run cannot be written to"):
+        train("file/run", pretrained_model_name_or_path="no/such-model")
+
+
+def test_a_disk_that_is_too_full_is_named_before_the_work(train, monkeypatch):
+    """A checkpoint has to fit: the LoRA and the optimizer's two moments."""
+    monkeypatch.setattr(train_scoft_lora, "cache_text", lambda *_, **__: pytest.fail("it went to work"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 3 * 4 * 9984 - 1))
+    with pytest.raises(DataError, match="--output_dir .* has 0 MB left, and a checkpoint takes 0"):
+        train()
+
+
+def test_a_long_name_is_refused_by_its_flag(train):
+    """Names become files, whose names end at 255 bytes."""
+    with pytest.raises(DataError, match="the LoRA's name, by --culture, is 1 to 64 letters"):
+        train(culture="x" * 300)
+
+
+def launched(flags: dict, *, processes: int, **popen) -> subprocess.Popen:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
+    command += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
+    env = one_thread() | {"ACCELERATE_USE_CPU": "true"}
+    command += ["train_scoft_lora.py", *words(flags)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True, env=env, **popen)
+
+
+@pytest.mark.parametrize(
+    ("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGTERM), (2, signal.SIGKILL)], ids=str
+)
+def test_a_launcher_that_is_ended_leaves_a_checkpoint_and_no_orphan(flags, tmp_path, processes, number):
+    """`kill`, systemd and containers end the launcher alone: what it launched stops too, with a whole checkpoint."""
+    run = tmp_path / "run"
+    long = {"method": "finetune", "perceptual_model_name_or_path": None, "max_train_steps": 5000}
+    launcher = launched(flags | long | {"output_dir": run, "logging_steps": 2}, processes=processes)
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or not metrics(run):
+        assert launcher.poll() is None and time.monotonic() < deadline, launcher.communicate()
+        time.sleep(0.1)
+    launcher.send_signal(number)
+    stderr = launcher.communicate(timeout=60)[1]  # ends when the last process that was launched has closed it
+    found, step = checkpoints.find_checkpoint(run, "latest")
+    assert found is not None and 0 < step == len(metrics(run)) < 5000, stderr
+    assert f"Stopped after update {step}" in stderr
+    with scoft.files.sole_writer(run, flag="--output_dir"):
+        pass
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux")
+def test_a_folder_in_use_ends_all_processes_and_says_so_last(flags, tmp_path):
+    """The main process alone is refused; the launcher ends the other, and our line stands below its traceback."""
+    with scoft.files.sole_writer(tmp_path / "run", flag="--output_dir"):
+        launcher = launched(flags | {"output_dir": tmp_path / "run"}, processes=2)
+        stderr = launcher.communicate(timeout=120)[1]
+    assert launcher.returncode == 1 and "Traceback" in stderr
+    last = stderr.rstrip().splitlines()[-1]
+    assert last.startswith(f"error: --output_dir {tmp_path / 'run'}: another run is writing into it.")

@@ -1,0 +1,1 @@
+"""The wing behind evaluate_scoft.py."""
