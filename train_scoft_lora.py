@@ -1391,7 +1391,8 @@ def train(
         "weight_decay": args.adam_weight_decay,
         "eps": args.adam_epsilon,
     }
-    check_space(output_dir, lora_parameters)
+    if is_main:
+        check_space(output_dir, lora_parameters)
     optimizer = make_optimizer(lora_parameters, use_8bit=args.use_8bit_adam, **settings)
     state = {"optimizer": optimizer}
     if accelerator.scaler is not None:

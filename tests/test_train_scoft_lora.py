@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 import scoft.files
 import scoft_data
+import scoft_losses
 import train_scoft_lora
 from pocket import world
 from scoft.errors import DataError
@@ -281,6 +282,24 @@ def test_timesteps_are_all_but_the_clean_one(tiny_ccub):
     )
     counts = torch.bincount(torch.stack([examples[entry]["t"] for entry in range(300)]), minlength=4)
     assert counts[0] == 0 and counts[1:].min() > 75 and len(counts) == 4
+
+
+def test_features_are_those_of_the_flip_asked_for(tiny_ccub, tiny_clip_conv):
+    """A row's features, cached or not, are of its photograph and negatives, all mirrored or none."""
+    dataset = scoft_data.read_dataset(
+        scoft_data.find_dataset(str(tiny_ccub), culture=None), culture=None, needs_blip=False, needs_negatives=True
+    )
+    cpu = torch.device("cpu")
+    distance = scoft_losses.load_distance(
+        "clip_conv", model_name_or_path=str(tiny_clip_conv), device=cpu, dtype=torch.float32
+    )
+    transform = ImageTransform(16)
+    features = train_scoft_lora.ImageFeatures(dataset, transform=transform, distance=distance, device=cpu)
+    for row, flip in ((0, 0), (0, 1), (1, 1), (0, 0), (0, 1)):
+        images = [transform(image, flip=bool(flip)) for image in (dataset.image(row), *dataset.negatives(row))]
+        with torch.no_grad():
+            assert torch.equal(features(row, flip), distance.embed(torch.stack(images)))
+    assert not torch.equal(features(0, 0), features(0, 1))
 
 
 def test_workers_change_nothing(train):
