@@ -874,7 +874,8 @@ def abandon_what_follows(output_dir: Path, step: int):
     """Remove what a run going on from `step` makes untrue: later checkpoints, the last pictures and numbers, and the
     card that marks it finished.
     """
-    for name in (CARD_FILE, SEAL_FILE, EVALUATION_FILE, JUDGED_FILE, *scoft_hub.PICTURES):
+    sheets_of_photographs = "images/photographs/*"
+    for name in (CARD_FILE, SEAL_FILE, EVALUATION_FILE, JUDGED_FILE, sheets_of_photographs, *scoft_hub.PICTURES):
         for file in output_dir.glob(name):
             file.unlink()
     for folder in checkpoints(output_dir):
@@ -1390,7 +1391,8 @@ def train(
         "weight_decay": args.adam_weight_decay,
         "eps": args.adam_epsilon,
     }
-    check_space(output_dir, lora_parameters)
+    if is_main:
+        check_space(output_dir, lora_parameters)
     optimizer = make_optimizer(lora_parameters, use_8bit=args.use_8bit_adam, **settings)
     state = {"optimizer": optimizer}
     if accelerator.scaler is not None:

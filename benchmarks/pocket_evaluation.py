@@ -69,6 +69,7 @@ def evaluate(culture: str, folder: Path, *, methods: tuple[str, ...], images: in
         "stages": stages,
         "seconds": round(sum(stage["seconds"] for stage in stages.values()), 1),
         "pictures": sum(count["pictures"] for count in results["counts"].values()),
+        "loras": results["loras"],  # the sha256 of each method's file
         "scores": results["scores"],
         "differences": results["differences"],
     }

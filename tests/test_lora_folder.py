@@ -72,7 +72,7 @@ def test_a_stock_pipeline_loads_all_that_was_trained(tiny_pipeline, tmp_path, la
 
 def test_the_pocket_world_s_lora_loads_whole(tmp_path):
     """All 168 tensors of the layers in its table of defaults."""
-    layers = yaml.safe_load((POCKET / "defaults.yaml").read_text())["lora_layers"]
+    layers = yaml.safe_load((POCKET / "defaults.yaml").read_text())["train"]["lora_layers"]
     save_lora(tmp_path, with_lora(POCKET / "models/stable-diffusion", layers=layers).unet, kohya_name=KOHYA)
     for name in (LORA_FILE, KOHYA):
         pipe = StableDiffusionPipeline.from_pretrained(POCKET / "models/stable-diffusion", safety_checker=None)

@@ -13,12 +13,14 @@ import train_scoft_lora
 
 ROOT = Path(train_scoft_lora.__file__).parent
 README = (ROOT / "README.md").read_text()
+POCKET = (ROOT / "pocket/README.md").read_text()
 METHOD_TABLE = README.split("## The method")[1].split("|---|---|---|---|---|")[1].split("\n\n")[0]
 
 
 def test_every_flag_named_is_declared():
-    """Each --flag in the README belongs to one of the scripts, or to accelerate's launcher."""
-    named = set(re.findall(r"--([a-z][a-z_0-9]+)", README)) - {"multi_gpu", "num_processes", "help", "check", "loras"}
+    """Each --flag in the READMEs belongs to one of the scripts, or to accelerate's launcher."""
+    elsewhere = {"multi_gpu", "num_processes", "help", "check", "loras"}
+    named = set(re.findall(r"--([a-z][a-z_0-9]+)", README + POCKET)) - elsewhere
     training = vars(train_scoft_lora.parse_args(["--dataset", "x", "--culture", "y"])).keys()
     preparing = vars(prepare_ccub.parse_args(["--culture", "korea"])).keys()
     data = ["--dataset", "x", "--culture", "y"]

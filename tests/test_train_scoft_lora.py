@@ -23,11 +23,12 @@ from safetensors.torch import load_file
 
 import scoft.files
 import scoft_data
+import scoft_losses
 import train_scoft_lora
 from pocket import world
 from scoft.errors import DataError
 from scoft.images import ImageTransform
-from scoft.lora_folder import check_whole
+from scoft.lora_folder import check_whole, lora_sha256
 from scoft.train import checkpoints
 from scoft.train.checkpoints import check_seal
 
@@ -283,6 +284,24 @@ def test_timesteps_are_all_but_the_clean_one(tiny_ccub):
     assert counts[0] == 0 and counts[1:].min() > 75 and len(counts) == 4
 
 
+def test_features_are_those_of_the_flip_asked_for(tiny_ccub, tiny_clip_conv):
+    """A row's features, cached or not, are of its photograph and negatives, all mirrored or none."""
+    dataset = scoft_data.read_dataset(
+        scoft_data.find_dataset(str(tiny_ccub), culture=None), culture=None, needs_blip=False, needs_negatives=True
+    )
+    cpu = torch.device("cpu")
+    distance = scoft_losses.load_distance(
+        "clip_conv", model_name_or_path=str(tiny_clip_conv), device=cpu, dtype=torch.float32
+    )
+    transform = ImageTransform(16)
+    features = train_scoft_lora.ImageFeatures(dataset, transform=transform, distance=distance, device=cpu)
+    for row, flip in ((0, 0), (0, 1), (1, 1), (0, 0), (0, 1)):
+        images = [transform(image, flip=bool(flip)) for image in (dataset.image(row), *dataset.negatives(row))]
+        with torch.no_grad():
+            assert torch.equal(features(row, flip), distance.embed(torch.stack(images)))
+    assert not torch.equal(features(0, 0), features(0, 1))
+
+
 def test_workers_change_nothing(train):
     """Loading in two worker processes gives the same bits as loading in the main one."""
     more = {"method": "mpc", "no-center_crop": True, "random_flip": True, "train_batch_size": 2}
@@ -489,9 +508,10 @@ def test_what_going_on_makes_untrue_is_removed(tmp_path):
     """Later checkpoints, the finished run's pictures, numbers, seal and card; pictures of earlier updates stay."""
     stale = ["README.md", "checksums.json", "evaluation.json", "checkpoint-4/x", "checkpoint-10/x"]
     stale += [f"images/{name}" for name in ("judge.json", "before_after.png", "lora-0.png", "evaluation.png")]
+    stale += ["images/photographs/before_after.png"]
     right = ["checkpoint-3/x", "images/step-000002.png", "metrics.jsonl", LORA]
     for name in stale + right:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     train_scoft_lora.abandon_what_follows(tmp_path, 3)
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
@@ -581,6 +601,13 @@ def test_every_term_asked_for_is_logged_and_finite(train, method):
         weights = {"ldm": 0.7 if method != "finetune" else 1, "memorization": 0.3, "perceptual": 0.01}
         total = sum((weights | {"contrastive": 0.05})[name.removeprefix("loss/")] * line[name] for name in due)
         assert line["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_an_epochs_end_is_found_in_the_update_that_completes_it():
+    """6 rows, 4 images an update: epochs end in updates 2, 3, 5, 6, ..., each second one in 3, 6, ..."""
+    shape = {"images_per_update": 4, "num_rows": 6}
+    for every, ends in ((1, [2, 3, 5, 6]), (2, [3, 6]), (None, [])):
+        assert [step for step in range(1, 7) if train_scoft_lora.crosses_epoch(step, every, **shape)] == ends
 
 
 def test_every_declared_flag_is_read():
@@ -715,8 +742,9 @@ def test_output_folder_keeps_its_contract(train, tmp_path):
     assert {file.name for file in (run / "images").iterdir()} == {
         "before_after.png", "step-000006.png", "lora-0.png", "lora-1.png", "judge.json", "photographs"
     }  # fmt: skip
+    numbers = {"n": 4, "n_low": 1, "n_high": 9}
     judged = json.loads((run / "images/judge.json").read_text())
-    assert judged == {"base": {"n": 4, "n_low": 1, "n_high": 9}, "lora": {"n": 4, "n_low": 1, "n_high": 9}}
+    assert judged == {"base": numbers, "lora": numbers, "lora_sha256": lora_sha256(run)}
     grid = Image.open(run / "images/before_after.png")
     assert grid.width >= 2 * 128 and grid.height >= 4 * 128
     assert (run / "images/photographs").stat().st_mode & 0o777 == 0o700  # whose others may not see
@@ -755,7 +783,8 @@ def test_validation_draws_what_a_stock_pipeline_draws(train, tmp_path, tiny_pipe
         validation_guidance_scale=3,
         validation_judge=f"{judge}:keep",
     )
-    assert json.loads((run / "images/judge.json").read_text()) == {"base": {"call": 1}, "lora": {"call": 2}}
+    judged = json.loads((run / "images/judge.json").read_text())
+    assert (judged["base"], judged["lora"]) == ({"call": 1}, {"call": 2})
     pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
@@ -1209,7 +1238,7 @@ def test_a_flag_that_may_make_another_run_is_told(tmp_path, caplog, flag, value)
     """Whatever is not known to leave a resumed run the same is named when it differs; a new flag is so by itself."""
     arguments = vars(parse())
     record = {"arguments": arguments, "resolved": {"updates": 4}}
-    (tmp_path / "record.json").write_text(json.dumps(train_scoft_lora.run_record(arguments, {"updates": 4})))
+    (tmp_path / "record.json").write_text(json.dumps(record, default=str))
     for free in train_scoft_lora.FREE_FLAGS & arguments.keys():
         record["arguments"] = arguments | {free: "another"}
         train_scoft_lora.warn_of_changes(tmp_path / "record.json", record=record)
