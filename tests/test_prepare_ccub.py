@@ -874,6 +874,18 @@ def test_versions_of_one_picture_are_found_across_splits_and_the_first_is_kept(t
     assert [name for name, status in found.items() if status == "duplicate"] == ["same-pixels.png"]
 
 
+def test_a_photograph_is_a_duplicate_up_to_the_number_of_bits(tmp_path, monkeypatch):
+    """--near_duplicate_bits itself counts as near; one bit more does not."""
+    contents = {f"{i}.jpg": encoded(picture(i, (80 + i, 80))) for i in range(3)}
+    monkeypatch.setattr(
+        prepare_ccub, "difference_hash", lambda image: {80: 0, 81: 0b1110, 82: 0b11110000}[image.width]
+    )
+    flags = {"culture": "korea", "output": tmp_path / "ccub", "stages": "fetch,clean", "min_size": 16}
+    flags["images"] = write_images(tmp_path / "pictures", dict.fromkeys(contents, {}), contents)
+    prepare(flags, near_duplicate_bits=3)
+    assert list(statuses(tmp_path / "ccub" / "korea").values()) == ["ok", "duplicate", "ok"]
+
+
 def test_large_photographs_are_not_cleaned_side_by_side(tmp_path, monkeypatch):
     """The photographs in hand have no more pixels together than the largest that is allowed, and no bytes of those
     that are done are held until their turn comes; a file beyond all measure is not even read.
