@@ -396,7 +396,7 @@ def validation_prompts(args: argparse.Namespace) -> list[str]:
     return [prompt.replace("{}", words) for prompt in args.validation_prompts or DEFAULT_PROMPTS]
 
 
-def check_environment(args: argparse.Namespace, output_dir: Path):
+def check_environment(args: argparse.Namespace):
     """What the arguments need from this machine, looked at before any data is read."""
     packages = {
         f"--report_to {args.report_to}": args.report_to if args.report_to in TRACKERS else None,
@@ -408,13 +408,6 @@ def check_environment(args: argparse.Namespace, output_dir: Path):
     for flag, package in packages.items():
         if package and importlib.util.find_spec(package) is None:
             raise DataError(f"{flag} needs the package {package}: pip install {package}")
-    if output_dir.exists() and not output_dir.is_dir():
-        raise DataError(f"--output_dir {output_dir} is a file, not a folder")
-    if not args.resume_from_checkpoint and not is_empty(output_dir):
-        raise DataError(
-            f"--output_dir {output_dir} is not empty: choose another folder, or continue the run in it with "
-            "--resume_from_checkpoint latest"
-        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1251,7 +1244,7 @@ def main(argv: list[str] | None = None):
     name = re.sub(r"[\W_]+", "-", args.culture or Path(args.dataset).resolve().name).strip("-").lower()
     checked_name(name, what=f"the LoRA's name, by {named_by},")
     output_dir = args.output_dir or Path(f"scoft-{name}")
-    check_environment(args, output_dir)
+    check_environment(args)
     scoft_data.check_embedded(args.dataset)
     judge = (
         scoft_data.load_function(args.validation_judge, flag="--validation_judge") if args.validation_judge else None
@@ -1260,6 +1253,11 @@ def main(argv: list[str] | None = None):
     # The main process alone holds the lock; where it is refused, the launcher ends the others.
     is_main = os.environ.get("RANK", "0") == "0"
     with sole_writer(output_dir, flag="--output_dir") if is_main else contextlib.nullcontext():
+        if is_main and not args.resume_from_checkpoint and not is_empty(output_dir):
+            raise DataError(
+                f"--output_dir {output_dir} is not empty: choose another folder, or continue the run in it with "
+                "--resume_from_checkpoint latest"
+            )
         train(args, argv=argv, name=name, output_dir=output_dir, source=source, judge=judge)
 
 

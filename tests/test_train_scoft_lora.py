@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import contextlib
 import json
 import logging
 import math
@@ -1082,7 +1083,7 @@ def test_a_full_output_folder_is_not_written_over(train, tmp_path):
     (tmp_path / "run" / "thesis.txt").write_text("precious")
     with pytest.raises(DataError, match="is not empty.*--resume_from_checkpoint latest"):
         train()
-    assert [file.name for file in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {"thesis.txt", scoft.files.LOCK}
 
 
 def rewrite(tiny_ccub: Path, folder: Path, change) -> Path:
@@ -1390,6 +1391,21 @@ def test_two_runs_do_not_write_into_one_folder(train, tmp_path, monkeypatch):
         with pytest.raises(DataError, match="--output_dir .*run: another run is writing into it"):
             train("run", pretrained_model_name_or_path="no/such-model")
     assert scoft.files.is_empty(tmp_path / "run")
+
+
+def test_a_folder_that_fills_while_a_second_run_waits_is_not_written_over(train, tmp_path, monkeypatch):
+    """Whether it is empty is asked by the run that holds the lock, not by one that still waits for it."""
+    run, first = tmp_path / "run", contextlib.ExitStack()
+    first.enter_context(scoft.files.sole_writer(run, flag="--output_dir"))
+
+    def finish(*_):  # called when the second run says that it waits
+        (run / "checkpoint-4").mkdir()
+        first.close()
+
+    monkeypatch.setattr(scoft.files.logger, "warning", finish)
+    with pytest.raises(DataError, match="is not empty.*--resume_from_checkpoint latest"):
+        train("run", pretrained_model_name_or_path="no/such-model")
+    assert (run / "checkpoint-4").is_dir()
 
 
 def test_a_folder_that_cannot_be_written_to_is_named_before_the_work(train, tmp_path):
