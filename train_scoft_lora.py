@@ -889,7 +889,7 @@ class Metrics:
         self.accelerator = accelerator
         self.pending: list[tuple[int, dict[str, torch.Tensor | float]]] = []
         if accelerator.is_main_process:
-            lines = path.read_text().splitlines() if path.exists() else []
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
             # A kill may have torn the last line, which lies after any checkpoint: its step is all that is read.
             steps = [re.match(r'{"step": (\d+),', line) for line in lines]
             kept = [line for line, found in zip(lines, steps) if found and int(found[1]) <= step]

@@ -31,7 +31,9 @@ LAUNCHER = os.getppid() if {"ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID"} & o
 # What the system refuses by no fault of ours.
 REFUSALS = {
     getattr(errno, name, None)
-    for name in "EACCES EPERM EROFS ENOSPC EDQUOT EFBIG ENAMETOOLONG EMFILE ENFILE EIO".split()
+    for name in (
+        "EACCES EPERM EROFS ENOSPC EDQUOT EFBIG ENAMETOOLONG EMFILE ENFILE EIO ENOENT EEXIST EISDIR ENOTDIR".split()
+    )
 }
 
 TOKEN_FLAGS = ("hub_token", "token")

@@ -174,8 +174,13 @@ def raising(error: Exception):
         (lambda: raising(OSError(errno.ENOSPC, "No space left on device", "a/b")),
          "error: a/b cannot be read or written: No space left on device."),
         (lambda: Path("n" * 300).write_text("x"), f"error: {'n' * 300} cannot be read or written: File name too"),
+        (lambda: Path("no-such.png").read_bytes(), "error: no-such.png cannot be read or written: No such file"),
+        (lambda: Path("/").mkdir(), "error: / cannot be read or written: File exists."),
+        (lambda: Path("/").write_bytes(b""), "error: / cannot be read or written: Is a directory."),
+        (lambda: os.listdir(__file__), f"error: {__file__} cannot be read or written: Not a directory."),
     ],
-    ids=["data", "not finite", "memory", "allocator", "gpu", "driver", "system", "full", "name"],
+    ids=["data", "not finite", "memory", "allocator", "gpu", "driver", "system", "full", "name", "gone", "there",
+         "folder", "no folder"],
 )  # fmt: skip
 def test_what_a_user_can_cause_ends_in_one_line(capsys, main, line):
     with pytest.raises(SystemExit) as ended:
@@ -184,7 +189,7 @@ def test_what_a_user_can_cause_ends_in_one_line(capsys, main, line):
     assert ended.value.code == 1 and shown.startswith(line) and shown.count("\n") == 1
 
 
-@pytest.mark.parametrize("ours", [RuntimeError("shapes"), FileNotFoundError(errno.ENOENT, "none", "x"), KeyError()])
+@pytest.mark.parametrize("ours", [RuntimeError("shapes"), OSError(errno.EBADF, "closed", "x"), KeyError()])
 def test_an_error_of_ours_keeps_its_traceback(ours):
     with pytest.raises(type(ours)):
         launch.run_main(lambda: raising(ours), memory_advice="")

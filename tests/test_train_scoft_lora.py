@@ -519,14 +519,28 @@ def test_what_going_on_makes_untrue_is_removed(tmp_path):
     assert left == sorted(right)
 
 
-@pytest.mark.parametrize("torn", ['{"step": 5, "loss": 0.', '{"step": 1', "{"])
+@pytest.mark.parametrize("torn", [b'{"step": 5, "loss": 0.', b'{"step": 1', b"{", b'{"step": 5, "lo\xff'])
 def test_a_line_torn_by_a_kill_is_dropped(train, torn):
     """A half-written last line of metrics.jsonl does not stop the resumed run, nor stay in the file."""
     run = train()
-    with (run / "metrics.jsonl").open("a") as file:
+    with (run / "metrics.jsonl").open("ab") as file:
         file.write(torn)
     train(resume_from_checkpoint="latest", max_train_steps=6)
     assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_links_in_the_place_of_checkpoints_give_way_alone(train, tmp_path):
+    """What a link leads to stays, whether it stands for a leftover, an old checkpoint, or the one to be written."""
+    run = train("run", max_train_steps=1)
+    for name in ("partial-checkpoint-7", "checkpoint-0", "checkpoint-3"):
+        (tmp_path / name / "kept").mkdir(parents=True)
+        (run / name).symlink_to(tmp_path / name)
+    (run / "checkpoint-2").symlink_to(tmp_path / "nowhere")
+    resume = run / "checkpoint-1"
+    train("run", max_train_steps=3, checkpointing_steps=1, checkpoints_total_limit=2, resume_from_checkpoint=resume)
+    assert not any(path.is_symlink() for path in run.iterdir())
+    assert [check_seal(folder) for folder in checkpoints.checkpoints(run)] == [2, 3]
+    assert len(list(tmp_path.glob("*checkpoint-*/kept"))) == 3
 
 
 def test_old_checkpoints_are_pruned_and_other_folders_left_alone(train, tmp_path):

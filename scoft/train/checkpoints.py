@@ -87,14 +87,14 @@ def save_checkpoint(output_dir: Path, *, step: int, unet, state: dict, total_lim
     import torch
 
     for leftover in output_dir.glob("partial-checkpoint-*"):
-        shutil.rmtree(leftover)
+        remove(leftover)
     partial, final = output_dir / f"partial-checkpoint-{step}", output_dir / f"checkpoint-{step}"
     save_lora(partial, unet)
     content = io.BytesIO()  # torch's own writer hides behind a RuntimeError that a disk is full
     torch.save({"step": step, **{name: part.state_dict() for name, part in state.items()}}, content)
     write_atomically(partial / STATE_FILE, content.getvalue())
     seal(partial, step=step, names=[LORA_FILE, STATE_FILE])
-    if final.exists():
+    if os.path.lexists(final):
         discard(final)
     partial.rename(final)
     settle(output_dir)
@@ -104,7 +104,15 @@ def save_checkpoint(output_dir: Path, *, step: int, unet, state: dict, total_lim
 
 def discard(checkpoint: Path):
     """Delete a checkpoint, which from the first moment on no longer looks like one."""
-    shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"partial-{checkpoint.name}-discarded")))
+    remove(checkpoint.rename(checkpoint.with_name(f"partial-{checkpoint.name}-discarded")))
+
+
+def remove(folder: Path):
+    """Delete a folder; of a link the link alone, not what it leads to."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)
 
 
 def find_checkpoint(output_dir: Path, resume_from: str) -> tuple[Path | None, int]:
