@@ -46,6 +46,21 @@ def test_every_function_and_file_named_exists():
     assert len(files) >= 6 and all((ROOT / file).exists() for file in files)
 
 
+@pytest.mark.parametrize("text", [README, POCKET], ids=["README.md", "pocket/README.md"])
+def test_every_picture_and_result_named_exists(text):
+    """Pictures count from the README they stand in, results from the root."""
+    here = ROOT / "pocket" if text is POCKET else ROOT
+    files = [here / name for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)]
+    files += [ROOT / name for name in re.findall(r"benchmarks/results/[\w.-]+\.json", text)]
+    assert len(files) >= 3 and [str(file) for file in files if not file.is_file()] == []
+
+
+@pytest.mark.parametrize("text", [README, POCKET], ids=["README.md", "pocket/README.md"])
+def test_nothing_is_left_to_be_filled_in(text):
+    """No capitals stand for words or numbers that come later, nor alone in a line."""
+    assert re.findall(r"\b(?:COST|NUMBERS?|TBD|TODO|WORDS|XXX)\b|^[A-Z][A-Z_ ]+$", text, flags=re.MULTILINE) == []
+
+
 def test_ci_runs_the_readmes_test_command():
     """The command in .ci/run is the README's, word for word."""
     command = re.search(r"^pip install -r requirements-dev.txt.*$", README, flags=re.M)[0]
