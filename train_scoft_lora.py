@@ -48,7 +48,7 @@ from scoft.files import (
     sole_writer,
     write_atomically,
 )
-from scoft.images import INTERPOLATIONS, ImageTransform, is_blank
+from scoft.images import INTERPOLATIONS, ImageTransform, is_blank, write_png
 from scoft.lora_folder import (
     CARD_FILE,
     EVALUATION_FILE,
@@ -1028,15 +1028,15 @@ class Validation:
             drawn = (self.prompts, self.base_images, images)
             title = f"{self.subject}: the base model, and the LoRA after {step} updates"
             grid = comparison_grid(*drawn, title=title)
-            grid.save(self.folder / ("before_after.png" if final else f"step-{step:06d}.png"))
+            write_png(self.folder / ("before_after.png" if final else f"step-{step:06d}.png"), grid)
             if final:
                 shown = min(max(self.images_per_prompt, 4), len(self.dataset))
                 rows = (row * len(self.dataset) // shown for row in range(shown))
                 photographs = [sheets.fitted(self.dataset.image(row), sheet_side(images)) for row in rows]
                 beside_them = comparison_grid(*drawn, title=title, photographs=photographs)
-                beside_them.save(private_folder(self.folder / "photographs") / "before_after.png")
+                write_png(private_folder(self.folder / "photographs") / "before_after.png", beside_them)
                 for i, image in enumerate(images[:: self.images_per_prompt]):
-                    image.save(self.folder / f"lora-{i}.png")
+                    write_png(self.folder / f"lora-{i}.png", image)
             if self.judge:
                 prompts = [prompt for prompt, _ in self.jobs]
                 judged = {"base": self.judge(self.base_images, prompts), "lora": self.judge(images, prompts)}

@@ -1422,6 +1422,25 @@ def test_a_folder_that_fills_while_a_second_run_waits_is_not_written_over(train,
     assert (run / "checkpoint-4").is_dir()
 
 
+def test_a_picture_takes_the_place_of_a_link(train, tmp_path):
+    """What the link leads to stays as it is."""
+    link = tmp_path / "run/images/step-000001.png"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "thesis.txt")
+    (tmp_path / "thesis.txt").write_text("precious")
+    pictures = {"num_validation_images": 1, "validation_steps": 1, "validation_inference_steps": 1}
+    train(
+        "run",
+        method="finetune",
+        max_train_steps=2,
+        resume_from_checkpoint="latest",
+        **pictures,
+        perceptual_model_name_or_path=None,
+    )
+    assert Image.open(link).format == "PNG" and not link.is_symlink()
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
 def test_a_folder_that_cannot_be_written_to_is_named_before_the_work(train, tmp_path):
     """Also where its place is no folder."""
     (tmp_path / "file").write_text("")
