@@ -59,9 +59,12 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         for action in self._actions:
-            told = action.default in (None, argparse.SUPPRESS) or "default" in (action.help or "")
+            default = action.default
+            told = default is False or default in (None, argparse.SUPPRESS, []) or "default" in (action.help or "")
             if action.option_strings and not told:
-                action.help = "; ".join(filter(None, [action.help, "default: %(default)s"]))
+                is_list = isinstance(default, (list, tuple))
+                shown = " ".join(map(str, default)).replace("%", "%%") if is_list else "%(default)s"
+                action.help = "; ".join(filter(None, [action.help, f"default: {shown}"]))
         return super().format_help()
 
     def parse_args(self, argv=None, namespace=None):

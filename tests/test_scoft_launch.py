@@ -1,5 +1,6 @@
 """What all commands share: the parser, the log, and how they end."""
 
+import argparse
 import errno
 import logging
 import os
@@ -92,6 +93,21 @@ def test_help_shows_every_default():
     assert "default: 3" in words and "a number; default: 4" in words
     assert words.count("default: five") == 1 and "5" not in words.partition("--told")[2] and "None" not in words
     assert parser.format_help() == parser.format_help()
+
+
+def test_help_shows_lists_as_words_and_nothing_for_none_of_them():
+    """What is on the command line, not Python's brackets; a switch that is off says so by its form."""
+    parser = Parser()
+    parser.add_argument("--language", nargs="+", default=["en", "ko"], help="of the captions")
+    parser.add_argument("--allow_host", action="append", default=[], help="a host")
+    parser.add_argument("--push", action=argparse.BooleanOptionalAction, default=False, help="the page")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--crop", action=argparse.BooleanOptionalAction, default=True, help="the middle")
+    parser.add_argument("--lowest", default=0, help="a number")
+    words = " ".join(parser.format_help().split())
+    assert "of the captions; default: en ko" in words and "a number; default: 0" in words
+    assert words.count("default") == 3 and "the middle; default: True" in words
+    assert parser.parse_args([]).language == ["en", "ko"]
 
 
 def test_every_flag_of_the_trainer_has_words_of_its_own(monkeypatch):
