@@ -44,7 +44,7 @@ import scoft_hub
 import scoft_losses
 import scoft_metrics
 from scoft import lora_folder
-from scoft.base_model import load_pipeline, loading
+from scoft.base_model import load_pipeline, loading, precision
 from scoft.errors import DataError
 from scoft.evaluate import figures
 from scoft.files import (
@@ -52,6 +52,7 @@ from scoft.files import (
     cached_tensors,
     checked_name,
     content_key,
+    file_sha256,
     model_key,
     read_record,
     read_regular,
@@ -470,7 +471,7 @@ def generate(args: argparse.Namespace):
     prompts = prompts_of_sets(args, photographs)
     places = {BASE: None} | lora_places(args.lora, checkpoints=args.checkpoints)
     files = {place: lora_file(place, cache_dir=args.cache_dir) for place in places.values() if place}
-    hashes = {place: hashlib.sha256(file.read_bytes()).hexdigest() for place, file in files.items()}
+    hashes = {place: file_sha256(file) for place, file in files.items()}
     records = training_records(files)
     base = base_of(args, records)
     commit = scoft_hub.base_commit(base, revision=args.revision, cache_dir=args.cache_dir)
@@ -530,7 +531,7 @@ def draw_all(
     """Draw this process's share of the pictures."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+    dtype = precision(accelerator)
     with loading(base):
         pipeline = load_pipeline(
             StableDiffusionPipeline, base, revision=commit, variant=args.variant, cache_dir=args.cache_dir
@@ -557,7 +558,7 @@ def draw_all(
 def load_lora(pipeline, picture: Picture, file: Path):
     """Load the LoRA that a picture's row names. Raises DataError where another has taken its place meanwhile."""
     load_into_pipeline(pipeline, file)
-    if hashlib.sha256(file.read_bytes()).hexdigest() != picture.lora_sha256:
+    if file_sha256(file) != picture.lora_sha256:
         raise DataError(f"--lora {picture.lora}: {file} was replaced while pictures were drawn; run the same again.")
 
 

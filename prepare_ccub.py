@@ -40,7 +40,7 @@ import scoft_data
 import scoft_hub
 import scoft_losses
 from scoft import sheets
-from scoft.base_model import load_pipeline, loading
+from scoft.base_model import load_pipeline, loading, precision
 from scoft.errors import DataError
 from scoft.files import (
     Ledger,
@@ -1508,10 +1508,6 @@ def share(items: dict, ledger: Ledger, accelerator) -> list[tuple]:
     accelerator.wait_for_everyone()  # none adds to it before all have read it
     undone = [item for item in items.items() if item[0] not in done]
     return undone[accelerator.process_index :: accelerator.num_processes]
-
-
-def precision(accelerator):
-    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
 
 
 def open_kept(folder: Path, photograph: Photograph) -> Image.Image:

@@ -35,7 +35,7 @@ import numpy as np
 from PIL import Image
 
 from scoft.errors import DataError
-from scoft.files import checked_name, content_key, open_regular, read_front_matter, read_regular
+from scoft.files import checked_name, content_key, file_sha256, open_regular, read_front_matter, read_regular
 from scoft.hub import ask, text_of
 from scoft.images import MAX_BYTES, open_image
 
@@ -180,8 +180,7 @@ def check_embedded(name: str) -> None:
             file = root / folder / file_name
             remedy = f"Restore it from the repository, or make it anew with: {part['made_by']}"
             try:
-                with file.open("rb") as content:
-                    found = hashlib.file_digest(content, "sha256").hexdigest()
+                found = file_sha256(file)
             except OSError as error:
                 raise DataError(f"--dataset {name}: {file} cannot be read ({error.strerror}). {remedy}") from error
             if found != expected:

@@ -36,7 +36,7 @@ import scoft_data
 import scoft_hub
 import scoft_losses
 from scoft import sheets
-from scoft.base_model import loading
+from scoft.base_model import loading, precision
 from scoft.errors import DataError
 from scoft.files import (
     cached_tensors,
@@ -1348,7 +1348,7 @@ def train(
         return
 
     # Models: the frozen ones in the accelerator's dtype, the LoRA always in float32.
-    weight_dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+    weight_dtype = precision(accelerator)
     # fp16 overflows in the VAE and in g, so there the image half of the method stays in float32.
     image_dtype = torch.bfloat16 if weight_dtype is torch.bfloat16 else torch.float32
     base_revision = scoft_hub.base_commit(

@@ -1,10 +1,9 @@
 """Writes `checksums.json`, which the training script holds the embedded files against."""
 
-import hashlib
 import json
 from pathlib import Path
 
-from scoft.files import write_atomically
+from scoft.files import file_sha256, write_atomically
 
 
 def write_checksums(folder: Path, *, made_by: str):
@@ -17,8 +16,6 @@ def write_checksums(folder: Path, *, made_by: str):
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     parts[folder.name] = {
         "made_by": made_by,
-        "sha256": {
-            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
-        },
+        "sha256": {path.relative_to(folder).as_posix(): file_sha256(path) for path in files},
     }
     write_atomically(record, json.dumps(parts, indent=2, sort_keys=True) + "\n")

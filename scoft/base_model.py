@@ -5,6 +5,7 @@ import importlib
 import pickle
 from collections.abc import Iterator
 
+import torch
 from safetensors import SafetensorError
 from torch import nn
 
@@ -24,6 +25,11 @@ def loading(
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise DataError(f"{flag} {name_or_path} cannot be loaded as {kind}: {error}") from error
+
+
+def precision(accelerator) -> torch.dtype:
+    """The dtype of frozen weights under accelerate's mixed precision."""
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
 
 
 def load_pipeline(pipeline_class, name_or_path: str, *, revision=None, variant=None, cache_dir=None, **parts):

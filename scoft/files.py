@@ -57,11 +57,13 @@ def model_key(name_or_path: str | None) -> str:
     if not name_or_path or not folder.is_dir():
         return str(name_or_path)
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json", ".pt", ".tar"))
-    hashes = []
-    for path in files:
-        with path.open("rb") as content:
-            hashes.append(hashlib.file_digest(content, "sha256").hexdigest())
-    return content_key([path.relative_to(folder).as_posix() for path in files], hashes)
+    return content_key([path.relative_to(folder).as_posix() for path in files], [file_sha256(path) for path in files])
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's content, which is not read into memory at once. Raises OSError."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -91,10 +93,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     settle(path.parent)
 
 
-def settle(folder: Path):
-    """Let the names in `folder` survive a power cut, as a rename that is relied upon must."""
+def settle(path: Path):
+    """Let the names in a folder, or a file's content, survive a power cut, as what is relied upon must."""
     with contextlib.suppress(PermissionError):  # Windows opens no folders
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

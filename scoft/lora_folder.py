@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from scoft.errors import DataError
-from scoft.files import checked_name, read_record, write_atomically
+from scoft.files import checked_name, file_sha256, read_record, write_atomically
 
 
 if TYPE_CHECKING:
@@ -137,8 +136,7 @@ def read_training_record(file: Path) -> TrainingRecord:
 
 def lora_sha256(folder: Path) -> str:
     """The sha256 of a folder's LoRA_FILE, by which numbers name what they were measured on."""
-    with (folder / LORA_FILE).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(folder / LORA_FILE)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -238,23 +236,24 @@ def load_lora(folder: Path, unet):
 def load_into_pipeline(pipeline, file: Path):
     """Load a LoRA file by diffusers' own call, as its users do, and see that it came in whole. Raises DataError."""
     place = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
-    read_lora(file)
+    saved = read_lora(file)
     try:
         pipeline.load_lora_weights(str(file.parent), adapter_name="scoft", **place)
     except (RuntimeError, ValueError) as error:
         raise DataError(f"{file} does not fit the model, which is to be the one it was trained on: {error}") from error
-    check_whole(pipeline.unet, file, adapter="scoft")
+    check_whole(pipeline.unet, file, adapter="scoft", saved=saved)
 
 
-def check_whole(unet, file: Path, *, adapter: str):
+def check_whole(unet, file: Path, *, adapter: str, saved: dict[str, torch.Tensor] | None = None):
     """Raise DataError unless the UNet's adapter holds the file's tensors, all of them and no others.
 
+    `saved`: what `read_lora` has read of the file, if it has.
     diffusers drops keys that it cannot place, and says so in a warning among others.
     """
     import torch
     from peft.utils import get_peft_model_state_dict
 
-    saved = read_lora(file)
+    saved = read_lora(file) if saved is None else saved
     own = get_peft_model_state_dict(unet, adapter_name=adapter) if adapter in getattr(unet, "peft_config", {}) else {}
     loaded = {name for name in saved.keys() & own if torch.equal(own[name], saved[name].to(own[name]))}
     if astray := sorted((saved.keys() | own) - loaded):

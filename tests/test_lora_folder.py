@@ -17,6 +17,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from pocket.train_models import HERE as POCKET
+from scoft import lora_folder
 from scoft.lora_folder import LORA_FILE, check_whole, load_into_pipeline, load_lora, read_lora, save_lora
 from scoft_data import DataError
 from train_scoft_lora import add_lora
@@ -111,6 +112,15 @@ def test_a_mixed_checkpoint_of_an_earlier_version_is_resumed_bit_for_bit(tiny_pi
     load_lora(tmp_path, other.unet)
     expected, found = (get_peft_model_state_dict(pipe.unet) for pipe in (trained, other))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_lora_is_read_once_beside_diffusers_own_reading(tiny_pipeline, tmp_path, monkeypatch):
+    """What was read to be checked is what the model is held against."""
+    save_lora(tmp_path, with_lora(tiny_pipeline, layers=BLOCKS).unet)
+    pipe, read = StableDiffusionPipeline.from_pretrained(tiny_pipeline), []
+    monkeypatch.setattr(lora_folder, "read_lora", lambda file: read.append(file) or read_lora(file))
+    load_into_pipeline(pipe, tmp_path / LORA_FILE)
+    assert read == [tmp_path / LORA_FILE]
 
 
 @pytest.mark.parametrize("change", ["more", "other values", "fewer"])

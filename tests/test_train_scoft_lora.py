@@ -1398,6 +1398,13 @@ def test_a_finished_run_with_a_torn_lora_is_made_whole(whole, tmp_path, train, c
     assert (run / name).read_bytes() == (whole / name).read_bytes() and check_seal(run) == 4
 
 
+def test_a_seal_of_nothing_is_no_seal(tmp_path):
+    """A table without files would hold of any folder."""
+    (tmp_path / checkpoints.SEAL_FILE).write_text('{"step": 4, "sha256": {}}')
+    with pytest.raises(DataError, match=f"{checkpoints.SEAL_FILE} names no files"):
+        check_seal(tmp_path)
+
+
 def test_two_runs_do_not_write_into_one_folder(train, tmp_path, monkeypatch):
     """A folder that a living run writes into is refused by its flag, before the work, and stays as it is."""
     monkeypatch.setattr(scoft.files, "PATIENCE", 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import json
 import logging
@@ -14,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from scoft.errors import DataError
-from scoft.files import read_record, settle, write_atomically
+from scoft.files import file_sha256, read_record, settle, write_atomically
 from scoft.lora_folder import CARD_FILE, LORA_FILE, load_lora, save_lora
 
 
@@ -36,19 +35,19 @@ def seal(folder: Path, *, step: int, names: Iterable[str]):
     """Write the seal of these files, and let all of it survive a power cut."""
     hashes = {}
     for name in names:
-        with (folder / name).open("rb") as file:
-            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
+        hashes[name] = file_sha256(folder / name)
+        settle(folder / name)
     write_atomically(folder / SEAL_FILE, json.dumps(dataclasses.asdict(Seal(step, hashes)), indent=2) + "\n")
 
 
 def check_seal(folder: Path) -> int:
     """The number of updates done, of a folder that is as it was written; raises DataError, which says what is not."""
     found = read_record(folder / SEAL_FILE, Seal, remedy="It goes with the folder.")
+    if not found.sha256:
+        raise DataError(f"{folder / SEAL_FILE} names no files, and so is no seal.")
     for name, expected in found.sha256.items():
         try:
-            with (folder / name).open("rb") as file:
-                same = hashlib.file_digest(file, "sha256").hexdigest() == expected
+            same = file_sha256(folder / name) == expected
         except OSError as error:
             raise DataError(f"{folder / name} cannot be read ({error.strerror}).") from error
         if not same:
