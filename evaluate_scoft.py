@@ -33,7 +33,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal, get_args
 
-from scoft.launch import Parser, progress, run_main, set_up_logging
+from scoft.launch import Parser, load_function, progress, run_main, set_up_logging
 
 import numpy as np
 import torch
@@ -1138,7 +1138,7 @@ class Judge:
     """FILE.py:function of --judge: what it says of a picture and its prompt. Raises DataError, whatever it does."""
 
     def __init__(self, spec: str):
-        self.spec, self.function = spec, scoft_data.load_function(spec, flag="--judge")
+        self.spec, self.function = spec, load_function(spec, flag="--judge")
 
     def __call__(self, picture: Picture, source: Source) -> dict[str, float]:
         """Its numbers but for the bounds of intervals, which it has for many pictures alone."""

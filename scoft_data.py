@@ -12,7 +12,6 @@ import csv
 import functools
 import glob
 import hashlib
-import importlib.util
 import io
 import json
 import logging
@@ -20,9 +19,8 @@ import os
 import re
 import shlex
 import stat
-import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -982,24 +980,6 @@ def _listing(items: Sequence[str], shown: int = 5) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Randomness without state
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def load_function(spec: str, *, flag: str) -> Callable:
-    """The function of FILE.py:function, the value of `flag`. Raises DataError."""
-    path, _, name = spec.rpartition(":")
-    if not os.path.exists(path):
-        raise DataError(f"{flag} {spec}: there is no file {path}")
-    module_spec = importlib.util.spec_from_file_location("scoft_user_code", path)
-    if module_spec is None:
-        raise DataError(f"{flag} {spec}: {path} is no Python module; give FILE.py:function")
-    module = sys.modules["scoft_user_code"] = importlib.util.module_from_spec(module_spec)  # dataclasses look there
-    try:
-        module_spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever the user's code raises
-        raise DataError(f"{flag} {spec}: {path} cannot be imported: {type(error).__name__}: {error}") from error
-    if not callable(getattr(module, name, None)):
-        raise DataError(f"{flag} {spec}: {path} has no function {name}")
-    return getattr(module, name)
 
 
 def stable_generator(seed: int, purpose: str, *place: int) -> torch.Generator:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scoft.launch import Parser, is_orphan, progress, run_main, set_up_logging
+from scoft.launch import Parser, is_orphan, load_function, progress, run_main, set_up_logging
 
 import numpy as np
 import torch
@@ -1241,9 +1241,7 @@ def main(argv: list[str] | None = None):
     output_dir = args.output_dir or Path(f"scoft-{name}")
     check_environment(args)
     scoft_data.check_embedded(args.dataset)
-    judge = (
-        scoft_data.load_function(args.validation_judge, flag="--validation_judge") if args.validation_judge else None
-    )
+    judge = load_function(args.validation_judge, flag="--validation_judge") if args.validation_judge else None
     source = scoft_data.find_dataset(args.dataset, culture=args.culture)
     # The main process alone holds the lock; where it is refused, the launcher ends the others.
     is_main = os.environ.get("RANK", "0") == "0"

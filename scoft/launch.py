@@ -1,4 +1,4 @@
-"""What all commands do alike: flags with their tables of defaults, the log, and errors told in one line.
+"""What all commands do alike: flags, the tables and functions they may name, the log, and errors told in one line.
 
 Commands import this before all that is heavy, which pyproject.toml's order of imports sees to: tqdm, which comes with
 torch, reads TQDM_DISABLE when it is imported, and Ctrl-C may come while torch is.
@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import importlib.util
 import io
 import logging
 import os
@@ -153,6 +154,24 @@ class Parser(argparse.ArgumentParser):
             yield
         finally:
             del self.error
+
+
+def load_function(spec: str, *, flag: str) -> Callable:
+    """The function of FILE.py:function, the value of `flag`. Raises DataError."""
+    path, _, name = spec.rpartition(":")
+    if not os.path.exists(path):
+        raise DataError(f"{flag} {spec}: there is no file {path}")
+    module_spec = importlib.util.spec_from_file_location("scoft_user_code", path)
+    if module_spec is None:
+        raise DataError(f"{flag} {spec}: {path} is no Python module; give FILE.py:function")
+    module = sys.modules["scoft_user_code"] = importlib.util.module_from_spec(module_spec)  # dataclasses look there
+    try:
+        module_spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        raise DataError(f"{flag} {spec}: {path} cannot be imported: {type(error).__name__}: {error}") from error
+    if not callable(getattr(module, name, None)):
+        raise DataError(f"{flag} {spec}: {path} has no function {name}")
+    return getattr(module, name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

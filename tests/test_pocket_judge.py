@@ -5,6 +5,8 @@ import functools
 import json
 from pathlib import Path
 
+from scoft.launch import load_function
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ import torch
 from pocket import judge as judging
 from pocket import world
 from scoft.errors import DataError
-from scoft_data import CATEGORIES, load_function
+from scoft_data import CATEGORIES
 
 
 FILE = Path(judging.__file__)

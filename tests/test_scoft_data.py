@@ -1307,25 +1307,6 @@ def test_names_that_are_none(name):
     assert len(str(error.value)) < 7000 and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("x.txt", "def f(): pass", "x.txt is no Python module; give FILE.py:function"),
-        ("x.py", "def f(:", "x.py cannot be imported: SyntaxError: "),
-        ("x.py", "import nothing_of_this_name", "x.py cannot be imported: ModuleNotFoundError: No module"),
-        ("x.py", "raise SystemExit(3)", "x.py cannot be imported: SystemExit: 3"),
-        ("x.py", "f = 3", "x.py has no function f"),
-        ("x.py", None, "there is no file .*x.py"),
-    ],
-)
-def test_load_function_refuses(tmp_path, file, content, message):
-    """A file that is no module, or fails, or lacks the function is told by its flag and name."""
-    if content is not None:
-        (tmp_path / file).write_text(content)
-    with pytest.raises(DataError, match=f"--judge {tmp_path}/{file}:f: .*{message}"):
-        scoft_data.load_function(f"{tmp_path / file}:f", flag="--judge")
-
-
 def test_a_file_is_no_dataset(tmp_path):
     """The path of a plain file is refused with what to give instead."""
     (tmp_path / "a.parquet").write_bytes(b"")

@@ -120,6 +120,25 @@ def test_every_flag_of_the_trainer_has_words_of_its_own(monkeypatch):
     assert [flag for flag, words in flags.items() if not words] == []
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("x.txt", "def f(): pass", "x.txt is no Python module; give FILE.py:function"),
+        ("x.py", "def f(:", "x.py cannot be imported: SyntaxError: "),
+        ("x.py", "import nothing_of_this_name", "x.py cannot be imported: ModuleNotFoundError: No module"),
+        ("x.py", "raise SystemExit(3)", "x.py cannot be imported: SystemExit: 3"),
+        ("x.py", "f = 3", "x.py has no function f"),
+        ("x.py", None, "there is no file .*x.py"),
+    ],
+)
+def test_load_function_refuses(tmp_path, file, content, message):
+    """A file that is no module, or fails, or lacks the function is told by its flag and name."""
+    if content is not None:
+        (tmp_path / file).write_text(content)
+    with pytest.raises(DataError, match=f"--judge {tmp_path}/{file}:f: .*{message}"):
+        launch.load_function(f"{tmp_path / file}:f", flag="--judge")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Telling
 # ---------------------------------------------------------------------------------------------------------------------
