@@ -421,6 +421,47 @@ def write_manifest(folder: Path, photographs: Iterable[Photograph]):
     write_atomically(folder / "manifest.jsonl", "".join(row + "\n" for row in rows))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """An entry of `fetches.jsonl`: what came of a link, by the manifest's names."""
+
+    status: str
+    detail: str
+    source_sha256: str
+    final_url: str = ""
+    fetched_at: str = ""
+    license: str = ""
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """An entry of `captions.jsonl`: the naive captions of a photograph."""
+
+    captions: list[str]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An entry of `negatives.jsonl`: the names of a photograph's negatives that the safety checker has left."""
+
+    negatives: list[str]
+
+    def __post_init__(self):
+        for name in self.negatives:
+            checked_name(name, what="a negative's name")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An entry of `distances.jsonl`: how far a photograph's negatives are from it."""
+
+    distances: list[float]
+
+
+LEDGERS = {"captions": Captioned, "negatives": Drawn, "distances": Measured}
+REMEDY = "Remove that line; what it told of is made again."
+
+
 def kept(photographs: Iterable[Photograph], *, split: str | None = None) -> list[Photograph]:
     """The photographs of the dataset, or of one of its splits."""
     return [photograph for photograph in photographs if photograph.file and split in (None, photograph.split)]
@@ -637,15 +678,17 @@ def fetch_links(
     """
     folder.mkdir(exist_ok=True)
     ledger = Ledger(folder / "fetches.jsonl")
-    done = ledger.read()
-    settled = {
-        key
-        for key, entry in done.items()
-        if ((folder / key).exists() if entry["status"] == "ok" else entry["status"] == "denied" or not retry_failed)
-    }
+    done = ledger.read_by_key(Outcome, remedy=REMEDY)
+
+    def is_settled(link: Photograph) -> bool:
+        status = done[link.id].status if link.id in done else None
+        if status == "ok":
+            return (folder / link.id).exists()
+        return status == "denied" or status is not None and not retry_failed
+
     hosts: dict[str, list[Photograph]] = defaultdict(list)
     for photograph in photographs:
-        if photograph.status == "pending" and photograph.id not in settled:
+        if photograph.status == "pending" and not is_settled(photograph):
             hosts["".join(photograph.url.split("/", 3)[2:3])].append(photograph)
 
     stop = threading.Event()
@@ -664,7 +707,7 @@ def fetch_links(
                     fetched = copy if copy.status == "ok" else fetched
                 if fetched.content is not None:
                     write_atomically(folder / photograph.id, fetched.content)
-                ledger.add(photograph.id, **outcome(fetched))
+                ledger.add(photograph.id, **dataclasses.asdict(outcome(fetched)))
                 bar.update()
 
         try:
@@ -672,22 +715,19 @@ def fetch_links(
         finally:  # else Ctrl-C would wait for all links of the hosts in hand
             stop.set()
 
-    came = ledger.read()
-    for entry in came.values():
-        del entry["key"]
+    came = {key: dataclasses.asdict(entry) for key, entry in ledger.read_by_key(Outcome, remedy=REMEDY).items()}
     return [dataclasses.replace(p, **came[p.id]) if p.status == "pending" else p for p in photographs]
 
 
-def outcome(fetched: Fetched) -> dict[str, str]:
-    """What the manifest keeps of a fetch, by the manifest's names."""
-    return {
-        "status": fetched.status,
-        "detail": fetched.detail,
-        "final_url": fetched.final_url,
-        "fetched_at": fetched.fetched_at,
-        "license": fetched.licence or "",
-        "source_sha256": fetched.sha256 or "",
-    }
+def outcome(fetched: Fetched) -> Outcome:
+    return Outcome(
+        status=fetched.status,
+        detail=fetched.detail,
+        final_url=fetched.final_url,
+        fetched_at=fetched.fetched_at,
+        license=fetched.licence or "",
+        source_sha256=fetched.sha256 or "",
+    )
 
 
 def known_again(found: Sequence[Photograph], manifest: Sequence[Photograph]) -> list[Photograph]:
@@ -797,8 +837,8 @@ def clean_photographs(
 def forget(photograph: Photograph, folder: Path):
     """Delete all that was made of a photograph on the deny-list, and see to it that it is not fetched again."""
     if not photograph.picture:
-        entry = {"status": photograph.status, "detail": photograph.detail, "source_sha256": ""}
-        Ledger(folder / "fetched" / "fetches.jsonl").add(photograph.id, **entry)
+        denied = Outcome(status=photograph.status, detail=photograph.detail, source_sha256="")
+        Ledger(folder / "fetched" / "fetches.jsonl").add(photograph.id, **dataclasses.asdict(denied))
         (folder / "fetched" / photograph.id).unlink(missing_ok=True)
     photograph.source_sha256 = ""
     (folder / "depth" / f"{photograph.id}.png").unlink(missing_ok=True)
@@ -1555,14 +1595,16 @@ def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: st
             flag="--hub_dataset_id",
         )
     # A key is made of all that decides a result, so what a ledger holds is never made again.
-    ledgers = {name: Ledger(folder / f"{name}.jsonl") for name in ("captions", "negatives", "distances")}
+    ledgers = {name: Ledger(folder / f"{name}.jsonl") for name in LEDGERS}
+
+    def entries(name: str) -> dict:
+        return ledgers[name].read_by_key(LEDGERS[name], remedy=REMEDY)
+
     measured_how = (args.filter_distance, model_key(args.filter_model), args.dreamsim_type)
     if accelerator.is_main_process:
         check_models(args, stages)
-        measured = ledgers["distances"].read()
-        if "filter" in stages and not any(
-            content_key(key, *measured_how) in measured for key in ledgers["negatives"].read()
-        ):
+        _, drawn, measured = map(entries, LEDGERS)
+        if "filter" in stages and not any(content_key(key, *measured_how) in measured for key in drawn):
             load_filter(args, device="cpu")  # it has not done so here yet
         gather(args, stages, folder)
     accelerator.wait_for_everyone()
@@ -1580,8 +1622,8 @@ def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: st
     if "caption" in stages:
         caption(args, by_key, ledgers["captions"], folder, accelerator)
         accelerator.wait_for_everyone()
-    captioned = ledgers["captions"].read()
-    captions = {photograph.id: captioned[key]["captions"] for key, photograph in by_key.items() if key in captioned}
+    captioned = entries("captions")
+    captions = {photograph.id: captioned[key].captions for key, photograph in by_key.items() if key in captioned}
 
     drawing = Drawing(
         base_model=model_key(args.pretrained_model_name_or_path),
@@ -1610,11 +1652,11 @@ def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: st
         draw_negatives(args, wanted, ledgers["negatives"], folder, accelerator)
         accelerator.wait_for_everyone()
 
-    drawn = ledgers["negatives"].read()
+    drawn = entries("negatives")
     pairs = {}
     for key, (photograph, _) in wanted.items():
-        if key in drawn and drawn[key]["negatives"]:
-            files = [folder / "negatives" / f"{name}.jpg" for name in drawn[key]["negatives"]]
+        if key in drawn and drawn[key].negatives:
+            files = [folder / "negatives" / f"{name}.jpg" for name in drawn[key].negatives]
             pairs[content_key(key, *measured_how)] = (photograph, files)
     if "filter" in stages:
         measure(args, pairs, ledgers["distances"], folder, accelerator)
@@ -1629,11 +1671,17 @@ def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: st
             raise DataError(
                 f"{lacking} photographs have no negatives under these flags; repeat those or add --stages negatives."
             )
-        distances = ledgers["distances"].read()
+        distances = entries("distances")
         if unmeasured := sum(key not in distances for key in pairs):
             raise DataError(f"{unmeasured} photographs have negatives that were not measured; add --stages filter.")
+        for key, (_, files) in pairs.items():
+            if (count := len(distances[key].distances)) != len(files):
+                raise DataError(
+                    f"{ledgers['distances'].path}, the entry of {key!r}, has {count} distances for {len(files)} "
+                    f"negatives. {REMEDY}"
+                )
         negatives = {
-            photograph.id: list(zip(files, distances[key]["distances"])) for key, (photograph, files) in pairs.items()
+            photograph.id: list(zip(files, distances[key].distances)) for key, (photograph, files) in pairs.items()
         }
         prompts = {photograph.id: its_prompts for photograph, its_prompts in wanted.values()}
         rows = [

@@ -172,9 +172,14 @@ class Ledger:
 
     def read_as(self, kind: type[T], *, remedy: str) -> list[T]:
         """The entries as `kind`, see `read_record`, in their order; what they hold beyond it is left out."""
-        return [
-            _checked(entry, kind, where=f"{self.path}, an entry,", remedy=remedy) for entry in self.read().values()
-        ]
+        return list(self.read_by_key(kind, remedy=remedy).values())
+
+    def read_by_key(self, kind: type[T], *, remedy: str) -> dict[str, T]:
+        """Key -> its last entry as `kind`, see `read_as`."""
+        return {
+            key: _checked(entry, kind, where=f"{self.path}, the entry of {key!r},", remedy=remedy)
+            for key, entry in self.read().items()
+        }
 
     def add(self, key: str, **entry):
         # begins with a line break too: the line before may be torn

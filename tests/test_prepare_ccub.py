@@ -1469,6 +1469,44 @@ def test_a_manifest_that_somebody_changed_is_named(copy, flags, change, message)
         prepare(flags, output=copy, stages="write")
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("captions", {"captions": "a dog"}, "captions: Input should be a valid list"),
+        ("captions", {"captions": [7]}, "captions: 0: Input should be a valid string"),
+        ("negatives", {"negatives": ["../../../secret"]}, "a negative's name is 1 to 64 letters"),
+        ("negatives", None, "negatives: Field required"),
+        ("distances", {"distances": {"a": 1}}, "distances: Input should be a valid list"),
+        ("distances", {"distances": [0.5]}, "has 1 distances for 2 negatives"),
+        ("distances", None, "distances: Field required"),
+    ],
+)
+def test_a_ledger_that_somebody_changed_is_named(copy, flags, name, change, message):
+    """What the stages have written down is read by its type, before the work; no name in it leads elsewhere."""
+    file = copy / "korea" / f"{name}.jsonl"
+    (copy.parent / "secret.jpg").write_bytes(encoded(picture(0)))
+    key, entry = next(iter(Ledger(file).read().items()))
+    with file.open("a") as ledger:
+        ledger.write("\n" + json.dumps({"key": key} if change is None else entry | change) + "\n")
+    before = written(copy)
+    with pytest.raises(DataError, match=rf"{name}.jsonl, the entry of '{key}'.* {message}.*Remove that line"):
+        prepare(flags, output=copy, stages="write")
+    assert written(copy) == before
+
+
+@pytest.mark.parametrize("entry", [{}, {"status": "ok", "detail": 7, "source_sha256": ""}])
+def test_a_ledger_of_fetches_that_somebody_changed_is_named(entry, tmp_path):
+    """Also one whose entry lacks what the manifest takes over; what is beyond that is left out."""
+    ledger = Ledger(tmp_path / "fetches.jsonl")
+    options = {"fetcher": None, "archive": False, "retry_failed": False}
+    ledger.add("aa", status="denied", detail="", source_sha256="", spare=1)
+    links = [Photograph(id="aa", url="http://a/", caption="x")]
+    assert prepare_ccub.fetch_links(links, tmp_path, **options)[0].status == "denied"
+    ledger.add("aa", **entry)
+    with pytest.raises(DataError, match="fetches.jsonl, the entry of 'aa', is not as it was written: .*Remove that"):
+        prepare_ccub.fetch_links(links, tmp_path, **options)
+
+
 def test_a_picture_outside_of_the_folder_is_not_read(copy, flags, tmp_path):
     """Not even if the manifest says so."""
     file = copy / "korea" / "manifest.jsonl"
