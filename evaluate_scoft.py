@@ -58,7 +58,7 @@ from scoft.files import (
     sole_writer,
     write_atomically,
 )
-from scoft.images import MAX_BYTES, open_image
+from scoft.images import MAX_BYTES, is_blank, open_file, open_image, write_png
 from scoft.lora_folder import (
     EVALUATION_FILE,
     LORA_FILE,
@@ -656,18 +656,6 @@ def draw(pipeline, batch: Sequence[Picture], *, folder: Path):
         manifest(folder).add(picture.key, **dataclasses.replace(picture, blank=is_blank(image)).row)
 
 
-def write_png(file: Path, image: Image.Image):
-    content = io.BytesIO()
-    image.save(content, "PNG")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, content.getvalue())
-
-
-def is_blank(image: Image.Image) -> bool:
-    """Whether a picture is of one colour: the safety checker's black, or a decoder's overflow."""
-    return all(low == high for low, high in image.convert("RGB").getextrema())
-
-
 def blocks(items: Sequence, size: int) -> Iterator[Sequence]:
     """The items, `size` at a time."""
     return (items[start : start + size] for start in range(0, len(items), size))
@@ -882,14 +870,6 @@ class Noise(Features):
         return self.of("clip", prompts)
 
 
-def open_regular(file: Path, *, within: Path | None = None) -> Image.Image:
-    """The picture in a file. Raises DataError, which names it."""
-    try:
-        return open_image(read_regular(file, within=within, at_most=MAX_BYTES))
-    except (OSError, DataError) as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
-
-
 def generated(folder: Path, pictures: Sequence[Picture]) -> list[Source]:
     """The pictures' files. Raises DataError where one is missing, or is not of the size of the others."""
     sources, sizes = [], defaultdict(list)
@@ -900,9 +880,7 @@ def generated(folder: Path, pictures: Sequence[Picture]) -> list[Source]:
             sizes[open_image(content).size].append(picture.file)
         except (OSError, DataError) as error:
             raise DataError(f"{file} of the manifest cannot be read ({error}); run generate again.") from error
-        sources.append(
-            Source(hashlib.sha256(content).hexdigest(), functools.partial(open_regular, file, within=folder))
-        )
+        sources.append(Source(hashlib.sha256(content).hexdigest(), functools.partial(open_file, file, within=folder)))
     if len(sizes) > 1:
         shown = ", ".join(f"{width} x {height} ({files[0]})" for (width, height), files in sizes.items())
         raise DataError(f"{folder}: pictures of different sizes cannot be compared: {shown}. Run generate again.")
@@ -937,7 +915,7 @@ class Photographs:
                     content = read_regular(file, at_most=MAX_BYTES)
                 except (OSError, DataError) as error:
                     raise DataError(f"--general_reference: {file} {error}; take it out of the folder.") from error
-                sources.append(Source(hashlib.sha256(content).hexdigest(), functools.partial(open_regular, file)))
+                sources.append(Source(hashlib.sha256(content).hexdigest(), functools.partial(open_file, file)))
         if len(sources) < 2:
             raise DataError(f"--general_reference {folder}: got {len(sources)} pictures, need at least 2.")
         return sources
@@ -1611,7 +1589,7 @@ def method_grid(folder: Path, only: Sequence[str] | None = None, *, most_rows: i
         whole = [number for number in counted if all((prompt, number, method) in at for method in methods)]
         if whole:
             files = [folder / at[prompt, whole[0], method].file for method in methods]
-            rows.append((prompt, [open_regular(file, within=folder) for file in files]))
+            rows.append((prompt, [open_file(file, within=folder) for file in files]))
     return figures.methods(rows, methods, title=culture_words(pictures[0].culture)) if rows else None
 
 

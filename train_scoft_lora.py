@@ -48,7 +48,7 @@ from scoft.files import (
     sole_writer,
     write_atomically,
 )
-from scoft.images import INTERPOLATIONS, ImageTransform
+from scoft.images import INTERPOLATIONS, ImageTransform, is_blank
 from scoft.lora_folder import (
     CARD_FILE,
     EVALUATION_FILE,
@@ -1025,7 +1025,7 @@ class Validation:
             with without_lora(self.unet):
                 self.base_images = self.draw()
         images = self.draw()
-        if are_blank(images) and not are_blank(self.base_images):
+        if all(map(is_blank, images)) and not all(map(is_blank, self.base_images)):
             raise FloatingPointError(
                 f"update {step}: each picture that the LoRA draws is of one colour, the base model's are not. A lower "
                 "--learning_rate may help; --resume_from_checkpoint goes back to an earlier checkpoint"
@@ -1067,11 +1067,6 @@ class Validation:
                 elif hasattr(tracker, "log_images"):
                     tracker.log_images({"validation": [grid]}, step=step)
         self.accelerator.wait_for_everyone()
-
-
-def are_blank(images: list) -> bool:
-    """Whether each picture is of one colour, as what is not finite is drawn."""
-    return all(low == high for image in images for low, high in image.getextrema())
 
 
 def judge_table(base: dict[str, float], lora: dict[str, float]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Image files into pixels: decoded within bounds, upright, on white, and cut to what a model takes."""
+"""Image files into pixels and back: decoded within bounds, upright, on white, and cut to what a model takes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image, features
 
 from scoft.errors import DataError
-from scoft.files import read_regular
+from scoft.files import read_regular, write_atomically
 
 
 if TYPE_CHECKING:
@@ -106,6 +106,28 @@ def open_image(data: bytes | str | os.PathLike) -> Image.Image:
         raise DataError("is not an image, or a damaged one: its header cannot be read") from error
     except Exception as error:  # on damaged bytes Pillow's decoders raise nearly every type there is
         raise DataError(f"is not an image, or a damaged one ({error})") from error
+
+
+def open_file(path: Path, *, within: Path | None = None) -> Image.Image:
+    """The picture in a file, see `read_regular` and `open_image`. Raises DataError, which names the file."""
+    try:
+        return open_image(read_regular(path, within=within, at_most=MAX_BYTES))
+    except (OSError, DataError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def write_png(path: Path, image: Image.Image):
+    """The pixels alone, without what the image's own file told of it, such as its colour profile; atomically."""
+    content, bare = io.BytesIO(), image.copy()
+    bare.info.clear()
+    bare.save(content, "PNG")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content.getvalue())
+
+
+def is_blank(image: Image.Image) -> bool:
+    """Whether a picture is of one colour: the safety checker's black, or what is not finite."""
+    return all(low == high for low, high in image.convert("RGB").getextrema())
 
 
 def _readable(kind: str) -> str:

@@ -514,9 +514,6 @@ def test_blank_pictures_are_counted_and_left_out(copy, words):
     """A black square of the safety checker is in the counts and in no number."""
     rows = rows_of(copy)
     blank = next(row for row in rows if row["method"] == "m" and row["set"] == "prompts")
-    assert evaluate_scoft.is_blank(Image.new("RGB", (8, 8))) and not evaluate_scoft.is_blank(
-        Image.radial_gradient("L")
-    )
     blank["blank"] = True
     (copy / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(

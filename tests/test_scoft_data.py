@@ -30,7 +30,7 @@ import prepare_ccub
 import scoft_data
 from scoft import images
 from scoft.errors import DataError
-from scoft.images import ImageTransform, as_rgb, open_image
+from scoft.images import ImageTransform, as_rgb, is_blank, open_file, open_image, write_png
 from scoft_data import DatasetSource, find_dataset, read_dataset
 
 
@@ -1017,6 +1017,30 @@ def test_only_files_are_opened(tmp_path, made):
     made(tmp_path / "a.png")
     with pytest.raises(DataError, match="is not a regular file"):
         open_image(tmp_path / "a.png")
+
+
+def test_what_cannot_be_opened_is_named(tmp_path):
+    """Absent, no image, or outside of where files are read: the message begins with the file."""
+    (tmp_path / "a.png").write_text("no image")
+    (tmp_path / "within").mkdir()
+    for name, why in {"absent.png": "No such file", "a.png": "is not an image"}.items():
+        with pytest.raises(DataError, match=rf"^{re.escape(str(tmp_path / name))} cannot be read: .*{why}"):
+            open_file(tmp_path / name)
+    with pytest.raises(DataError, match=r"a\.png cannot be read: lies outside of"):
+        open_file(tmp_path / "a.png", within=tmp_path / "within")
+
+
+def test_a_png_is_written_without_metadata(tmp_path):
+    """Neither a colour profile nor a comment of the file that the pixels came from goes along; the pixels do."""
+    image = Image.open(io.BytesIO(encoded(Image.radial_gradient("L").convert("RGB"), icc_profile=b"profile")))
+    write_png(tmp_path / "new" / "a.png", image)
+    content = (tmp_path / "new" / "a.png").read_bytes()
+    assert not Image.open(io.BytesIO(content)).info and "icc_profile" in image.info
+    assert open_file(tmp_path / "new" / "a.png").tobytes() == image.tobytes()
+
+
+def test_a_picture_of_one_colour_is_blank():
+    assert is_blank(Image.new("RGB", (8, 8), "navy")) and not is_blank(Image.radial_gradient("L"))
 
 
 # The transform -------------------------------------------------------------------------------------------------------
