@@ -56,7 +56,18 @@ from scoft.files import (
     write_atomically,
 )
 from scoft.hub import CREDENTIALS
-from scoft.images import MAX_PIXELS, Room, as_rgb, open_image, upright
+from scoft.images import (
+    FORMATS,
+    MAX_BYTES,
+    MAX_PIXELS,
+    Room,
+    UnusableImage,
+    as_rgb,
+    open_header,
+    open_image,
+    telling_damage,
+    upright,
+)
 from scoft_data import (
     CATEGORIES,
     MAX_METADATA,
@@ -68,7 +79,7 @@ from scoft_data import (
     unusable,
     warn_of_scripts,
 )
-from scoft_fetch import Fetched, Fetcher, NotUsable, open_photograph
+from scoft_fetch import PHOTOGRAPH_FORMATS, Fetched, Fetcher, NotUsable
 from scoft_losses import load_whole
 
 
@@ -114,7 +125,6 @@ CULTURE_WORDS = {
 ARCHIVE = "https://web.archive.org/web/2023id_/{}"
 MIDAS, MIDAS_FILE = "lllyasviel/Annotators", "dpt_hybrid-midas-501f0c75.pt"  # MiDaS's weights for controlnet_aux
 FETCH_THREADS, CLEAN_THREADS = 8, 4
-MAX_FILE_BYTES = 300_000_000  # of a picture in --images
 ATTEMPTS = 5  # at a caption or a negative that comes out unusable
 NUCLEUS, CAPTION_TOKENS = 0.9, 30  # top_p of a naive caption, and its greatest length
 # Nearer than this a negative is too much like its photograph to be one. The paper's value is not public; this one is
@@ -788,18 +798,21 @@ def clean_photographs(
             file = source / (photograph.picture or photograph.id)
             if not file.exists():
                 raise NotUsable("corrupt", "the bytes that came are gone; the stage fetch asks for them again")
-            if (size := file.stat().st_size) > MAX_FILE_BYTES:
-                raise NotUsable("too_large", f"{size} bytes; {MAX_FILE_BYTES} are allowed")
+            if (size := file.stat().st_size) > MAX_BYTES:
+                raise NotUsable("too_large", f"{size} bytes; {MAX_BYTES} are allowed")
             try:
                 content = read_regular(file, within=source)
-            except DataError as error:
+            except (OSError, DataError) as error:
                 raise NotUsable("corrupt", str(error)) from error
-            with room.of(math.prod(open_photograph(content, min_side=min_size, decode=False).size)):
+            formats = FORMATS if photograph.picture else PHOTOGRAPH_FORMATS
+            with room.of(math.prod(open_header(content, formats=formats, min_side=min_size).size)):
                 result = cleaned(content, min_size=min_size, jpeg_quality=jpeg_quality)
             links = (photograph.url, photograph.final_url)
             hashes = (photograph.source_sha256, photograph.sha256, result.sha256)  # came, was published, is now
             if any(map(fetcher.denies, links)) or any(fetcher.denies(sha256=sha256) for sha256 in hashes):
                 raise NotUsable("denied", "the deny-list names its link or content")
+        except UnusableImage as reason:
+            return NotUsable(reason.status, str(reason))
         except NotUsable as reason:
             return reason
         # Here and not below, where it would have to be held in memory until all before it are done.
@@ -852,11 +865,13 @@ def cleaned(content: bytes, *, min_size: int, jpeg_quality: int) -> Cleaned:
 
     Each byte of a clean file is made here of the pixels, so that no EXIF, GPS, XMP, profile or thumbnail, nothing in
     tables that no one reads and nothing between or behind the parts of a file can come through. A PNG stays one; all
-    others become JPEG; at a quality of 95, a JPEG of the web changes by about 48 dB. Raises NotUsable.
+    others become JPEG; at a quality of 95, a JPEG of the web changes by about 48 dB. Raises UnusableImage.
     """
-    picture = open_photograph(content, min_side=min_size)
+    picture = open_header(content, min_side=min_size)
     suffix = "png" if picture.format == "PNG" else "jpg"
-    picture = as_srgb(picture)
+    with telling_damage():
+        picture.load()
+        picture = as_srgb(picture)
     picture.info.clear()
     clean = png(picture) if suffix == "png" else jpeg(picture, quality=jpeg_quality)
     return Cleaned(

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -35,8 +36,9 @@ from pocket import make_dataset, world
 from prepare_ccub import NegativeGenerator, Photograph, Row, read_links, read_manifest
 from scoft.errors import DataError
 from scoft.files import LOCK, Ledger, content_key, sole_writer
+from scoft.images import FORMATS, UnusableImage
 from scoft_data import CATEGORIES, find_dataset, read_dataset
-from scoft_fetch import Fetcher, NotUsable
+from scoft_fetch import Fetcher
 from scoft_losses import load_distance
 
 
@@ -803,9 +805,11 @@ def colour_of(content: bytes) -> tuple[int, ...]:
         return image.getpixel((20, 20))
 
 
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "HEIF"])
 def test_colours_are_turned_into_srgb(file_format):
     """What a profile calls red comes out as that profile's red; without a profile, or with one of sRGB, as it is."""
+    if file_format == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
     red = Image.new("RGB", (40, 40), (250, 10, 10))
     near = functools.partial(pytest.approx, abs=6)
     assert colour_of(encoded(red, file_format)) == near((250, 10, 10))
@@ -837,7 +841,7 @@ def test_every_kind_of_pixels_becomes_rgb_on_white(content, expected):
 def test_the_short_side_decides_what_is_too_small():
     """`min_size` is of the short side, and exact."""
     assert cleaned(encoded(picture(0, (64, 32))), min_size=32).size == (64, 32)
-    with pytest.raises(NotUsable) as found:
+    with pytest.raises(UnusableImage) as found:
         cleaned(encoded(picture(0, (64, 31))), min_size=32)
     assert found.value.status == "too_small"
 
@@ -921,7 +925,7 @@ def test_large_photographs_are_not_cleaned_side_by_side(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_ccub, "write_atomically", written)
     monkeypatch.setattr(prepare_ccub, "cleaned", counted)
     monkeypatch.setattr(prepare_ccub, "MAX_PIXELS", 2 * 40 * 32 + 1)
-    monkeypatch.setattr(prepare_ccub, "MAX_FILE_BYTES", 9000)
+    monkeypatch.setattr(prepare_ccub, "MAX_BYTES", 9000)
     prepare(flags)
     assert most == 2
     *rest, last = read_manifest(tmp_path / "ccub" / "korea")
@@ -929,13 +933,62 @@ def test_large_photographs_are_not_cleaned_side_by_side(tmp_path, monkeypatch):
     assert last.status == "too_large" and "9000 are allowed" in last.detail
 
 
+def test_own_pictures_come_in_more_formats_than_links(tmp_path):
+    """All that the README names is cleaned from --images; what came from a link is JPEG, PNG or WEBP."""
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    contents = {f"{i}.{name.lower()}": encoded(picture(i), name) for i, name in enumerate(FORMATS)}
+    flags = {
+        "culture": "korea",
+        "images": write_images(tmp_path / "pictures", dict.fromkeys(contents, {}), contents),
+        "output": tmp_path / "ccub",
+        "stages": "fetch,clean",
+        "min_size": 16,
+    }
+    prepare(flags)
+    assert statuses(tmp_path / "ccub" / "korea") == dict.fromkeys(contents, "ok")
+    links = [Photograph(id=name[0], url="http://a/", caption="x", source_sha256="a") for name in contents]
+    for content, link in zip(contents.values(), links):
+        (tmp_path / link.id).write_bytes(content)
+    options = {"min_size": 16, "near_duplicate_bits": 16, "jpeg_quality": 95}
+    fetcher = Fetcher(contact="curator@example.org")
+    prepare_ccub.clean_photographs(links, tmp_path / "photographs", source=tmp_path, fetcher=fetcher, **options)
+    assert [link.status for link in links] == ["ok"] * 3 + ["not_an_image"] * 5
+
+
+def status_of(content: bytes) -> str:
+    with pytest.raises(UnusableImage) as found:
+        cleaned(content, min_size=16)
+    return found.value.status
+
+
+def test_size_is_judged_before_decoding():
+    """Too many pixels and too narrow a picture are told by the header, also where Pillow itself warns or raises."""
+    assert status_of(png_of(16, 200_000)) == "too_long"
+    assert status_of(png_of(20_000, 10_000)) == "too_many_pixels"
+    for action in ("ignore", "error"):
+        with warnings.catch_warnings():
+            warnings.simplefilter(action, Image.DecompressionBombWarning)
+            assert status_of(png_of(10_000, 9_000)) == "too_many_pixels"
+
+
+def test_damaged_photographs_are_corrupt():
+    """A truncated or damaged file is corrupt, though its header is well."""
+    large = encoded(picture(0, (200, 200)), quality=95)
+    for content in (large[: len(large) // 2], large[:20], png_of(100, 100), encoded(picture(0), "WEBP")[:60]):
+        assert status_of(content) == "corrupt"
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "GIF", "TIFF"])
+def test_animations_are_no_photographs(file_format):
+    """What has several frames or pages is refused."""
+    assert status_of(encoded(picture(0), file_format, save_all=True, append_images=[picture(1)])) == "not_an_image"
+
+
 def test_postscript_never_reaches_ghostscript(tmp_path, monkeypatch):
     """Whatever its name says, an EPS is no photograph, and Ghostscript is not called for it."""
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was called"))
     for content in (encoded(picture(0), "EPS"), b"\xc5\xd0\xd3\xc6" + bytes(28) + encoded(picture(0), "EPS")):
-        with pytest.raises(NotUsable) as found:
-            cleaned(content, min_size=16)
-        assert found.value.status == "not_an_image"
+        assert status_of(content) == "not_an_image"
 
 
 # --- splits ---
