@@ -333,6 +333,16 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
             parser.error(f"--{flag} {path}: there is no such place")
 
 
+def read_text(file: Path | None, *, flag: str) -> str:
+    """The text of the file that `flag` names, if it names one. Raises DataError, which names the flag."""
+    if file is None:
+        return ""
+    try:
+        return read_regular(file, at_most=MAX_METADATA).decode("utf-8-sig").replace("\r\n", "\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{flag} {file} cannot be read ({error}); it is a text file in UTF-8.") from error
+
+
 def threshold(args: argparse.Namespace) -> float | None:
     """The distance below which a negative is left out; None where it is not given and the distance has no default."""
     given = args.false_negative_threshold
@@ -1282,7 +1292,9 @@ class Summary:
         checked_name(self.name, what="name")
 
 
-def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argparse.Namespace, folder: Path) -> dict:
+def summary(
+    photographs: Sequence[Photograph], rows: Sequence[Row], args: argparse.Namespace, folder: Path, *, about: str
+) -> dict:
     """What is kept as a culture's Summary."""
     usable = kept(photographs)
     captions = [text for row in rows for text in row.captions]
@@ -1290,7 +1302,7 @@ def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argpar
     return {
         "name": args.culture,
         "words": culture_words(args.culture),
-        "about": args.about.read_text(encoding="utf-8").strip() if args.about else "",
+        "about": about.strip(),
         "rows": {split: len(kept(usable, split=split)) for split in ("train", "test")},
         "categories": {
             name: count
@@ -1413,10 +1425,9 @@ def push(output: Path, *, repo_id: str, private: bool, links_only: bool, retry: 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def gather(args: argparse.Namespace, stages: Sequence[str], folder: Path):
+def gather(args: argparse.Namespace, stages: Sequence[str], folder: Path, *, deny_list: str):
     """The stages that no model is needed for: from the input to the kept photographs and the manifest."""
-    lines = args.deny_list.read_text(encoding="utf-8").splitlines() if args.deny_list else ()
-    deny = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    deny = [line.strip() for line in deny_list.splitlines() if line.strip() and not line.startswith("#")]
     try:
         fetcher = Fetcher(contact=args.contact, allow_hosts=args.allow_host, deny=deny)
     except ValueError as error:  # names the flag
@@ -1518,7 +1529,7 @@ def written_folder(args: argparse.Namespace) -> Path:
     return output.with_name(f"{output.name}-links") if args.links_only else output
 
 
-def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path, *, repo_id: str | None):
+def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path, *, about: str, repo_id: str | None):
     """The dataset's files of the culture, what there is to look at, and the card of all cultures."""
     output = written_folder(args)
     (output / args.culture).mkdir(parents=True, exist_ok=True)
@@ -1533,7 +1544,7 @@ def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path, *, repo_i
     for photograph in kept(photographs):
         photograph.negatives = {file.stem: distance for file, distance in by_id[photograph.id].negatives}
     write_manifest(folder, photographs)
-    facts = json.dumps(summary(photographs, rows, args, folder), indent=2, ensure_ascii=False)
+    facts = json.dumps(summary(photographs, rows, args, folder, about=about), indent=2, ensure_ascii=False)
     write_atomically(output / args.culture / "summary.json", f"{facts}\n")
     with sole_writer(output, flag="--output"):  # the card is of all cultures, each of which may have its own run
         remedy = "Run the stage write of that culture again, or remove its folder."
@@ -1589,15 +1600,21 @@ def start_accelerator(mixed_precision: str | None):
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
     set_up_logging()
-    folder = private_folder(private_folder(args.output) / args.culture)
+    texts = {flag: read_text(getattr(args, flag), flag=f"--{flag}") for flag in ("deny_list", "about")}
+    if not args.output.exists():  # else it is for its owner to say who may look into it
+        private_folder(args.output, flag="--output")
+    folder = private_folder(args.output / args.culture, flag="--output")
     accelerator = start_accelerator(args.mixed_precision)
     retry = scoft_hub.command_again("prepare_ccub.py", sys.argv[1:] if argv is None else argv)
     with sole_writer(folder, flag="--output") if accelerator.is_main_process else contextlib.nullcontext():
-        run_stages(args, folder, accelerator, retry=retry)
+        run_stages(args, folder, accelerator, retry=retry, **texts)
 
 
-def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: str):
-    """Do what --stages names for one culture, in its `folder`; `retry`: the command that goes on with a push."""
+def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: str, deny_list: str, about: str):
+    """Do what --stages names for one culture, in its `folder`.
+
+    retry: the command that goes on with a push; deny_list, about: the texts in the files of these flags.
+    """
     stages = args.stages.split(",")
     if args.links_only:
         check_no_pictures(written_folder(args))
@@ -1621,7 +1638,7 @@ def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: st
         _, drawn, measured = map(entries, LEDGERS)
         if "filter" in stages and not any(content_key(key, *measured_how) in measured for key in drawn):
             load_filter(args, device="cpu")  # it has not done so here yet
-        gather(args, stages, folder)
+        gather(args, stages, folder, deny_list=deny_list)
     accelerator.wait_for_everyone()
     photographs = kept(read_manifest(folder))
 
@@ -1709,7 +1726,7 @@ def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: st
             )
             for photograph in photographs
         ]
-        write(args, rows, folder, repo_id=repo_id)
+        write(args, rows, folder, about=about, repo_id=repo_id)
         if repo_id:
             push(
                 written_folder(args),

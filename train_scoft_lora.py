@@ -1041,7 +1041,7 @@ class Validation:
                 rows = (row * len(self.dataset) // shown for row in range(shown))
                 photographs = [sheets.fitted(self.dataset.image(row), sheet_side(images)) for row in rows]
                 beside_them = comparison_grid(*drawn, title=title, photographs=photographs)
-                beside_them.save(private_folder(self.folder / "photographs") / "before_after.png")
+                beside_them.save(private_folder(self.folder / "photographs", flag="--output_dir") / "before_after.png")
                 for i, image in enumerate(images[:: self.images_per_prompt]):
                     image.save(self.folder / f"lora-{i}.png")
             if self.judge:

@@ -101,10 +101,21 @@ def settle(folder: Path):
             os.close(descriptor)
 
 
-def private_folder(path: Path) -> Path:
-    """Make a folder for what belongs to others, and return it: nobody but this user may look into it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.mkdir(mode=0o700, exist_ok=True)
+def private_folder(path: Path, *, flag: str) -> Path:
+    """A folder for what belongs to others, made where it is not there: nobody but this user may look into it.
+
+    Raises DataError, which names `flag`, where it cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{flag} {path} cannot be made ({error}). Choose another folder.") from error
+    if path.stat().st_mode & 0o077:
+        try:
+            path.chmod(0o700)
+        except OSError as error:  # somebody else's, or a file system that knows no such thing
+            logger.warning("%s %s: others may be able to look into it (%s).", flag, path, error)
     return path
 
 

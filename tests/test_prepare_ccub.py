@@ -257,17 +257,18 @@ def test_the_card_says_who_chose_and_under_what_licence(copy, flags, tmp_path):
 
 def test_nobody_else_looks_into_it_and_one_run_writes_into_it(made, flags, tmp_path, monkeypatch):
     """What holds photographs is private to the user; a second run of the culture is refused, before it does anything.
-    A folder that was there keeps its owner's choice.
+    An --output that was there keeps its owner's choice; the culture's folder in it is ours.
     """
     assert [folder.stat().st_mode & 0o777 for folder in (made, made / "korea")] == [0o700, 0o700]
     shared = tmp_path / "ccub"
-    shared.mkdir(mode=0o755)
+    (shared / "korea").mkdir(parents=True, mode=0o755)
+    shared.chmod(0o755)
     monkeypatch.setattr("scoft.files.PATIENCE", 0.1)
     monkeypatch.setattr(prepare_ccub, "gather", None)
     with sole_writer(shared / "korea", flag="--output"):
         with pytest.raises(DataError, match="--output .*korea: another run is writing into it"):
             prepare(flags, output=shared)
-    assert shared.stat().st_mode & 0o777 == 0o755
+    assert [folder.stat().st_mode & 0o777 for folder in (shared, shared / "korea")] == [0o755, 0o700]
 
 
 def test_each_stage_runs_alone(made, flags, tmp_path):
@@ -1631,6 +1632,29 @@ def test_arguments_that_cannot_be_meant_are_refused(argv, message, capsys):
     with pytest.raises(SystemExit):
         prepare_ccub.main(argv)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["about", "deny_list"])
+@pytest.mark.parametrize("content", [None, b"\xff\xfea\0"])
+def test_a_text_that_cannot_be_read_is_named_before_the_work(flag, content, flags, tmp_path, monkeypatch):
+    """A folder, and what is not UTF-8, end the run before it begins."""
+    monkeypatch.setattr(prepare_ccub, "run_stages", None)
+    file = tmp_path / "file"
+    file.mkdir() if content is None else file.write_bytes(content)
+    with pytest.raises(DataError, match=f"--{flag} {file} cannot be read .*a text file in UTF-8"):
+        prepare(flags | {flag: file, "output": tmp_path / "ccub"})
+
+
+def test_a_deny_list_may_begin_with_a_mark(tmp_path):
+    """A spreadsheet's or an editor's byte order mark is no part of the first entry."""
+    (tmp_path / "deny.txt").write_bytes(b"\xef\xbb\xbfexample.org\r\nexample.com")
+    assert prepare_ccub.read_text(tmp_path / "deny.txt", flag="--deny_list") == "example.org\nexample.com"
+
+
+def test_an_output_that_is_a_file_is_named(flags, tmp_path):
+    (tmp_path / "ccub").touch()
+    with pytest.raises(DataError, match="--output .*ccub/korea cannot be made .*Choose another"):
+        prepare(flags, output=tmp_path / "ccub")
 
 
 SHEET_HEAD = "country_code,category_code,url,caption,created_at\n"

@@ -101,8 +101,23 @@ def test_a_link_is_not_written_through(tmp_path):
         assert not (tmp_path / "report.md").is_symlink()
 
 
-def test_private_folders_are_for_one_user(tmp_path):
-    assert private_folder(tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+def test_private_folders_are_for_one_user(tmp_path, monkeypatch, caplog):
+    """Also one that was there; where the file system knows no such thing, the log says so."""
+    folder = tmp_path / "a" / "b"
+    assert private_folder(folder, flag="--output").stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o755)
+    assert private_folder(folder, flag="--output").stat().st_mode & 0o777 == 0o700 and not caplog.text
+    folder.chmod(0o755)
+    monkeypatch.setattr(Path, "chmod", lambda *_: (_ for _ in ()).throw(PermissionError(1, "not permitted")))
+    private_folder(folder, flag="--output")
+    assert f"--output {folder}: others may be able to look into it" in caplog.text
+
+
+def test_a_file_in_the_way_of_a_private_folder(tmp_path):
+    (tmp_path / "out").touch()
+    for folder in (tmp_path / "out", tmp_path / "out" / "korea"):
+        with pytest.raises(DataError, match=f"--output {folder} cannot be made .*Choose another folder"):
+            private_folder(folder, flag="--output")
 
 
 def test_regular_files_alone_are_read(tmp_path):
