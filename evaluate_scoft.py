@@ -53,6 +53,7 @@ from scoft.files import (
     checked_name,
     content_key,
     model_key,
+    private_folder,
     read_record,
     read_regular,
     sole_writer,
@@ -82,6 +83,7 @@ DEFAULT_BASE = "CompVis/stable-diffusion-v1-4"
 PromptSet = Literal["prompts", "train", "test", "general"]
 SETS = get_args(PromptSet)
 RESULTS_FILE = "results.json"
+PHOTOGRAPHS = "photographs"  # the private folder of the sheets that show the dataset's photographs, which are others'
 BLOCK = 256  # pictures embedded between two writes
 MAX_PROMPTS = 2**20  # bytes of a file of prompts
 NEAREST_SHOWN = 10  # pictures of a sheet of nearest photographs, the most alike first
@@ -998,7 +1000,8 @@ def score(args: argparse.Namespace):
                 closest = np.argsort(-similarity, kind="stable")[:NEAREST_SHOWN]
                 pairs = [(sources[name, method][i].open(), nearest[i].open(), similarity[i]) for i in closest]
                 heading = f"{culture_words(args.culture)}: {method}, set {name}"
-                write_png(args.folder / nearest_file(name, method), figures.nearest(pairs, title=heading))
+                sheet = private_folder(args.folder / PHOTOGRAPHS) / nearest_name(name, method)
+                write_png(sheet, figures.nearest(pairs, title=heading))
         write_results(args, pictures, estimates, features)
 
 
@@ -1554,9 +1557,10 @@ def write_figures(folder: Path, results: Results, output: Path, *, apart: bool) 
         yield f"Methods as columns, prompts of {culture} as rows, at one seed", name
     nearest = [(of, method) for metric, of, method in results.estimates if metric == "nearest" and "@" not in method]
     for of, method in nearest:
-        if (sheet := folder / nearest_file(of, method)).is_file():
-            name = f"{sheet.stem}-{results.culture}.png" if apart else sheet.name
-            write_atomically(output / name, read_regular(sheet, within=folder, at_most=MAX_BYTES))
+        if (sheet := folder / PHOTOGRAPHS / nearest_name(of, method)).is_file():
+            name = f"{PHOTOGRAPHS}/{sheet.stem}-{results.culture}.png" if apart else f"{PHOTOGRAPHS}/{sheet.name}"
+            private_folder(output / PHOTOGRAPHS)
+            write_png(output / name, open_file(sheet, within=folder))
             yield f"Pictures of {method}, set {of}, most like a training photograph, {culture}", name
     panels = defaultdict(dict)
     for (run, metric, of), points in runs(results).items():
@@ -1570,7 +1574,7 @@ def write_figures(folder: Path, results: Results, output: Path, *, apart: bool) 
         yield f"Metrics by updates, {culture}", name
 
 
-def nearest_file(of: str, method: str) -> str:
+def nearest_name(of: str, method: str) -> str:
     return f"nearest-{of}-{method}.png"
 
 

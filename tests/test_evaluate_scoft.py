@@ -774,8 +774,23 @@ def test_the_report_shows_what_was_scored(done):
         and "nan" not in text
         and "None" not in text
     )
-    assert "nearest-train-m.png" in figures and not any("@" in figure for figure in figures)
-    assert (done / "nearest-train-m@1.png").is_file()  # of checkpoints they stay beside the page
+    assert "photographs/nearest-train-m.png" in figures and not any("@" in figure for figure in figures)
+    assert (done / "photographs/nearest-train-m@1.png").is_file()  # of checkpoints they are not on the page
+
+
+def test_sheets_with_the_datasets_photographs_are_for_one_user(copy, tmp_path):
+    """In folders that nobody else may look into, the report's too; one that cannot be read is named."""
+    flags = ["--output", str(tmp_path / "out")]
+    run("report", copy, flags)
+    for folder in (copy, tmp_path / "out"):
+        sheets = {file.relative_to(folder).parent.name for file in folder.rglob("nearest-*.png")}
+        assert sheets == {"photographs"} and (folder / "photographs").stat().st_mode & 0o777 == 0o700
+    assert "(photographs/nearest-prompts-m.png)" in (tmp_path / "out/report.md").read_text()
+    sheet = copy / "photographs/nearest-prompts-m.png"
+    sheet.rename(tmp_path / "elsewhere.png")
+    sheet.symlink_to(tmp_path / "elsewhere.png")
+    with pytest.raises(DataError, match="nearest-prompts-m.png cannot be read: lies outside of"):
+        run("report", copy, flags)
 
 
 def with_results(folder: Path, named: str, values: dict[str, float], **changes) -> Path:
