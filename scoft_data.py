@@ -37,7 +37,7 @@ from PIL import Image
 from scoft.errors import DataError
 from scoft.files import checked_name, content_key, open_regular, read_front_matter, read_regular
 from scoft.hub import ask, text_of
-from scoft.images import MAX_BYTES, open_image
+from scoft.images import MAX_BYTES, SUFFIXES, open_image
 
 
 if TYPE_CHECKING:
@@ -78,7 +78,6 @@ DEFAULTS_FILE = "defaults.yaml"  # of an embedded dataset: a section of flags fo
 _HERE = Path(__file__).resolve().parent
 _METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 _SPLITS = ("train", "validation", "test")
-_PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 _EXAMPLE_LINE = '{"file_name": "images/house.jpg", "text": "a house with a tiled roof"}'
 MAX_FILES = 100_000  # that a dataset's folder may hold
 MAX_METADATA = 2**28  # bytes
@@ -608,7 +607,7 @@ def _unknown_culture(where: object, culture: str | None, cultures: Iterable[str]
 
 def _unreadable_folder(place: _Place) -> DataError:
     files = [file.relative_to(place.root) for file in _files_below(place.root)]
-    photos = [file.as_posix() for file in files if file.suffix.lower() in _PHOTO_SUFFIXES]
+    photos = [file.as_posix() for file in files if file.suffix.lower() in SUFFIXES]
     lookalikes = [str(file) for file in files if file.name.startswith("metadata")]
     example = _example_line(photos[0]) if photos else _EXAMPLE_LINE
     return DataError(
@@ -985,14 +984,19 @@ def _listing(items: Sequence[str], shown: int = 5) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def check_function(spec: str, *, flag: str):
+    """Raise DataError unless the value of `flag` has the form FILE.py:function."""
+    if not re.fullmatch(r".+\.py:\w+", spec):
+        raise DataError(f"{flag} is FILE.py:function, got {spec!r}")
+
+
 def load_function(spec: str, *, flag: str) -> Callable:
     """The function of FILE.py:function, the value of `flag`. Raises DataError."""
+    check_function(spec, flag=flag)
     path, _, name = spec.rpartition(":")
     if not os.path.exists(path):
         raise DataError(f"{flag} {spec}: there is no file {path}")
     module_spec = importlib.util.spec_from_file_location("scoft_user_code", path)
-    if module_spec is None:
-        raise DataError(f"{flag} {spec}: {path} is no Python module; give FILE.py:function")
     module = sys.modules["scoft_user_code"] = importlib.util.module_from_spec(module_spec)  # dataclasses look there
     try:
         module_spec.loader.exec_module(module)

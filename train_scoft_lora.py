@@ -369,8 +369,11 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
         )
     if args.culture is None and (open_prompts := [text for text in args.validation_prompts or () if "{}" in text]):
         parser.error(f"--validation_prompts {open_prompts[0]!r}: {{}} stands for a culture; give --culture")
-    if args.validation_judge and not re.fullmatch(r".+\.py:\w+", args.validation_judge):
-        parser.error(f"--validation_judge is FILE.py:function, got {args.validation_judge!r}")
+    if args.validation_judge:
+        try:
+            scoft_data.check_function(args.validation_judge, flag="--validation_judge")
+        except DataError as error:
+            parser.error(str(error))
     if args.report_to not in (*TRACKERS, "all", "none"):
         parser.error(f"--report_to is one of {', '.join(TRACKERS)}, all, none; got {args.report_to!r}")
     for flag in ("hub_model_id", "hub_private_repo", "hub_collection"):

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
@@ -27,7 +28,8 @@ T = TypeVar("T")
 
 LOCK = ".lock"  # of a folder: held by the process that writes into it
 PATIENCE = 10  # seconds in which what a killed run has left running notices that it is alone
-MAX_NAME = 64  # characters of a name that becomes a file's or a folder's: in UTF-8 they stay below 255 bytes
+MAX_NAME = 64  # characters of a name that becomes a file's or a folder's
+MAX_NAME_BYTES = 200  # of it in UTF-8; file systems take 255, of which what we put around it needs some
 MAX_CARD = 2**20  # bytes of a README
 MAX_DEPTH = 20  # of lists and tables in each other in its YAML
 MAX_RECORD = 2**26  # bytes of a JSON file; ours stay far below
@@ -277,6 +279,9 @@ def read_front_matter(path: Path, *, within: Path | None = None) -> dict:
 
     try:
         text = read_regular(path, within=within, at_most=MAX_CARD).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError, DataError) as error:
+        raise DataError(f"{path} cannot be read ({error}).") from error
+    try:
         found = re.match(r"\s*---[ \t]*\r?\n(.*?)^---", text, re.DOTALL | re.MULTILINE)
         if found is None:
             return {}
@@ -290,7 +295,7 @@ def read_front_matter(path: Path, *, within: Path | None = None) -> dict:
         content = yaml.safe_load(found[1]) or {}
         if not isinstance(content, dict):
             raise DataError("it has no `name: value`")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, RecursionError) as error:
         raise DataError(f"{path} begins with metadata that is not valid YAML ({error}).") from error
     return content
 
@@ -345,8 +350,14 @@ def _checker(kind: type):
 def checked_name(name: str, *, what: str) -> str:
     """`name`, if a file or folder may have it: 1 to MAX_NAME letters, digits, - and _, the first a letter or digit.
 
-    Letters are those of any script. Raises DataError, which begins with `what`: a flag, or a file and its field.
+    Letters are those of any script, with their marks, such as vowel signs. Raises DataError, which begins with `what`:
+    a flag, or a file and its field.
     """
-    if not re.fullmatch(rf"[^\W_][\w-]{{0,{MAX_NAME - 1}}}", name):
-        raise DataError(f"{what} is 1 to {MAX_NAME} letters, digits, - and _, a letter or digit first, got {name!r}.")
+    bare = "".join(letter for letter in name if not unicodedata.category(letter).startswith("M"))
+    sound = re.match(r"[^\W_]", name) and re.fullmatch(r"[\w-]+", bare)
+    if not sound or len(name) > MAX_NAME or len(name.encode()) > MAX_NAME_BYTES:
+        raise DataError(
+            f"{what} is 1 to {MAX_NAME} letters, digits, - and _, a letter or digit first (at most {MAX_NAME_BYTES} "
+            f"bytes), got {name!r}."
+        )
     return name

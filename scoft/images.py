@@ -37,6 +37,7 @@ STRIP = 2**20  # pixels that are converted at a time
 # What photographs come in, by Pillow's names; nothing else is decoded: every decoder more is one more to trust, and
 # that of EPS is another program. HEIF needs pillow-heif.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "GIF", "BMP")
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}  # of these
 _KINDS = {  # how a file begins -> what it is
     rb"\xff\xd8\xff": "JPEG",
     rb"\x89PNG\r\n\x1a\n": "PNG",
