@@ -33,7 +33,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal, get_args
 
-from scoft.launch import Parser, load_function, progress, run_main, set_up_logging
+from scoft.launch import Parser, check_function, load_function, progress, run_main, set_up_logging
 
 import numpy as np
 import torch
@@ -54,12 +54,13 @@ from scoft.files import (
     content_key,
     file_sha256,
     model_key,
+    private_folder,
     read_record,
     read_regular,
     sole_writer,
     write_atomically,
 )
-from scoft.images import MAX_BYTES, is_blank, open_file, open_image, write_png
+from scoft.images import MAX_BYTES, SUFFIXES, is_blank, open_file, open_image, write_png
 from scoft.lora_folder import (
     EVALUATION_FILE,
     LORA_FILE,
@@ -83,6 +84,7 @@ DEFAULT_BASE = "CompVis/stable-diffusion-v1-4"
 PromptSet = Literal["prompts", "train", "test", "general"]
 SETS = get_args(PromptSet)
 RESULTS_FILE = "results.json"
+PHOTOGRAPHS = "photographs"  # the private folder of the sheets that show the dataset's photographs, which are others'
 BLOCK = 256  # pictures embedded between two writes
 MAX_PROMPTS = 2**20  # bytes of a file of prompts
 NEAREST_SHOWN = 10  # pictures of a sheet of nearest photographs, the most alike first
@@ -276,6 +278,8 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
         checked_name(args.culture, what="--culture")
         for word in args.lora if args.stage == "generate" else ():
             checked_name(word.partition("=")[0], what="NAME of --lora NAME=PLACE")
+        if args.stage == "score" and args.judge is not None:
+            check_function(args.judge, flag="--judge")
     except DataError as error:
         parser.error(str(error))
     for flag in ("num_captions", "num_images", "num_inference_steps", "batch_size", "neighbours"):
@@ -374,20 +378,20 @@ def read_manifest(folder: Path) -> list[Picture]:
     """The pictures of a folder. Raises DataError without any."""
     pictures = list(drawn(folder).values())
     if not pictures:
-        raise DataError(f"{folder} has no manifest.jsonl of pictures; make them with: evaluate_scoft.py generate")
+        raise DataError(f"{folder} has no manifest.jsonl of pictures; generate them: it is the stage before.")
     return pictures
 
 
-def read_prompts(file: Path, culture: str) -> list[str]:
-    """The lines of a file of prompts but for blank ones and comments, {} in them replaced by the culture."""
+def read_prompts(file: Path, culture: str, *, flag: str) -> list[str]:
+    """The lines of a file of prompts, which `flag` names, but for blank ones and comments; {} becomes the culture."""
     try:
-        lines = read_regular(file, at_most=MAX_PROMPTS).decode().splitlines()
+        lines = read_regular(file, at_most=MAX_PROMPTS).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError, DataError) as error:
-        raise DataError(f"--prompts {file} cannot be read ({error}); give a file with a prompt a line.") from error
+        raise DataError(f"{flag} {file} cannot be read ({error}); give a file with a prompt a line.") from error
     prompts = [line.strip().replace("{}", culture_words(culture)) for line in lines]
     prompts = [prompt for prompt in prompts if prompt and not prompt.startswith("#")]
     if len(set(prompts)) < len(prompts) or not prompts:
-        raise DataError(f"--prompts {file}: got {len(prompts)} prompts, {len(set(prompts))} different ones.")
+        raise DataError(f"{flag} {file}: got {len(prompts)} prompts, {len(set(prompts))} different ones.")
     return prompts
 
 
@@ -410,7 +414,13 @@ def prompts_of_sets(args: argparse.Namespace, photographs: "Photographs") -> dic
     found = {}
     for name in args.sets:
         if name in ("train", "test"):
-            rows = photographs.rows(name)
+            try:
+                rows = photographs.rows(name)
+            except DataError as error:
+                rest = [each for each in args.sets if each != "test"]
+                if name == "train" or not rest:
+                    raise
+                raise DataError(f"{error}\nThe set test needs it; --sets {' '.join(rest)} leaves it out.") from error
             different = {}  # caption -> photograph, each once
             for i in np.random.default_rng(0).permutation(len(rows)):
                 if rows.image_hashes[i] not in different.values():
@@ -421,8 +431,9 @@ def prompts_of_sets(args: argparse.Namespace, photographs: "Photographs") -> dic
                 )
             found[name] = list(different.items())[: args.num_captions]
         else:
-            file = args.general_prompts if name == "general" else args.prompts
-            found[name] = [(prompt, None) for prompt in read_prompts(file, args.culture)]
+            flag = "general_prompts" if name == "general" else "prompts"
+            prompts = read_prompts(getattr(args, flag), args.culture, flag=f"--{flag}")
+            found[name] = [(prompt, None) for prompt in prompts]
     return found
 
 
@@ -911,7 +922,7 @@ class Photographs:
         """The pictures of --general_reference, in the order of their names. Raises DataError."""
         folder, sources = self.args.general_reference, []
         for file in sorted(folder.rglob("*")):
-            if file.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"}:
+            if file.suffix.lower() in SUFFIXES:
                 try:
                     content = read_regular(file, at_most=MAX_BYTES)
                 except (OSError, DataError) as error:
@@ -959,7 +970,7 @@ def seen(pictures: Sequence[Picture]) -> dict[tuple[str, str], list[Picture]]:
 def score(args: argparse.Namespace):
     """Write results.json: every metric of every method with its interval, and the paired differences of methods."""
     if not args.folder.is_dir():
-        raise DataError(f"{args.folder} is no folder of pictures; make them with: evaluate_scoft.py generate")
+        raise DataError(f"{args.folder} is no folder of pictures; generate them: it is the stage before.")
     with sole_writer(args.folder, flag="folder"):
         pictures = read_manifest(args.folder)
         by_set = seen(pictures)
@@ -999,7 +1010,8 @@ def score(args: argparse.Namespace):
                 closest = np.argsort(-similarity, kind="stable")[:NEAREST_SHOWN]
                 pairs = [(sources[name, method][i].open(), nearest[i].open(), similarity[i]) for i in closest]
                 heading = f"{culture_words(args.culture)}: {method}, set {name}"
-                write_png(args.folder / nearest_file(name, method), figures.nearest(pairs, title=heading))
+                sheet = private_folder(args.folder / PHOTOGRAPHS) / nearest_name(name, method)
+                write_png(sheet, figures.nearest(pairs, title=heading))
         write_results(args, pictures, estimates, features)
 
 
@@ -1308,8 +1320,7 @@ def numbers(estimate: Estimate) -> dict:
 
 def read_results(folder: Path) -> Results:
     """Raises DataError where the folder was not scored, or its results.json is none of ours."""
-    remedy = "Make it with: evaluate_scoft.py score"
-    return read_record(folder / RESULTS_FILE, Results, remedy=remedy)
+    return read_record(folder / RESULTS_FILE, Results, remedy="Score the folder: it is the stage before.")
 
 
 def paper_means(cultures: Sequence[str]) -> dict[tuple[str, str], Estimate]:
@@ -1372,12 +1383,14 @@ def report(args: argparse.Namespace):
     results = {folder: read_results(folder) for folder in args.folders}
     check_comparable(results)
     output = args.output or args.folders[0]
+    if args.card:
+        check_card(args.card)  # before its lock makes the folder
     with contextlib.ExitStack() as alone:
         for folder, flag in {(args.card or output).resolve(): "--card", output.resolve(): "--output"}.items():
             alone.enter_context(sole_writer(folder, flag=flag))
-        write_report(results, output)
         if args.card:
             fill_card(args, results)
+        write_report(results, output)
 
 
 def write_report(results: dict[Path, Results], output: Path):
@@ -1555,9 +1568,10 @@ def write_figures(folder: Path, results: Results, output: Path, *, apart: bool) 
         yield f"Methods as columns, prompts of {culture} as rows, at one seed", name
     nearest = [(of, method) for metric, of, method in results.estimates if metric == "nearest" and "@" not in method]
     for of, method in nearest:
-        if (sheet := folder / nearest_file(of, method)).is_file():
-            name = f"{sheet.stem}-{results.culture}.png" if apart else sheet.name
-            write_atomically(output / name, read_regular(sheet, within=folder, at_most=MAX_BYTES))
+        if (sheet := folder / PHOTOGRAPHS / nearest_name(of, method)).is_file():
+            name = f"{PHOTOGRAPHS}/{sheet.stem}-{results.culture}.png" if apart else f"{PHOTOGRAPHS}/{sheet.name}"
+            private_folder(output / PHOTOGRAPHS)
+            write_png(output / name, open_file(sheet, within=folder))
             yield f"Pictures of {method}, set {of}, most like a training photograph, {culture}", name
     panels = defaultdict(dict)
     for (run, metric, of), points in runs(results).items():
@@ -1571,7 +1585,7 @@ def write_figures(folder: Path, results: Results, output: Path, *, apart: bool) 
         yield f"Metrics by updates, {culture}", name
 
 
-def nearest_file(of: str, method: str) -> str:
+def nearest_name(of: str, method: str) -> str:
     return f"nearest-{of}-{method}.png"
 
 
@@ -1594,16 +1608,17 @@ def method_grid(folder: Path, only: Sequence[str] | None = None, *, most_rows: i
     return figures.methods(rows, methods, title=culture_words(pictures[0].culture)) if rows else None
 
 
+def check_card(folder: Path):
+    """Raise DataError unless --card names a LoRA folder."""
+    if lacking := [name for name in (LORA_FILE, RECORD_FILE) if not (folder / name).is_file()]:
+        raise DataError(f"--card {folder} is no LoRA folder of train_scoft_lora.py: no {' and no '.join(lacking)}.")
+
+
 def fill_card(args: argparse.Namespace, results: dict[Path, Results]):
     """Put the method's numbers, beside the base model's, onto the page of its LoRA folder.
 
     They are those of the folder whose pictures this very LoRA drew; DataError if there is none.
     """
-    file = args.card / LORA_FILE
-    if not file.is_file() or not (args.card / RECORD_FILE).is_file():
-        raise DataError(
-            f"--card {args.card} is no LoRA folder of train_scoft_lora.py: no {file.name}, or no {RECORD_FILE}."
-        )
     sha256 = lora_sha256(args.card)
     found = ((folder, each) for folder, each in results.items() if each.loras.get(args.method) == sha256)
     folder, its_own = next(found, (None, None))

@@ -56,7 +56,18 @@ from scoft.files import (
     write_atomically,
 )
 from scoft.hub import CREDENTIALS
-from scoft.images import MAX_PIXELS, Room, as_rgb, open_image, upright
+from scoft.images import (
+    FORMATS,
+    MAX_BYTES,
+    MAX_PIXELS,
+    Room,
+    UnusableImage,
+    as_rgb,
+    open_header,
+    open_image,
+    telling_damage,
+    upright,
+)
 from scoft_data import (
     CATEGORIES,
     MAX_METADATA,
@@ -68,7 +79,7 @@ from scoft_data import (
     unusable,
     warn_of_scripts,
 )
-from scoft_fetch import Fetched, Fetcher, NotUsable, open_photograph
+from scoft_fetch import PHOTOGRAPH_FORMATS, Fetched, Fetcher, NotUsable
 from scoft_losses import load_whole
 
 
@@ -114,7 +125,6 @@ CULTURE_WORDS = {
 ARCHIVE = "https://web.archive.org/web/2023id_/{}"
 MIDAS, MIDAS_FILE = "lllyasviel/Annotators", "dpt_hybrid-midas-501f0c75.pt"  # MiDaS's weights for controlnet_aux
 FETCH_THREADS, CLEAN_THREADS = 8, 4
-MAX_FILE_BYTES = 300_000_000  # of a picture in --images
 ATTEMPTS = 5  # at a caption or a negative that comes out unusable
 NUCLEUS, CAPTION_TOKENS = 0.9, 30  # top_p of a naive caption, and its greatest length
 # Nearer than this a negative is too much like its photograph to be one. The paper's value is not public; this one is
@@ -323,6 +333,16 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
             parser.error(f"--{flag} {path}: there is no such place")
 
 
+def read_text(file: Path | None, *, flag: str) -> str:
+    """The text of the file that `flag` names, if it names one. Raises DataError, which names the flag."""
+    if file is None:
+        return ""
+    try:
+        return read_regular(file, at_most=MAX_METADATA).decode("utf-8-sig").replace("\r\n", "\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{flag} {file} cannot be read ({error}); it is a text file in UTF-8.") from error
+
+
 def threshold(args: argparse.Namespace) -> float | None:
     """The distance below which a negative is left out; None where it is not given and the distance has no default."""
     given = args.false_negative_threshold
@@ -419,6 +439,47 @@ def read_manifest(folder: Path) -> list[Photograph]:
 def write_manifest(folder: Path, photographs: Iterable[Photograph]):
     rows = [json.dumps(dataclasses.asdict(photograph), ensure_ascii=False) for photograph in photographs]
     write_atomically(folder / "manifest.jsonl", "".join(row + "\n" for row in rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """An entry of `fetches.jsonl`: what came of a link, by the manifest's names."""
+
+    status: str
+    detail: str
+    source_sha256: str
+    final_url: str = ""
+    fetched_at: str = ""
+    license: str = ""
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """An entry of `captions.jsonl`: the naive captions of a photograph."""
+
+    captions: list[str]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An entry of `negatives.jsonl`: the names of a photograph's negatives that the safety checker has left."""
+
+    negatives: list[str]
+
+    def __post_init__(self):
+        for name in self.negatives:
+            checked_name(name, what="a negative's name")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An entry of `distances.jsonl`: how far a photograph's negatives are from it."""
+
+    distances: list[float]
+
+
+LEDGERS = {"captions": Captioned, "negatives": Drawn, "distances": Measured}
+REMEDY = "Remove that line; what it told of is made again."
 
 
 def kept(photographs: Iterable[Photograph], *, split: str | None = None) -> list[Photograph]:
@@ -637,15 +698,17 @@ def fetch_links(
     """
     folder.mkdir(exist_ok=True)
     ledger = Ledger(folder / "fetches.jsonl")
-    done = ledger.read()
-    settled = {
-        key
-        for key, entry in done.items()
-        if ((folder / key).exists() if entry["status"] == "ok" else entry["status"] == "denied" or not retry_failed)
-    }
+    done = ledger.read_by_key(Outcome, remedy=REMEDY)
+
+    def is_settled(link: Photograph) -> bool:
+        status = done[link.id].status if link.id in done else None
+        if status == "ok":
+            return (folder / link.id).exists()
+        return status == "denied" or status is not None and not retry_failed
+
     hosts: dict[str, list[Photograph]] = defaultdict(list)
     for photograph in photographs:
-        if photograph.status == "pending" and photograph.id not in settled:
+        if photograph.status == "pending" and not is_settled(photograph):
             hosts["".join(photograph.url.split("/", 3)[2:3])].append(photograph)
 
     stop = threading.Event()
@@ -664,7 +727,7 @@ def fetch_links(
                     fetched = copy if copy.status == "ok" else fetched
                 if fetched.content is not None:
                     write_atomically(folder / photograph.id, fetched.content)
-                ledger.add(photograph.id, **outcome(fetched))
+                ledger.add(photograph.id, **dataclasses.asdict(outcome(fetched)))
                 bar.update()
 
         try:
@@ -672,22 +735,19 @@ def fetch_links(
         finally:  # else Ctrl-C would wait for all links of the hosts in hand
             stop.set()
 
-    came = ledger.read()
-    for entry in came.values():
-        del entry["key"]
+    came = {key: dataclasses.asdict(entry) for key, entry in ledger.read_by_key(Outcome, remedy=REMEDY).items()}
     return [dataclasses.replace(p, **came[p.id]) if p.status == "pending" else p for p in photographs]
 
 
-def outcome(fetched: Fetched) -> dict[str, str]:
-    """What the manifest keeps of a fetch, by the manifest's names."""
-    return {
-        "status": fetched.status,
-        "detail": fetched.detail,
-        "final_url": fetched.final_url,
-        "fetched_at": fetched.fetched_at,
-        "license": fetched.licence or "",
-        "source_sha256": fetched.sha256 or "",
-    }
+def outcome(fetched: Fetched) -> Outcome:
+    return Outcome(
+        status=fetched.status,
+        detail=fetched.detail,
+        final_url=fetched.final_url,
+        fetched_at=fetched.fetched_at,
+        license=fetched.licence or "",
+        source_sha256=fetched.sha256 or "",
+    )
 
 
 def known_again(found: Sequence[Photograph], manifest: Sequence[Photograph]) -> list[Photograph]:
@@ -748,18 +808,21 @@ def clean_photographs(
             file = source / (photograph.picture or photograph.id)
             if not file.exists():
                 raise NotUsable("corrupt", "the bytes that came are gone; the stage fetch asks for them again")
-            if (size := file.stat().st_size) > MAX_FILE_BYTES:
-                raise NotUsable("too_large", f"{size} bytes; {MAX_FILE_BYTES} are allowed")
+            if (size := file.stat().st_size) > MAX_BYTES:
+                raise NotUsable("too_large", f"{size} bytes; {MAX_BYTES} are allowed")
             try:
                 content = read_regular(file, within=source)
-            except DataError as error:
+            except (OSError, DataError) as error:
                 raise NotUsable("corrupt", str(error)) from error
-            with room.of(math.prod(open_photograph(content, min_side=min_size, decode=False).size)):
+            formats = FORMATS if photograph.picture else PHOTOGRAPH_FORMATS
+            with room.of(math.prod(open_header(content, formats=formats, min_side=min_size).size)):
                 result = cleaned(content, min_size=min_size, jpeg_quality=jpeg_quality)
             links = (photograph.url, photograph.final_url)
             hashes = (photograph.source_sha256, photograph.sha256, result.sha256)  # came, was published, is now
             if any(map(fetcher.denies, links)) or any(fetcher.denies(sha256=sha256) for sha256 in hashes):
                 raise NotUsable("denied", "the deny-list names its link or content")
+        except UnusableImage as reason:
+            return NotUsable(reason.status, str(reason))
         except NotUsable as reason:
             return reason
         # Here and not below, where it would have to be held in memory until all before it are done.
@@ -797,8 +860,8 @@ def clean_photographs(
 def forget(photograph: Photograph, folder: Path):
     """Delete all that was made of a photograph on the deny-list, and see to it that it is not fetched again."""
     if not photograph.picture:
-        entry = {"status": photograph.status, "detail": photograph.detail, "source_sha256": ""}
-        Ledger(folder / "fetched" / "fetches.jsonl").add(photograph.id, **entry)
+        denied = Outcome(status=photograph.status, detail=photograph.detail, source_sha256="")
+        Ledger(folder / "fetched" / "fetches.jsonl").add(photograph.id, **dataclasses.asdict(denied))
         (folder / "fetched" / photograph.id).unlink(missing_ok=True)
     photograph.source_sha256 = ""
     (folder / "depth" / f"{photograph.id}.png").unlink(missing_ok=True)
@@ -812,11 +875,13 @@ def cleaned(content: bytes, *, min_size: int, jpeg_quality: int) -> Cleaned:
 
     Each byte of a clean file is made here of the pixels, so that no EXIF, GPS, XMP, profile or thumbnail, nothing in
     tables that no one reads and nothing between or behind the parts of a file can come through. A PNG stays one; all
-    others become JPEG; at a quality of 95, a JPEG of the web changes by about 48 dB. Raises NotUsable.
+    others become JPEG; at a quality of 95, a JPEG of the web changes by about 48 dB. Raises UnusableImage.
     """
-    picture = open_photograph(content, min_side=min_size)
+    picture = open_header(content, min_side=min_size)
     suffix = "png" if picture.format == "PNG" else "jpg"
-    picture = as_srgb(picture)
+    with telling_damage():
+        picture.load()
+        picture = as_srgb(picture)
     picture.info.clear()
     clean = png(picture) if suffix == "png" else jpeg(picture, quality=jpeg_quality)
     return Cleaned(
@@ -1227,7 +1292,9 @@ class Summary:
         checked_name(self.name, what="name")
 
 
-def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argparse.Namespace, folder: Path) -> dict:
+def summary(
+    photographs: Sequence[Photograph], rows: Sequence[Row], args: argparse.Namespace, folder: Path, *, about: str
+) -> dict:
     """What is kept as a culture's Summary."""
     usable = kept(photographs)
     captions = [text for row in rows for text in row.captions]
@@ -1235,7 +1302,7 @@ def summary(photographs: Sequence[Photograph], rows: Sequence[Row], args: argpar
     return {
         "name": args.culture,
         "words": culture_words(args.culture),
-        "about": args.about.read_text(encoding="utf-8").strip() if args.about else "",
+        "about": about.strip(),
         "rows": {split: len(kept(usable, split=split)) for split in ("train", "test")},
         "categories": {
             name: count
@@ -1358,10 +1425,9 @@ def push(output: Path, *, repo_id: str, private: bool, links_only: bool, retry: 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def gather(args: argparse.Namespace, stages: Sequence[str], folder: Path):
+def gather(args: argparse.Namespace, stages: Sequence[str], folder: Path, *, deny_list: str):
     """The stages that no model is needed for: from the input to the kept photographs and the manifest."""
-    lines = args.deny_list.read_text(encoding="utf-8").splitlines() if args.deny_list else ()
-    deny = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    deny = [line.strip() for line in deny_list.splitlines() if line.strip() and not line.startswith("#")]
     try:
         fetcher = Fetcher(contact=args.contact, allow_hosts=args.allow_host, deny=deny)
     except ValueError as error:  # names the flag
@@ -1463,7 +1529,7 @@ def written_folder(args: argparse.Namespace) -> Path:
     return output.with_name(f"{output.name}-links") if args.links_only else output
 
 
-def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path, *, repo_id: str | None):
+def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path, *, about: str, repo_id: str | None):
     """The dataset's files of the culture, what there is to look at, and the card of all cultures."""
     output = written_folder(args)
     (output / args.culture).mkdir(parents=True, exist_ok=True)
@@ -1478,7 +1544,7 @@ def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path, *, repo_i
     for photograph in kept(photographs):
         photograph.negatives = {file.stem: distance for file, distance in by_id[photograph.id].negatives}
     write_manifest(folder, photographs)
-    facts = json.dumps(summary(photographs, rows, args, folder), indent=2, ensure_ascii=False)
+    facts = json.dumps(summary(photographs, rows, args, folder, about=about), indent=2, ensure_ascii=False)
     write_atomically(output / args.culture / "summary.json", f"{facts}\n")
     with sole_writer(output, flag="--output"):  # the card is of all cultures, each of which may have its own run
         remedy = "Run the stage write of that culture again, or remove its folder."
@@ -1530,15 +1596,21 @@ def start_accelerator(mixed_precision: str | None):
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
     set_up_logging()
-    folder = private_folder(private_folder(args.output) / args.culture)
+    texts = {flag: read_text(getattr(args, flag), flag=f"--{flag}") for flag in ("deny_list", "about")}
+    if not args.output.exists():  # else it is for its owner to say who may look into it
+        private_folder(args.output, flag="--output")
+    folder = private_folder(args.output / args.culture, flag="--output")
     accelerator = start_accelerator(args.mixed_precision)
     retry = scoft_hub.command_again("prepare_ccub.py", sys.argv[1:] if argv is None else argv)
     with sole_writer(folder, flag="--output") if accelerator.is_main_process else contextlib.nullcontext():
-        run_stages(args, folder, accelerator, retry=retry)
+        run_stages(args, folder, accelerator, retry=retry, **texts)
 
 
-def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: str):
-    """Do what --stages names for one culture, in its `folder`; `retry`: the command that goes on with a push."""
+def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: str, deny_list: str, about: str):
+    """Do what --stages names for one culture, in its `folder`.
+
+    retry: the command that goes on with a push; deny_list, about: the texts in the files of these flags.
+    """
     stages = args.stages.split(",")
     if args.links_only:
         check_no_pictures(written_folder(args))
@@ -1551,16 +1623,18 @@ def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: st
             flag="--hub_dataset_id",
         )
     # A key is made of all that decides a result, so what a ledger holds is never made again.
-    ledgers = {name: Ledger(folder / f"{name}.jsonl") for name in ("captions", "negatives", "distances")}
+    ledgers = {name: Ledger(folder / f"{name}.jsonl") for name in LEDGERS}
+
+    def entries(name: str) -> dict:
+        return ledgers[name].read_by_key(LEDGERS[name], remedy=REMEDY)
+
     measured_how = (args.filter_distance, model_key(args.filter_model), args.dreamsim_type)
     if accelerator.is_main_process:
         check_models(args, stages)
-        measured = ledgers["distances"].read()
-        if "filter" in stages and not any(
-            content_key(key, *measured_how) in measured for key in ledgers["negatives"].read()
-        ):
+        _, drawn, measured = map(entries, LEDGERS)
+        if "filter" in stages and not any(content_key(key, *measured_how) in measured for key in drawn):
             load_filter(args, device="cpu")  # it has not done so here yet
-        gather(args, stages, folder)
+        gather(args, stages, folder, deny_list=deny_list)
     accelerator.wait_for_everyone()
     photographs = kept(read_manifest(folder))
 
@@ -1576,8 +1650,8 @@ def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: st
     if "caption" in stages:
         caption(args, by_key, ledgers["captions"], folder, accelerator)
         accelerator.wait_for_everyone()
-    captioned = ledgers["captions"].read()
-    captions = {photograph.id: captioned[key]["captions"] for key, photograph in by_key.items() if key in captioned}
+    captioned = entries("captions")
+    captions = {photograph.id: captioned[key].captions for key, photograph in by_key.items() if key in captioned}
 
     drawing = Drawing(
         base_model=model_key(args.pretrained_model_name_or_path),
@@ -1606,11 +1680,11 @@ def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: st
         draw_negatives(args, wanted, ledgers["negatives"], folder, accelerator)
         accelerator.wait_for_everyone()
 
-    drawn = ledgers["negatives"].read()
+    drawn = entries("negatives")
     pairs = {}
     for key, (photograph, _) in wanted.items():
-        if key in drawn and drawn[key]["negatives"]:
-            files = [folder / "negatives" / f"{name}.jpg" for name in drawn[key]["negatives"]]
+        if key in drawn and drawn[key].negatives:
+            files = [folder / "negatives" / f"{name}.jpg" for name in drawn[key].negatives]
             pairs[content_key(key, *measured_how)] = (photograph, files)
     if "filter" in stages:
         measure(args, pairs, ledgers["distances"], folder, accelerator)
@@ -1625,11 +1699,17 @@ def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: st
             raise DataError(
                 f"{lacking} photographs have no negatives under these flags; repeat those or add --stages negatives."
             )
-        distances = ledgers["distances"].read()
+        distances = entries("distances")
         if unmeasured := sum(key not in distances for key in pairs):
             raise DataError(f"{unmeasured} photographs have negatives that were not measured; add --stages filter.")
+        for key, (_, files) in pairs.items():
+            if (count := len(distances[key].distances)) != len(files):
+                raise DataError(
+                    f"{ledgers['distances'].path}, the entry of {key!r}, has {count} distances for {len(files)} "
+                    f"negatives. {REMEDY}"
+                )
         negatives = {
-            photograph.id: list(zip(files, distances[key]["distances"])) for key, (photograph, files) in pairs.items()
+            photograph.id: list(zip(files, distances[key].distances)) for key, (photograph, files) in pairs.items()
         }
         prompts = {photograph.id: its_prompts for photograph, its_prompts in wanted.values()}
         rows = [
@@ -1642,7 +1722,7 @@ def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: st
             )
             for photograph in photographs
         ]
-        write(args, rows, folder, repo_id=repo_id)
+        write(args, rows, folder, about=about, repo_id=repo_id)
         if repo_id:
             push(
                 written_folder(args),

@@ -35,7 +35,7 @@ from PIL import Image
 from scoft.errors import DataError
 from scoft.files import checked_name, content_key, file_sha256, open_regular, read_front_matter, read_regular
 from scoft.hub import ask, text_of
-from scoft.images import MAX_BYTES, open_image
+from scoft.images import MAX_BYTES, SUFFIXES, open_image
 
 
 if TYPE_CHECKING:
@@ -76,7 +76,6 @@ DEFAULTS_FILE = "defaults.yaml"  # of an embedded dataset: a section of flags fo
 _HERE = Path(__file__).resolve().parent
 _METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 _SPLITS = ("train", "validation", "test")
-_PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 _EXAMPLE_LINE = '{"file_name": "images/house.jpg", "text": "a house with a tiled roof"}'
 MAX_FILES = 100_000  # that a dataset's folder may hold
 MAX_METADATA = 2**28  # bytes
@@ -605,7 +604,7 @@ def _unknown_culture(where: object, culture: str | None, cultures: Iterable[str]
 
 def _unreadable_folder(place: _Place) -> DataError:
     files = [file.relative_to(place.root) for file in _files_below(place.root)]
-    photos = [file.as_posix() for file in files if file.suffix.lower() in _PHOTO_SUFFIXES]
+    photos = [file.as_posix() for file in files if file.suffix.lower() in SUFFIXES]
     lookalikes = [str(file) for file in files if file.name.startswith("metadata")]
     example = _example_line(photos[0]) if photos else _EXAMPLE_LINE
     return DataError(

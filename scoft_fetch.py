@@ -17,7 +17,6 @@ from __future__ import annotations
 import codecs
 import hashlib
 import http.client
-import io
 import ipaddress
 import itertools
 import logging
@@ -37,17 +36,15 @@ from functools import cached_property
 from typing import NamedTuple
 from urllib.parse import unquote, unquote_to_bytes, urljoin
 
-from PIL import Image, UnidentifiedImageError
 from urllib3 import HTTPHeaderDict, HTTPResponse, exceptions
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import Url, parse_url
 
-from scoft.images import MAX_ASPECT, MAX_PIXELS, kind_of
+from scoft.images import kind_of
 
 
 PRODUCT = "SCoFT"  # how robots.txt and X-Robots-Tag may address this program
 PHOTOGRAPH_FORMATS = ("JPEG", "PNG", "WEBP")  # what photographs on the web are; each decoder more is one more to trust
-_MEDIA_TYPES = {name: f"image/{name.lower()}" for name in PHOTOGRAPH_FORMATS}
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _REDIRECTS = {301, 302, 303, 307, 308}
 _OPT_OUTS = {"noai", "noimageai", "noml", "noindex", "noimageindex", "none"}
@@ -99,53 +96,15 @@ class NotUsable(Exception):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def open_photograph(
-    content: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = 1, decode: bool = True
-) -> Image.Image:
-    """Decode the bytes of a JPEG, PNG or WEBP still. Pixels, mode, EXIF and ICC profile stay as they are in the file.
-
-    The header tells the size, before anything is decoded; then all is, since a truncated JPEG passes `verify()`,
-    unless `decode` is False. `max_pixels` lies in 1..MAX_PIXELS, beyond which Pillow warns of bombs. Raises NotUsable
-    with status not_an_image (also if animated), too_many_pixels, too_small, too_long or corrupt.
-    """
-    if not 1 <= max_pixels <= MAX_PIXELS:
-        raise ValueError(f"max_pixels {max_pixels} must lie in 1..{MAX_PIXELS}.")
-    photograph_type(content)
-    try:
-        image = Image.open(io.BytesIO(content), formats=PHOTOGRAPH_FORMATS)
-        width, height = image.size
-        if width * height > max_pixels:
-            raise NotUsable("too_many_pixels", f"{width} x {height}; {max_pixels} pixels are allowed")
-        if min(width, height) < min_side:
-            raise NotUsable("too_small", f"{width} x {height}; each side needs at least {min_side} pixels")
-        if max(width, height) > MAX_ASPECT * min(width, height):
-            raise NotUsable("too_long", f"{width} x {height}; no side may be more than {MAX_ASPECT} times the other")
-        # the further frames of an MPO, which phones write, are other views of the same photograph
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-            raise NotUsable("not_an_image", f"animated, with {image.n_frames} frames")
-        if decode:
-            image.load()
-        return image
-    except NotUsable:
-        raise
-    except UnidentifiedImageError as error:
-        raise NotUsable("corrupt", "its header cannot be read") from error  # Pillow's words name a place in memory
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise NotUsable("too_many_pixels", f"more than {max_pixels} pixels ({error})") from error
-    except Exception as error:  # on damaged bytes Pillow's decoders raise nearly every type there is
-        raise NotUsable("corrupt", f"cannot be decoded ({error})") from error
-
-
-def photograph_type(content: bytes) -> str:
-    """The media type of a photograph, told by its first 16 bytes. Raises NotUsable if it is anything else."""
+def check_photograph(content: bytes):
+    """Whether bytes begin as a photograph does; 16 of them are enough. Raises NotUsable if they are anything else."""
     kind = kind_of(content)
-    if kind not in _MEDIA_TYPES:
+    if kind not in PHOTOGRAPH_FORMATS:
         found = kind if content else "no content"
         wanted = ", ".join(PHOTOGRAPH_FORMATS)
         raise NotUsable(
             "not_an_image", f"{found}, which is none of {wanted}; a picture of your own can be saved as one"
         )
-    return _MEDIA_TYPES[kind]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -365,8 +324,6 @@ class Fetched:
     http_code: int | None = None
     content: bytes | None = field(default=None, repr=False)
     sha256: str | None = None  # of content
-    media_type: str | None = None  # of a photograph, told by the content; the server's word is not asked
-    etag: str | None = None
     licence: str | None = None  # URL, where the host sends a Link header with rel=license
     fetched_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -509,8 +466,6 @@ class Fetcher:
             http_code=200,
             content=answer.content,
             sha256=sha256,
-            media_type=photograph_type(answer.content) if kind == "photograph" else None,
-            etag=answer.headers.get("ETag"),
             licence=_licence(answer.headers, str(trail[-1])),
         )
 
@@ -677,14 +632,14 @@ class Fetcher:
             limit, content = _ROBOTS_BYTES if kind == "robots" else self.max_bytes, bytearray()
             while chunk := response.read(_CHUNK):
                 if kind == "photograph" and not content:
-                    photograph_type(chunk)
+                    check_photograph(chunk)
                 content += chunk
                 if len(content) > limit and kind != "robots":
                     raise NotUsable("too_large", f"more than {limit} bytes")
                 if len(content) > limit:
                     break
             if kind == "photograph":
-                photograph_type(content)
+                check_photograph(content)
         except NotUsable as problem:
             problem.http_code = response.status
             raise

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scoft.launch import Parser, is_orphan, load_function, progress, run_main, set_up_logging
+from scoft.launch import Parser, check_function, is_orphan, load_function, progress, run_main, set_up_logging
 
 import numpy as np
 import torch
@@ -369,8 +369,11 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
         )
     if args.culture is None and (open_prompts := [text for text in args.validation_prompts or () if "{}" in text]):
         parser.error(f"--validation_prompts {open_prompts[0]!r}: {{}} stands for a culture; give --culture")
-    if args.validation_judge and not re.fullmatch(r".+\.py:\w+", args.validation_judge):
-        parser.error(f"--validation_judge is FILE.py:function, got {args.validation_judge!r}")
+    if args.validation_judge:
+        try:
+            check_function(args.validation_judge, flag="--validation_judge")
+        except DataError as error:
+            parser.error(str(error))
     if args.report_to not in (*TRACKERS, "all", "none"):
         parser.error(f"--report_to is one of {', '.join(TRACKERS)}, all, none; got {args.report_to!r}")
     for flag in ("hub_model_id", "hub_private_repo", "hub_collection"):
@@ -1034,7 +1037,8 @@ class Validation:
                 rows = (row * len(self.dataset) // shown for row in range(shown))
                 photographs = [sheets.fitted(self.dataset.image(row), sheet_side(images)) for row in rows]
                 beside_them = comparison_grid(*drawn, title=title, photographs=photographs)
-                write_png(private_folder(self.folder / "photographs") / "before_after.png", beside_them)
+                place = private_folder(self.folder / "photographs", flag="--output_dir") / "before_after.png"
+                write_png(place, beside_them)
                 for i, image in enumerate(images[:: self.images_per_prompt]):
                     write_png(self.folder / f"lora-{i}.png", image)
             if self.judge:

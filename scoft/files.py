@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
@@ -27,7 +28,8 @@ T = TypeVar("T")
 
 LOCK = ".lock"  # of a folder: held by the process that writes into it
 PATIENCE = 10  # seconds in which what a killed run has left running notices that it is alone
-MAX_NAME = 64  # characters of a name that becomes a file's or a folder's: in UTF-8 they stay below 255 bytes
+MAX_NAME = 64  # characters of a name that becomes a file's or a folder's
+MAX_NAME_BYTES = 200  # of it in UTF-8; file systems take 255, of which what we put around it needs some
 MAX_CARD = 2**20  # bytes of a README
 MAX_DEPTH = 20  # of lists and tables in each other in its YAML
 MAX_RECORD = 2**26  # bytes of a JSON file; ours stay far below
@@ -103,10 +105,21 @@ def settle(path: Path):
             os.close(descriptor)
 
 
-def private_folder(path: Path) -> Path:
-    """Make a folder for what belongs to others, and return it: nobody but this user may look into it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.mkdir(mode=0o700, exist_ok=True)
+def private_folder(path: Path, *, flag: str) -> Path:
+    """A folder for what belongs to others, made where it is not there: nobody but this user may look into it.
+
+    Raises DataError, which names `flag`, where it cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{flag} {path} cannot be made ({error}). Choose another folder.") from error
+    if path.stat().st_mode & 0o077:
+        try:
+            path.chmod(0o700)
+        except OSError as error:  # somebody else's, or a file system that knows no such thing
+            logger.warning("%s %s: others may be able to look into it (%s).", flag, path, error)
     return path
 
 
@@ -174,9 +187,14 @@ class Ledger:
 
     def read_as(self, kind: type[T], *, remedy: str) -> list[T]:
         """The entries as `kind`, see `read_record`, in their order; what they hold beyond it is left out."""
-        return [
-            _checked(entry, kind, where=f"{self.path}, an entry,", remedy=remedy) for entry in self.read().values()
-        ]
+        return list(self.read_by_key(kind, remedy=remedy).values())
+
+    def read_by_key(self, kind: type[T], *, remedy: str) -> dict[str, T]:
+        """Key -> its last entry as `kind`, see `read_as`."""
+        return {
+            key: _checked(entry, kind, where=f"{self.path}, the entry of {key!r},", remedy=remedy)
+            for key, entry in self.read().items()
+        }
 
     def add(self, key: str, **entry):
         # begins with a line break too: the line before may be torn
@@ -263,6 +281,9 @@ def read_front_matter(path: Path, *, within: Path | None = None) -> dict:
 
     try:
         text = read_regular(path, within=within, at_most=MAX_CARD).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError, DataError) as error:
+        raise DataError(f"{path} cannot be read ({error}).") from error
+    try:
         found = re.match(r"\s*---[ \t]*\r?\n(.*?)^---", text, re.DOTALL | re.MULTILINE)
         if found is None:
             return {}
@@ -276,7 +297,7 @@ def read_front_matter(path: Path, *, within: Path | None = None) -> dict:
         content = yaml.safe_load(found[1]) or {}
         if not isinstance(content, dict):
             raise DataError("it has no `name: value`")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, RecursionError) as error:
         raise DataError(f"{path} begins with metadata that is not valid YAML ({error}).") from error
     return content
 
@@ -331,8 +352,14 @@ def _checker(kind: type):
 def checked_name(name: str, *, what: str) -> str:
     """`name`, if a file or folder may have it: 1 to MAX_NAME letters, digits, - and _, the first a letter or digit.
 
-    Letters are those of any script. Raises DataError, which begins with `what`: a flag, or a file and its field.
+    Letters are those of any script, with their marks, such as vowel signs. Raises DataError, which begins with `what`:
+    a flag, or a file and its field.
     """
-    if not re.fullmatch(rf"[^\W_][\w-]{{0,{MAX_NAME - 1}}}", name):
-        raise DataError(f"{what} is 1 to {MAX_NAME} letters, digits, - and _, a letter or digit first, got {name!r}.")
+    bare = "".join(letter for letter in name if not unicodedata.category(letter).startswith("M"))
+    sound = re.match(r"[^\W_]", name) and re.fullmatch(r"[\w-]+", bare)
+    if not sound or len(name) > MAX_NAME or len(name.encode()) > MAX_NAME_BYTES:
+        raise DataError(
+            f"{what} is 1 to {MAX_NAME} letters, digits, - and _, a letter or digit first (at most {MAX_NAME_BYTES} "
+            f"bytes), got {name!r}."
+        )
     return name

@@ -10,7 +10,7 @@ import os
 import re
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +37,7 @@ STRIP = 2**20  # pixels that are converted at a time
 # What photographs come in, by Pillow's names; nothing else is decoded: every decoder more is one more to trust, and
 # that of EPS is another program. HEIF needs pillow-heif.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "HEIF", "TIFF", "GIF", "BMP")
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}  # of these
 _KINDS = {  # how a file begins -> what it is
     rb"\xff\xd8\xff": "JPEG",
     rb"\x89PNG\r\n\x1a\n": "PNG",
@@ -78,6 +79,14 @@ _UPRIGHT = {  # EXIF orientation -> what undoes it; 1 is upright and other value
 }
 
 
+class UnusableImage(DataError):
+    """Why a file gives no picture: `status` is not_an_image, too_many_pixels, too_small, too_long or corrupt."""
+
+    def __init__(self, status: str, reason: str):
+        super().__init__(reason)
+        self.status = status
+
+
 def kind_of(content: bytes) -> str:
     """What a file is, told by how it begins: one of FORMATS, the name of something else, or 'unknown data'."""
     return next((kind for magic, kind in _KINDS.items() if re.match(magic, content, re.DOTALL)), "unknown data")
@@ -87,25 +96,40 @@ def open_image(data: bytes | str | os.PathLike) -> Image.Image:
     """Decode an image file, given as bytes or path, to 8-bit RGB as a viewer on a white page would show it.
 
     Content decides the format, one of FORMATS, not the file's name. The EXIF orientation is applied (outside 1..8 it
-    says nothing); transparency is composited on white; 16-bit is scaled to 8. Raises DataError if it is not an image,
-    is truncated or animated, has more than MAX_BYTES or MAX_PIXELS (told by the header, before decoding), a side below
-    MIN_SIDE or one MAX_ASPECT times the other; a path that does not exist raises FileNotFoundError.
+    says nothing); transparency is composited on white; 16-bit is scaled to 8. Raises UnusableImage, see `open_header`,
+    also if it is truncated; DataError for more than MAX_BYTES; FileNotFoundError for a path that does not exist.
     """
-    content = data if isinstance(data, bytes) else read_regular(Path(data), at_most=MAX_BYTES)
+    image = open_header(data if isinstance(data, bytes) else read_regular(Path(data), at_most=MAX_BYTES))
+    with _decoding.of(image.width * image.height), telling_damage():
+        image.load()
+        return as_rgb(upright(image))
+
+
+def open_header(content: bytes, *, formats: Sequence[str] = FORMATS, min_side: int = MIN_SIDE) -> Image.Image:
+    """An image that is not decoded yet; pixels, mode, EXIF and ICC profile are as they are in the file.
+
+    Raises UnusableImage if it is none of `formats`, is animated, has more than MAX_PIXELS, a side below `min_side` (at
+    least MIN_SIDE) or one MAX_ASPECT times the other.
+    """
+    with telling_damage():
+        image = Image.open(io.BytesIO(content), formats=[_readable(kind_of(content), formats)])
+        _check_header(image, min_side=max(min_side, MIN_SIDE))
+        return image
+
+
+@contextlib.contextmanager
+def telling_damage() -> Iterator[None]:
+    """Turn what a decoder raises on damaged bytes into UnusableImage."""
     try:
-        with Image.open(io.BytesIO(content), formats=[_readable(kind_of(content))]) as image:
-            _check_header(image)
-            with _decoding.of(image.width * image.height):
-                image.load()
-                return as_rgb(upright(image))
+        yield
     except (DataError, MemoryError):
         raise
-    except Image.DecompressionBombError as error:
-        raise DataError(f"has too many pixels; {MAX_PIXELS} are allowed ({error})") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnusableImage("too_many_pixels", f"has too many pixels; {MAX_PIXELS} are allowed ({error})") from error
     except Image.UnidentifiedImageError as error:  # Pillow's words name a place in memory
-        raise DataError("is not an image, or a damaged one: its header cannot be read") from error
-    except Exception as error:  # on damaged bytes Pillow's decoders raise nearly every type there is
-        raise DataError(f"is not an image, or a damaged one ({error})") from error
+        raise UnusableImage("corrupt", "is not an image, or a damaged one: its header cannot be read") from error
+    except Exception as error:  # nearly every type there is
+        raise UnusableImage("corrupt", f"is not an image, or a damaged one ({error})") from error
 
 
 def open_file(path: Path, *, within: Path | None = None) -> Image.Image:
@@ -130,22 +154,25 @@ def is_blank(image: Image.Image) -> bool:
     return all(low == high for low, high in image.convert("RGB").getextrema())
 
 
-def _readable(kind: str) -> str:
-    """`kind`, if it can be decoded here. Raises DataError, which says what to do with a file of another kind."""
+def _readable(kind: str, formats: Sequence[str]) -> str:
+    """`kind`, if it is one of `formats` and can be decoded here. UnusableImage says what to do with another file."""
     if kind == "unknown data":
-        raise DataError("is not an image, or a damaged one")
-    if kind not in FORMATS:
+        raise UnusableImage("not_an_image", "is not an image, or a damaged one")
+    if kind not in formats:
         what = "develop it to" if kind == "RAW" else "save it as"
-        raise DataError(f"is {kind}, which is not an image that is read here; {what} JPEG or PNG")
+        raise UnusableImage("not_an_image", f"is {kind}, which is not an image that is read here; {what} JPEG or PNG")
     if kind == "HEIF":
         try:
             importlib.import_module("pillow_heif").register_heif_opener()
         except ImportError as error:
-            raise DataError(
-                "is HEIC, as phones write it; `pip install pillow-heif` lets it be read, or save it as JPEG"
+            raise UnusableImage(
+                "not_an_image",
+                "is HEIC, as phones write it; `pip install pillow-heif` lets it be read, or save it as JPEG",
             ) from error
     if kind in ("AVIF", "WEBP") and not features.check(kind.lower()):
-        raise DataError(f"is {kind}, which this Pillow cannot read; `pip install -U Pillow`, or save it as JPEG")
+        raise UnusableImage(
+            "not_an_image", f"is {kind}, which this Pillow cannot read; `pip install -U Pillow`, or save it as JPEG"
+        )
     return kind
 
 
@@ -171,28 +198,31 @@ class Room:
 _decoding = Room(MAX_DECODED)
 
 
-def check_size(width: int, height: int):
-    """Whether a picture of that many pixels can be used, before it is decoded. Raises DataError."""
+def check_size(width: int, height: int, *, min_side: int = MIN_SIDE):
+    """Whether a picture of that many pixels can be used, before it is decoded. Raises UnusableImage."""
     if width * height > MAX_PIXELS:
-        raise DataError(f"has too many pixels ({width} x {height}); {MAX_PIXELS} are allowed")
-    if min(width, height) < MIN_SIDE:
-        raise DataError(f"is {width} x {height} pixels; each side must have at least {MIN_SIDE}")
+        raise UnusableImage("too_many_pixels", f"has too many pixels ({width} x {height}); {MAX_PIXELS} are allowed")
+    if min(width, height) < min_side:
+        raise UnusableImage("too_small", f"is {width} x {height} pixels; each side must have at least {min_side}")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise DataError(
-            f"is {width} x {height} pixels; no side may be more than {MAX_ASPECT} times the other: crop it"
+        raise UnusableImage(
+            "too_long", f"is {width} x {height} pixels; no side may be more than {MAX_ASPECT} times the other: crop it"
         )
 
 
-def _check_header(image: Image.Image):
-    check_size(*image.size)
+def _check_header(image: Image.Image, *, min_side: int):
+    check_size(*image.size, min_side=min_side)
     if image.mode == "F":
-        raise DataError("holds floating-point pixels, which do not say what white is; save it with 8 bits, as PNG")
+        raise UnusableImage(
+            "not_an_image", "holds floating-point pixels, which do not say what white is; save it with 8 bits, as PNG"
+        )
     if image.format == "TIFF" and (image.tag_v2.get(_REDUCED, 0) & 1 or ExifTags.Base.DNGVersion in image.tag_v2):
-        raise DataError("is RAW, of which only a preview could be read; develop it to JPEG or PNG")
+        raise UnusableImage("not_an_image", "is RAW, of which only a preview could be read; develop it to JPEG or PNG")
     # the further pictures in an MPO or a HEIF, which phones write, are other views of the same photograph
     if getattr(image, "is_animated", False) and image.format not in ("MPO", "HEIF"):
-        raise DataError(
-            f"is animated or has pages ({image.format}); save the one picture that is meant as JPEG or PNG"
+        raise UnusableImage(
+            "not_an_image",
+            f"is animated or has pages ({image.format}); save the one picture that is meant as JPEG or PNG",
         )
 
 

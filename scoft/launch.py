@@ -14,6 +14,7 @@ import importlib.util
 import io
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -156,14 +157,19 @@ class Parser(argparse.ArgumentParser):
             del self.error
 
 
+def check_function(spec: str, *, flag: str):
+    """Raise DataError unless the value of `flag` has the form FILE.py:function."""
+    if not re.fullmatch(r".+\.py:\w+", spec):
+        raise DataError(f"{flag} is FILE.py:function, got {spec!r}")
+
+
 def load_function(spec: str, *, flag: str) -> Callable:
     """The function of FILE.py:function, the value of `flag`. Raises DataError."""
+    check_function(spec, flag=flag)
     path, _, name = spec.rpartition(":")
     if not os.path.exists(path):
         raise DataError(f"{flag} {spec}: there is no file {path}")
     module_spec = importlib.util.spec_from_file_location("scoft_user_code", path)
-    if module_spec is None:
-        raise DataError(f"{flag} {spec}: {path} is no Python module; give FILE.py:function")
     module = sys.modules["scoft_user_code"] = importlib.util.module_from_spec(module_spec)  # dataclasses look there
     try:
         module_spec.loader.exec_module(module)

@@ -418,18 +418,40 @@ def test_places_without_a_lora_and_files_without_prompts_are_named(words, tmp_pa
         run("generate", tmp_path / "out", [*words["generate"], "--prompts", str(tmp_path / "empty.txt")])
 
 
+@pytest.mark.parametrize("flag", ["prompts", "general_prompts"])
+def test_prompts_that_cannot_be_read_are_named_by_their_own_flag(words, tmp_path, flag):
+    """Absent, and the same prompt twice; the mark with which some editors begin a file is no part of a prompt."""
+    file = tmp_path / "prompts.txt"
+    for content, message in ((None, "cannot be read"), ("a house\na house\n", "got 2 prompts, 1 different ones")):
+        if content:
+            file.write_text(content)
+        with pytest.raises(DataError, match=rf"^--{flag} .*prompts.txt:? {message}"):
+            run("generate", tmp_path / "out", [*words["generate"], f"--{flag}", str(file)])
+    file.write_text("a house\n", encoding="utf-8-sig")
+    assert evaluate_scoft.read_prompts(file, "korea", flag=f"--{flag}") == ["a house"]
+
+
+def test_a_culture_without_test_photographs_is_told_how_to_go_on(words, tmp_path):
+    """By default the captions of the test split are asked for too; the message names the sets that are left."""
+    own = tiny.build_dataset(tmp_path / "own", rows=7, test_rows=0)
+    flags = [str(own) if word == words["generate"][1] else word for word in words["generate"]]
+    with pytest.raises(DataError, match="(?s)split 'test'.* --sets prompts train general leaves it out"):
+        run("generate", tmp_path / "out", flags)
+
+
 def test_prompt_files_are_the_papers_phrasing_for_any_culture():
     """Ten prompts for any culture by default; the general ones name no culture, and have the paper's that survive."""
     args = evaluate_scoft.parse_args(["generate", "out", "--dataset", "ccub", "--culture", "new_zealand"])
-    prompts = evaluate_scoft.read_prompts(args.prompts, args.culture)
+    prompts = evaluate_scoft.read_prompts(args.prompts, args.culture, flag="--prompts")
     assert len(prompts) == 10 and all(prompt.endswith(", in New Zealand") for prompt in prompts)
     names = ["Veridia", *map(scoft_data.culture_words, scoft_data.CULTURES)]
     for file in (args.general_prompts, ROOT / "pocket/general_prompts.txt"):
-        general = evaluate_scoft.read_prompts(file, "veridia")
+        general = evaluate_scoft.read_prompts(file, "veridia", flag="--general_prompts")
         assert len(general) >= 10 and not any(name in prompt for prompt in general for name in names)
     shown = {"a photo of a person", "photo of a bedroom", "students are studying in the classroom"}
-    assert shown < set(evaluate_scoft.read_prompts(args.general_prompts, "korea"))
-    assert all("Veridia" in prompt for prompt in evaluate_scoft.read_prompts(ROOT / "pocket/prompts.txt", "veridia"))
+    assert shown < set(evaluate_scoft.read_prompts(args.general_prompts, "korea", flag="--general_prompts"))
+    pocket = evaluate_scoft.read_prompts(ROOT / "pocket/prompts.txt", "veridia", flag="--prompts")
+    assert all("Veridia" in prompt for prompt in pocket)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -554,7 +576,7 @@ def spoil(folder: Path, how: str):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("none", "has no manifest.jsonl of pictures; make them with: evaluate_scoft.py generate"),
+        ("none", "has no manifest.jsonl of pictures; generate them: it is the stage before"),
         ("missing", r"prompts-000-000.png of the manifest cannot be read"),
         ("sizes", r"different sizes cannot be compared: .*8 x 8"),
         ("prompts", "the set prompts of .* has other prompts or pictures than that of"),
@@ -595,7 +617,6 @@ def test_what_is_asked_for_and_impossible_is_an_error(copy, words, hub, monkeypa
 @pytest.mark.parametrize(
     ("judge", "message"),
     [
-        ("x.txt:f", "--judge .*x.txt is no Python module; give FILE.py:function"),
         ("raises.py:f", r"--judge .* for images/.*png, but ZeroDivisionError: division by zero"),
         ("nothing.py:f", r"--judge .* gave no dict of numbers for images/.*, but AttributeError"),
         (
@@ -619,9 +640,12 @@ def test_judges_that_judge_nothing_are_told_in_one_line(copy, words, tmp_path, j
 
 def test_kid_of_general_photographs_is_of_general_prompts(copy, words, tmp_path):
     """The paper's is the same for every culture: prompts that name none, against a folder; only pictures are read."""
+    general = tmp_path / "general"
+    general.mkdir()
     for i, picture in enumerate(noise(6)):
-        picture.save(tmp_path / f"{i}.png")
-    flags = [*words["score"], "--metrics", "kid_general", "--general_reference", str(tmp_path)]
+        picture.save(general / f"{i}{('.png', '.TIF')[i % 2]}")
+    (general / "notes.txt").write_text("no picture")
+    flags = [*words["score"], "--metrics", "kid_general", "--general_reference", str(general)]
     run("score", copy, flags)
     results = evaluate_scoft.read_results(copy)
     assert {(metric, of) for metric, of, _ in results.estimates} == {("kid_general", "general")}
@@ -630,9 +654,10 @@ def test_kid_of_general_photographs_is_of_general_prompts(copy, words, tmp_path)
     shown = [p for p in evaluate_scoft.read_manifest(copy) if (p.method, p.set) == ("m", "general")]
     x = features.of("clip", evaluate_scoft.generated(copy, shown))
     y = features.of("clip", evaluate_scoft.Photographs(args).general)
+    assert len(y) == 6
     expected = 1000 * scoft_metrics.kid(x, y)
     assert results.estimates["kid_general", "general", "m"].value == pytest.approx(expected)
-    os.mkfifo(tmp_path / "fifo.png")
+    os.mkfifo(general / "fifo.png")
     with pytest.raises(DataError, match="--general_reference: .*fifo.png is not a regular file"):
         run("score", copy, flags)
 
@@ -642,6 +667,8 @@ def test_kid_of_general_photographs_is_of_general_prompts(copy, words, tmp_path)
     [
         ("--metrics kid_general", "--metrics kid_general needs --general_reference"),
         ("--metrics judge", "--metrics judge needs --judge"),
+        ("--judge judge", "--judge is FILE.py:function, got 'judge'"),
+        ("--judge judge.txt:f", "--judge is FILE.py:function, got 'judge.txt:f'"),
         ("--encoder resnet=x", "--encoder takes NAME=PLACE with NAME of inception"),
     ],
 )
@@ -774,8 +801,23 @@ def test_the_report_shows_what_was_scored(done):
         and "nan" not in text
         and "None" not in text
     )
-    assert "nearest-train-m.png" in figures and not any("@" in figure for figure in figures)
-    assert (done / "nearest-train-m@1.png").is_file()  # of checkpoints they stay beside the page
+    assert "photographs/nearest-train-m.png" in figures and not any("@" in figure for figure in figures)
+    assert (done / "photographs/nearest-train-m@1.png").is_file()  # of checkpoints they are not on the page
+
+
+def test_sheets_with_the_datasets_photographs_are_for_one_user(copy, tmp_path):
+    """In folders that nobody else may look into, the report's too; one that cannot be read is named."""
+    flags = ["--output", str(tmp_path / "out")]
+    run("report", copy, flags)
+    for folder in (copy, tmp_path / "out"):
+        sheets = {file.relative_to(folder).parent.name for file in folder.rglob("nearest-*.png")}
+        assert sheets == {"photographs"} and (folder / "photographs").stat().st_mode & 0o777 == 0o700
+    assert "(photographs/nearest-prompts-m.png)" in (tmp_path / "out/report.md").read_text()
+    sheet = copy / "photographs/nearest-prompts-m.png"
+    sheet.rename(tmp_path / "elsewhere.png")
+    sheet.symlink_to(tmp_path / "elsewhere.png")
+    with pytest.raises(DataError, match="nearest-prompts-m.png cannot be read: lies outside of"):
+        run("report", copy, flags)
 
 
 def with_results(folder: Path, named: str, values: dict[str, float], **changes) -> Path:
@@ -810,9 +852,7 @@ def with_results(folder: Path, named: str, values: dict[str, float], **changes) 
 def test_scores_that_somebody_else_wrote_are_held_against_their_kind(tmp_path, change, message):
     """What becomes names of files and text of a page is refused with its place and the remedy."""
     folder = with_results(tmp_path / "x", "korea", {"base": 40}, **change)
-    with pytest.raises(
-        DataError, match=f"results.json is not as it was written: .*{message}.*evaluate_scoft.py score"
-    ):
+    with pytest.raises(DataError, match=f"results.json is not as it was written: .*{message}.*Score the folder"):
         run("report", folder, [])
     assert {file.name for file in folder.iterdir()} == {"results.json", "manifest.jsonl"}
     assert {file.name for file in tmp_path.iterdir()} == {"x"}
@@ -946,6 +986,14 @@ def test_the_loras_page_gets_the_numbers(copy, lora, tmp_path, tiny_pipeline, ph
         evaluate_scoft.main(["report", str(copy), "--card", str(tmp_path / "lora"), "--method", "mpc"])
 
 
+def test_a_card_that_is_none_leaves_no_trace(tmp_path):
+    """A --card that is no LoRA folder, as a slip of the pen makes it, is found before anything is written."""
+    folder = with_results(tmp_path / "x", "korea", {"base": 40})
+    with pytest.raises(DataError, match="--card .*typo is no LoRA folder of train_scoft_lora.py"):
+        run("report", folder, ["--card", str(tmp_path / "typo"), "--method", "m"])
+    assert not (tmp_path / "typo").exists() and not (folder / "report.md").exists()
+
+
 def test_a_folder_without_scores_is_named(tmp_path):
-    with pytest.raises(DataError, match="results.json cannot be read .* Make it with: evaluate_scoft.py score"):
+    with pytest.raises(DataError, match="results.json cannot be read .* Score the folder: it is the stage before"):
         evaluate_scoft.main(["report", str(tmp_path)])

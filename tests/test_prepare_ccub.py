@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -35,8 +36,9 @@ from pocket import make_dataset, world
 from prepare_ccub import NegativeGenerator, Photograph, Row, read_links, read_manifest
 from scoft.errors import DataError
 from scoft.files import LOCK, Ledger, content_key, sole_writer
+from scoft.images import FORMATS, UnusableImage
 from scoft_data import CATEGORIES, find_dataset, read_dataset
-from scoft_fetch import Fetcher, NotUsable
+from scoft_fetch import Fetcher
 from scoft_losses import load_distance
 
 
@@ -255,17 +257,18 @@ def test_the_card_says_who_chose_and_under_what_licence(copy, flags, tmp_path):
 
 def test_nobody_else_looks_into_it_and_one_run_writes_into_it(made, flags, tmp_path, monkeypatch):
     """What holds photographs is private to the user; a second run of the culture is refused, before it does anything.
-    A folder that was there keeps its owner's choice.
+    An --output that was there keeps its owner's choice; the culture's folder in it is ours.
     """
     assert [folder.stat().st_mode & 0o777 for folder in (made, made / "korea")] == [0o700, 0o700]
     shared = tmp_path / "ccub"
-    shared.mkdir(mode=0o755)
+    (shared / "korea").mkdir(parents=True, mode=0o755)
+    shared.chmod(0o755)
     monkeypatch.setattr("scoft.files.PATIENCE", 0.1)
     monkeypatch.setattr(prepare_ccub, "gather", None)
     with sole_writer(shared / "korea", flag="--output"):
         with pytest.raises(DataError, match="--output .*korea: another run is writing into it"):
             prepare(flags, output=shared)
-    assert shared.stat().st_mode & 0o777 == 0o755
+    assert [folder.stat().st_mode & 0o777 for folder in (shared, shared / "korea")] == [0o755, 0o700]
 
 
 def test_each_stage_runs_alone(made, flags, tmp_path):
@@ -803,9 +806,11 @@ def colour_of(content: bytes) -> tuple[int, ...]:
         return image.getpixel((20, 20))
 
 
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "HEIF"])
 def test_colours_are_turned_into_srgb(file_format):
     """What a profile calls red comes out as that profile's red; without a profile, or with one of sRGB, as it is."""
+    if file_format == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
     red = Image.new("RGB", (40, 40), (250, 10, 10))
     near = functools.partial(pytest.approx, abs=6)
     assert colour_of(encoded(red, file_format)) == near((250, 10, 10))
@@ -837,7 +842,7 @@ def test_every_kind_of_pixels_becomes_rgb_on_white(content, expected):
 def test_the_short_side_decides_what_is_too_small():
     """`min_size` is of the short side, and exact."""
     assert cleaned(encoded(picture(0, (64, 32))), min_size=32).size == (64, 32)
-    with pytest.raises(NotUsable) as found:
+    with pytest.raises(UnusableImage) as found:
         cleaned(encoded(picture(0, (64, 31))), min_size=32)
     assert found.value.status == "too_small"
 
@@ -921,7 +926,7 @@ def test_large_photographs_are_not_cleaned_side_by_side(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_ccub, "write_atomically", written)
     monkeypatch.setattr(prepare_ccub, "cleaned", counted)
     monkeypatch.setattr(prepare_ccub, "MAX_PIXELS", 2 * 40 * 32 + 1)
-    monkeypatch.setattr(prepare_ccub, "MAX_FILE_BYTES", 9000)
+    monkeypatch.setattr(prepare_ccub, "MAX_BYTES", 9000)
     prepare(flags)
     assert most == 2
     *rest, last = read_manifest(tmp_path / "ccub" / "korea")
@@ -929,13 +934,62 @@ def test_large_photographs_are_not_cleaned_side_by_side(tmp_path, monkeypatch):
     assert last.status == "too_large" and "9000 are allowed" in last.detail
 
 
+def test_own_pictures_come_in_more_formats_than_links(tmp_path):
+    """All that the README names is cleaned from --images; what came from a link is JPEG, PNG or WEBP."""
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    contents = {f"{i}.{name.lower()}": encoded(picture(i), name) for i, name in enumerate(FORMATS)}
+    flags = {
+        "culture": "korea",
+        "images": write_images(tmp_path / "pictures", dict.fromkeys(contents, {}), contents),
+        "output": tmp_path / "ccub",
+        "stages": "fetch,clean",
+        "min_size": 16,
+    }
+    prepare(flags)
+    assert statuses(tmp_path / "ccub" / "korea") == dict.fromkeys(contents, "ok")
+    links = [Photograph(id=name[0], url="http://a/", caption="x", source_sha256="a") for name in contents]
+    for content, link in zip(contents.values(), links):
+        (tmp_path / link.id).write_bytes(content)
+    options = {"min_size": 16, "near_duplicate_bits": 16, "jpeg_quality": 95}
+    fetcher = Fetcher(contact="curator@example.org")
+    prepare_ccub.clean_photographs(links, tmp_path / "photographs", source=tmp_path, fetcher=fetcher, **options)
+    assert [link.status for link in links] == ["ok"] * 3 + ["not_an_image"] * 5
+
+
+def status_of(content: bytes) -> str:
+    with pytest.raises(UnusableImage) as found:
+        cleaned(content, min_size=16)
+    return found.value.status
+
+
+def test_size_is_judged_before_decoding():
+    """Too many pixels and too narrow a picture are told by the header, also where Pillow itself warns or raises."""
+    assert status_of(png_of(16, 200_000)) == "too_long"
+    assert status_of(png_of(20_000, 10_000)) == "too_many_pixels"
+    for action in ("ignore", "error"):
+        with warnings.catch_warnings():
+            warnings.simplefilter(action, Image.DecompressionBombWarning)
+            assert status_of(png_of(10_000, 9_000)) == "too_many_pixels"
+
+
+def test_damaged_photographs_are_corrupt():
+    """A truncated or damaged file is corrupt, though its header is well."""
+    large = encoded(picture(0, (200, 200)), quality=95)
+    for content in (large[: len(large) // 2], large[:20], png_of(100, 100), encoded(picture(0), "WEBP")[:60]):
+        assert status_of(content) == "corrupt"
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "GIF", "TIFF"])
+def test_animations_are_no_photographs(file_format):
+    """What has several frames or pages is refused."""
+    assert status_of(encoded(picture(0), file_format, save_all=True, append_images=[picture(1)])) == "not_an_image"
+
+
 def test_postscript_never_reaches_ghostscript(tmp_path, monkeypatch):
     """Whatever its name says, an EPS is no photograph, and Ghostscript is not called for it."""
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was called"))
     for content in (encoded(picture(0), "EPS"), b"\xc5\xd0\xd3\xc6" + bytes(28) + encoded(picture(0), "EPS")):
-        with pytest.raises(NotUsable) as found:
-            cleaned(content, min_size=16)
-        assert found.value.status == "not_an_image"
+        assert status_of(content) == "not_an_image"
 
 
 # --- splits ---
@@ -1469,6 +1523,44 @@ def test_a_manifest_that_somebody_changed_is_named(copy, flags, change, message)
         prepare(flags, output=copy, stages="write")
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("captions", {"captions": "a dog"}, "captions: Input should be a valid list"),
+        ("captions", {"captions": [7]}, "captions: 0: Input should be a valid string"),
+        ("negatives", {"negatives": ["../../../secret"]}, "a negative's name is 1 to 64 letters"),
+        ("negatives", None, "negatives: Field required"),
+        ("distances", {"distances": {"a": 1}}, "distances: Input should be a valid list"),
+        ("distances", {"distances": [0.5]}, "has 1 distances for 2 negatives"),
+        ("distances", None, "distances: Field required"),
+    ],
+)
+def test_a_ledger_that_somebody_changed_is_named(copy, flags, name, change, message):
+    """What the stages have written down is read by its type, before the work; no name in it leads elsewhere."""
+    file = copy / "korea" / f"{name}.jsonl"
+    (copy.parent / "secret.jpg").write_bytes(encoded(picture(0)))
+    key, entry = next(iter(Ledger(file).read().items()))
+    with file.open("a") as ledger:
+        ledger.write("\n" + json.dumps({"key": key} if change is None else entry | change) + "\n")
+    before = written(copy)
+    with pytest.raises(DataError, match=rf"{name}.jsonl, the entry of '{key}'.* {message}.*Remove that line"):
+        prepare(flags, output=copy, stages="write")
+    assert written(copy) == before
+
+
+@pytest.mark.parametrize("entry", [{}, {"status": "ok", "detail": 7, "source_sha256": ""}])
+def test_a_ledger_of_fetches_that_somebody_changed_is_named(entry, tmp_path):
+    """Also one whose entry lacks what the manifest takes over; what is beyond that is left out."""
+    ledger = Ledger(tmp_path / "fetches.jsonl")
+    options = {"fetcher": None, "archive": False, "retry_failed": False}
+    ledger.add("aa", status="denied", detail="", source_sha256="", spare=1)
+    links = [Photograph(id="aa", url="http://a/", caption="x")]
+    assert prepare_ccub.fetch_links(links, tmp_path, **options)[0].status == "denied"
+    ledger.add("aa", **entry)
+    with pytest.raises(DataError, match="fetches.jsonl, the entry of 'aa', is not as it was written: .*Remove that"):
+        prepare_ccub.fetch_links(links, tmp_path, **options)
+
+
 def test_a_picture_outside_of_the_folder_is_not_read(copy, flags, tmp_path):
     """Not even if the manifest says so."""
     file = copy / "korea" / "manifest.jsonl"
@@ -1540,6 +1632,29 @@ def test_arguments_that_cannot_be_meant_are_refused(argv, message, capsys):
     with pytest.raises(SystemExit):
         prepare_ccub.main(argv)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["about", "deny_list"])
+@pytest.mark.parametrize("content", [None, b"\xff\xfea\0"])
+def test_a_text_that_cannot_be_read_is_named_before_the_work(flag, content, flags, tmp_path, monkeypatch):
+    """A folder, and what is not UTF-8, end the run before it begins."""
+    monkeypatch.setattr(prepare_ccub, "run_stages", None)
+    file = tmp_path / "file"
+    file.mkdir() if content is None else file.write_bytes(content)
+    with pytest.raises(DataError, match=f"--{flag} {file} cannot be read .*a text file in UTF-8"):
+        prepare(flags | {flag: file, "output": tmp_path / "ccub"})
+
+
+def test_a_deny_list_may_begin_with_a_mark(tmp_path):
+    """A spreadsheet's or an editor's byte order mark is no part of the first entry."""
+    (tmp_path / "deny.txt").write_bytes(b"\xef\xbb\xbfexample.org\r\nexample.com")
+    assert prepare_ccub.read_text(tmp_path / "deny.txt", flag="--deny_list") == "example.org\nexample.com"
+
+
+def test_an_output_that_is_a_file_is_named(flags, tmp_path):
+    (tmp_path / "ccub").touch()
+    with pytest.raises(DataError, match="--output .*ccub/korea cannot be made .*Choose another"):
+        prepare(flags, output=tmp_path / "ccub")
 
 
 SHEET_HEAD = "country_code,category_code,url,caption,created_at\n"

@@ -101,8 +101,23 @@ def test_a_link_is_not_written_through(tmp_path):
         assert not (tmp_path / "report.md").is_symlink()
 
 
-def test_private_folders_are_for_one_user(tmp_path):
-    assert private_folder(tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+def test_private_folders_are_for_one_user(tmp_path, monkeypatch, caplog):
+    """Also one that was there; where the file system knows no such thing, the log says so."""
+    folder = tmp_path / "a" / "b"
+    assert private_folder(folder, flag="--output").stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o755)
+    assert private_folder(folder, flag="--output").stat().st_mode & 0o777 == 0o700 and not caplog.text
+    folder.chmod(0o755)
+    monkeypatch.setattr(Path, "chmod", lambda *_: (_ for _ in ()).throw(PermissionError(1, "not permitted")))
+    private_folder(folder, flag="--output")
+    assert f"--output {folder}: others may be able to look into it" in caplog.text
+
+
+def test_a_file_in_the_way_of_a_private_folder(tmp_path):
+    (tmp_path / "out").touch()
+    for folder in (tmp_path / "out", tmp_path / "out" / "korea"):
+        with pytest.raises(DataError, match=f"--output {folder} cannot be made .*Choose another folder"):
+            private_folder(folder, flag="--output")
 
 
 def test_regular_files_alone_are_read(tmp_path):
@@ -174,7 +189,7 @@ LAUGHS = "\n".join(["a0: &a0 ha", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9
         ("license: !!timestamp mit", "not valid YAML"),
         ("[mit]: x", "not valid YAML.*unhashable"),
         ("- mit", "has no `name: value`"),
-        ("x: " + "y" * 2**20, "1048576 are allowed"),
+        ("x: " + "y" * 2**20, "cannot be read .*1048576 are allowed"),
     ],
     ids=lambda value: value[:20],
 )
@@ -185,11 +200,36 @@ def test_a_page_that_would_fill_the_memory_is_refused(tmp_path, text, message):
         read_front_matter(tmp_path / "README.md")
 
 
-@pytest.mark.parametrize("name", ["", "..", "../x", "/x", "a/b", "a b", "-x", "_x", "x" * 65, "a\n", "a\0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "..",
+        "../x",
+        "/x",
+        "a/b",
+        "a b",
+        "-x",
+        "_x",
+        "x" * 65,
+        "a\n",
+        "a\0",
+        "\u093f",
+        "a\u200d",
+        "\ud800",
+        "𐒰" * 51,
+    ],
+)
 def test_names_that_would_lead_astray(name):
-    with pytest.raises(DataError, match="--culture is 1 to 64 letters"):
+    """A mark without its letter, what joins letters unseen, half a character, and what no file could be called."""
+    with pytest.raises(DataError, match=r"--culture is 1 to 64 letters, .* \(at most 200 bytes\)"):
         checked_name(name, what="--culture")
-    assert checked_name("한국-1_a", what="--culture") == "한국-1_a"
+
+
+@pytest.mark.parametrize("name", ["한국-1_a", "हिन्दी", "தமிழ்", "Yoru\u0300ba\u0301", "한" * 64, "𐒰" * 50])
+def test_names_of_any_script(name):
+    """Vowel signs and accents are marks of their own in many scripts. The name fits into a file's."""
+    assert checked_name(name, what="--culture") == name
 
 
 @pytest.mark.parametrize("line", ["[1]", '"x"', '{"file": 1}', '{"key": [1]}'])

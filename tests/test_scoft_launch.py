@@ -123,7 +123,6 @@ def test_every_flag_of_the_trainer_has_words_of_its_own(monkeypatch):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("x.txt", "def f(): pass", "x.txt is no Python module; give FILE.py:function"),
         ("x.py", "def f(:", "x.py cannot be imported: SyntaxError: "),
         ("x.py", "import nothing_of_this_name", "x.py cannot be imported: ModuleNotFoundError: No module"),
         ("x.py", "raise SystemExit(3)", "x.py cannot be imported: SystemExit: 3"),
@@ -137,6 +136,12 @@ def test_load_function_refuses(tmp_path, file, content, message):
         (tmp_path / file).write_text(content)
     with pytest.raises(DataError, match=f"--judge {tmp_path}/{file}:f: .*{message}"):
         launch.load_function(f"{tmp_path / file}:f", flag="--judge")
+
+
+@pytest.mark.parametrize("spec", ["judge", "judge.py", "judge.txt:f", ":f", "judge.py:"])
+def test_what_is_no_function_of_a_file(spec):
+    with pytest.raises(DataError, match=f"^--judge is FILE.py:function, got '{spec}'"):
+        launch.check_function(spec, flag="--judge")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
