@@ -1010,7 +1010,7 @@ def score(args: argparse.Namespace):
                 closest = np.argsort(-similarity, kind="stable")[:NEAREST_SHOWN]
                 pairs = [(sources[name, method][i].open(), nearest[i].open(), similarity[i]) for i in closest]
                 heading = f"{culture_words(args.culture)}: {method}, set {name}"
-                sheet = private_folder(args.folder / PHOTOGRAPHS) / nearest_name(name, method)
+                sheet = private_folder(args.folder / PHOTOGRAPHS, flag="folder") / nearest_name(name, method)
                 write_png(sheet, figures.nearest(pairs, title=heading))
         write_results(args, pictures, estimates, features)
 
@@ -1570,7 +1570,7 @@ def write_figures(folder: Path, results: Results, output: Path, *, apart: bool) 
     for of, method in nearest:
         if (sheet := folder / PHOTOGRAPHS / nearest_name(of, method)).is_file():
             name = f"{PHOTOGRAPHS}/{sheet.stem}-{results.culture}.png" if apart else f"{PHOTOGRAPHS}/{sheet.name}"
-            private_folder(output / PHOTOGRAPHS)
+            private_folder(output / PHOTOGRAPHS, flag="--output")
             write_png(output / name, open_file(sheet, within=folder))
             yield f"Pictures of {method}, set {of}, most like a training photograph, {culture}", name
     panels = defaultdict(dict)

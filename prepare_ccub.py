@@ -49,6 +49,7 @@ from scoft.files import (
     model_key,
     open_regular,
     private_folder,
+    read_file,
     read_lines,
     read_record,
     read_regular,
@@ -63,10 +64,11 @@ from scoft.images import (
     Room,
     UnusableImage,
     as_rgb,
+    open_file,
     open_header,
-    open_image,
     telling_damage,
     upright,
+    write_png,
 )
 from scoft_data import (
     CATEGORIES,
@@ -663,7 +665,7 @@ def metadata_rows(folder: Path) -> Iterator[tuple[str, dict]]:
         for number, row in jsonl_records(read_metadata(lines, within=folder), lines):
             yield f"{lines}, line {number}", row
     elif table.is_file():
-        content = read_regular(table, within=folder, at_most=MAX_METADATA)
+        content = read_file(table, within=folder, at_most=MAX_METADATA)
         yield from csv_rows(content, source=str(table), needed=("file_name", "text"))
     else:
         raise DataError(
@@ -1208,7 +1210,7 @@ def write_split(path: Path, rows: Sequence[Row], *, folder: Path, links_only: bo
     import datasets
 
     def embedded(file: Path) -> dict:
-        return {"bytes": file.read_bytes(), "path": file.name}
+        return {"bytes": read_file(file, within=folder, at_most=MAX_BYTES), "path": file.name}
 
     columns = features(links_only=links_only)
     cells = {
@@ -1224,9 +1226,9 @@ def write_split(path: Path, rows: Sequence[Row], *, folder: Path, links_only: bo
         "period": lambda row: row.photograph.period or None,
     }
     table = {name: [cells[name](row) for row in rows] for name in columns}
-    partial = path.with_name(f".{path.name}")
-    datasets.Dataset.from_dict(table, features=columns).to_parquet(partial)
-    partial.replace(path)
+    content = io.BytesIO()
+    datasets.Dataset.from_dict(table, features=columns).to_parquet(content)
+    write_atomically(path, content.getvalue())
 
 
 def contact_sheet(rows: Sequence[Row], folder: Path, *, title: str) -> Image.Image:
@@ -1519,7 +1521,7 @@ def measure(args: argparse.Namespace, wanted: dict[str, tuple], ledger: Ledger, 
         if mine:
             distance = load_filter(args, device=accelerator.device)
     for key, (photograph, files) in progress(mine, "Measuring distances", disable=not accelerator.is_main_process):
-        negatives = [open_image(file) for file in files]
+        negatives = [open_file(file, within=folder) for file in files]
         ledger.add(key, distances=distances_to(open_kept(folder, photograph), negatives, distance=distance))
 
 
@@ -1557,12 +1559,12 @@ def write(args: argparse.Namespace, rows: Sequence[Row], folder: Path, *, about:
     for page, first in enumerate(range(0, len(rows), SHEET_ROWS), start=1):
         title = f"{culture_words(args.culture)}, page {page} of {-(-len(rows) // SHEET_ROWS)}"
         sheet = contact_sheet(rows[first : first + SHEET_ROWS], folder, title=title)
-        sheet.save(folder / f"contact_sheet-{page}.png")
+        write_png(folder / f"contact_sheet-{page}.png", sheet)
     distances = [distance for row in rows for _, distance in row.negatives]
     if distances:
         unit = f"{args.filter_distance} distance to the photograph"
         plot = sheets.histogram(distances, threshold=threshold(args), of="negatives", unit=unit)
-        plot.save(folder / "histogram.png")
+        write_png(folder / "histogram.png", plot)
         false = sum(len(row.negatives) - len(row.kept_negatives) for row in rows)
         logger.info("%d of %d negatives are too near their photographs and left out", false, len(distances))
     logger.info("The dataset is in %s", output)
@@ -1577,7 +1579,7 @@ def share(items: dict, ledger: Ledger, accelerator) -> list[tuple]:
 
 
 def open_kept(folder: Path, photograph: Photograph) -> Image.Image:
-    return open_image(folder / photograph.file)
+    return open_file(folder / photograph.file, within=folder)
 
 
 def start_accelerator(mixed_precision: str | None):

@@ -78,7 +78,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
     Links are not followed: one in the place of `path` gives way to the file.
     """
-    partial = path.with_name(f"partial-{path.name}")
+    partial = path.with_name(f"{path.name}.partial")  # which no *.parquet or *.png finds
     partial.unlink(missing_ok=True)  # of a run that was killed, or a link
     try:
         with partial.open("xb") as file:
@@ -269,6 +269,14 @@ def read_regular(path: Path, *, within: Path | None = None, at_most: int | None 
         if at_most is not None and size > at_most:
             raise DataError(f"has {size} bytes; {at_most} are allowed")
         return file.read()
+
+
+def read_file(path: Path, *, within: Path | None = None, at_most: int | None = None) -> bytes:
+    """The content of a file, see `read_regular`. Raises DataError, which names the file."""
+    try:
+        return read_regular(path, within=within, at_most=at_most)
+    except (OSError, DataError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def read_front_matter(path: Path, *, within: Path | None = None) -> dict:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from scoft.images import as_rgb, open_image
+from scoft.images import as_rgb, open_file
 
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ def _draw_cells(page: _Page, cells: Sequence[Cell], top: int, *, lefts: Sequence
 def fitted(picture: Image.Image | Path, side: int) -> Image.Image:
     """The picture as `grid` places it, in at most `side` x `side` pixels."""
     if isinstance(picture, Path):
-        picture = open_image(picture)
+        picture = open_file(picture)
     picture = as_rgb(picture)
     times = side // max(picture.size)
     if times:

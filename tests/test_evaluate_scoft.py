@@ -892,7 +892,7 @@ def test_pictures_lie_in_their_folder(copy, words, tmp_path):
 def test_a_report_writes_through_no_link(copy, tmp_path):
     """Names that are links in a folder that somebody else prepared give way to the files."""
     (tmp_path / "mine").write_text("mine")
-    for name in ("report.md", "partial-report.md", "pictures-veridia.png", "updates-veridia.png"):
+    for name in ("report.md", "report.md.partial", "pictures-veridia.png", "updates-veridia.png"):
         (copy / name).unlink(missing_ok=True)
         (copy / name).symlink_to(tmp_path / "mine")
     run("report", copy, [])

@@ -1561,6 +1561,47 @@ def test_a_ledger_of_fetches_that_somebody_changed_is_named(entry, tmp_path):
         prepare_ccub.fetch_links(links, tmp_path, **options)
 
 
+def test_nothing_is_written_through_a_link(made, copy, flags, tmp_path):
+    """Whatever link lies where a file of the dataset will be, or went through on its way there, gives way to it."""
+    (tmp_path / "mine").write_text("mine")
+    names = ["train-00000-of-00001.parquet", "histogram.png"]
+    for name in (*names, *(f"{name}.partial" for name in names), *(f".{name}" for name in names)):
+        (copy / "korea" / name).unlink(missing_ok=True)
+        (copy / "korea" / name).symlink_to(tmp_path / "mine")
+    prepare(flags, output=copy, stages="write")
+    assert (tmp_path / "mine").read_text() == "mine"
+    for name in names:
+        assert (copy / "korea" / name).read_bytes() == (made / "korea" / name).read_bytes()
+
+
+@pytest.mark.parametrize("stage", ["caption", "filter", "write"])
+def test_a_kept_file_that_cannot_be_used_is_named(copy, flags, stage, tmp_path):
+    """Damaged since, or a link that leads out of the folder, which nothing follows."""
+    folder = copy / "korea"
+    (folder / {"caption": "captions.jsonl"}.get(stage, "distances.jsonl")).unlink()
+    file = next((folder / ("photographs" if stage == "caption" else "negatives")).iterdir())
+    if stage == "write":
+        prepare(flags, output=copy, stages="filter")
+    else:
+        file.write_bytes(file.read_bytes()[:100])
+        with pytest.raises(DataError, match=f"{file} cannot be read: is not an image, or a damaged one"):
+            prepare(flags, output=copy, stages=stage)
+    file.unlink()
+    (tmp_path / "secret.jpg").write_bytes(encoded(picture(0)))
+    file.symlink_to(tmp_path / "secret.jpg")
+    with pytest.raises(DataError, match=f"{file} cannot be read: lies outside of {folder}"):
+        prepare(flags, output=copy, stages=stage)
+
+
+def test_metadata_outside_of_the_folder_is_named(tmp_path):
+    folder = write_images(tmp_path / "pictures", {}, {})
+    (folder / "metadata.jsonl").unlink()
+    (tmp_path / "secret.csv").write_text("file_name,text\n")
+    (folder / "metadata.csv").symlink_to(tmp_path / "secret.csv")
+    with pytest.raises(DataError, match=f"{folder}/metadata.csv cannot be read: lies outside of"):
+        prepare_ccub.read_pictures(folder)
+
+
 def test_a_picture_outside_of_the_folder_is_not_read(copy, flags, tmp_path):
     """Not even if the manifest says so."""
     file = copy / "korea" / "manifest.jsonl"

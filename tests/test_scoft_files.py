@@ -93,12 +93,21 @@ def test_an_interrupted_write_leaves_the_old_content(tmp_path, monkeypatch):
 def test_a_link_is_not_written_through(tmp_path):
     """Neither what a write goes through first nor its end is a way out of a folder that somebody else prepared."""
     mine = tmp_path / "mine"
-    for name in ("report.md", "partial-report.md"):
+    for name in ("report.md", "report.md.partial"):
         mine.write_text("mine")
         (tmp_path / name).symlink_to(mine)
         write_atomically(tmp_path / "report.md", "report")
         assert mine.read_text() == "mine" and (tmp_path / "report.md").read_text() == "report"
         assert not (tmp_path / "report.md").is_symlink()
+
+
+def test_what_a_kill_leaves_is_not_taken_for_the_file(tmp_path, monkeypatch):
+    """While it is written, no pattern of a folder's rows or pictures finds it."""
+    names = []
+    monkeypatch.setattr(files, "settle", lambda folder: None)
+    monkeypatch.setattr(os, "fsync", lambda _: names.extend(path.name for path in tmp_path.iterdir()))
+    write_atomically(tmp_path / "train-0.parquet", b"rows")
+    assert len(names) == 1 and not names[0].endswith(".parquet")
 
 
 def test_private_folders_are_for_one_user(tmp_path, monkeypatch, caplog):
