@@ -833,9 +833,10 @@ class Features:
                     dreamsim_type=self.args.dreamsim_type,
                 )
             except (OSError, ImportError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+                source = f" from {place}" if place else ""
                 raise DataError(
-                    f"the encoder {name} cannot be loaded: {error}\nGive another with --encoder {name}=PLACE, or "
-                    "leave out what needs it: --metrics, --features, --diversity_features"
+                    f"the encoder {name} cannot be loaded{source}: {error}\nGive another with --encoder {name}=PLACE, "
+                    "or leave out what needs it: --metrics, --features, --diversity_features"
                 ) from error
         return self.encoders[name]
 

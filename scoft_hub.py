@@ -153,7 +153,7 @@ def write_model_card(folder: Path, *, repo_id: str | None = None):
     # A folder's place on a machine is nobody's business; its name is enough.
     base_model = facts.base_model if facts.base_revision else Path(facts.base_model).name
     pictures = [f"images/lora-{i}.png" for i in range(len(prompts)) if (folder / f"images/lora-{i}.png").is_file()]
-    judged = numbers_of(folder, JUDGED_FILE, Judged, remedy="Remove it, or train again.")
+    judged = numbers_of(folder, JUDGED_FILE, Judged, remedy=f"Train again, or remove {JUDGED_FILE}.")
     evaluation = numbers_of(folder, EVALUATION_FILE, Evaluation, remedy="Run evaluate_scoft.py report --card again.")
     dataset = facts.dataset_id or Path(facts.dataset).name
     data = ModelCardData(

@@ -43,6 +43,7 @@ from scoft.files import (
     checked_name,
     content_key,
     is_empty,
+    is_mark,
     private_folder,
     read_record,
     sole_writer,
@@ -1235,12 +1236,18 @@ def warn_of_changes(path: Path, *, record: dict):
             )
 
 
+def lora_name(of: str) -> str:
+    """'New_Zealand' -> 'new-zealand': the letters and digits of any script, in small letters, and dashes."""
+    letters = (letter if letter.isalnum() or is_mark(letter) else "-" for letter in of)
+    return re.sub("-+", "-", "".join(letters)).strip("-").lower()
+
+
 def main(argv: list[str] | None = None):
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
     set_up_logging()
     named_by = "--culture" if args.culture else "the last part of --dataset"
-    name = re.sub(r"[\W_]+", "-", args.culture or Path(args.dataset).resolve().name).strip("-").lower()
+    name = lora_name(args.culture or Path(args.dataset).resolve().name)
     checked_name(name, what=f"the LoRA's name, by {named_by},")
     output_dir = args.output_dir or Path(f"scoft-{name}")
     check_environment(args)

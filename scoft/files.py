@@ -357,13 +357,18 @@ def _checker(kind: type):
     return TypeAdapter(kind)
 
 
+def is_mark(character: str) -> bool:
+    """Whether it belongs to the letter before it: an accent, or a vowel sign as many scripts have them."""
+    return unicodedata.category(character).startswith("M")
+
+
 def checked_name(name: str, *, what: str) -> str:
     """`name`, if a file or folder may have it: 1 to MAX_NAME letters, digits, - and _, the first a letter or digit.
 
     Letters are those of any script, with their marks, such as vowel signs. Raises DataError, which begins with `what`:
     a flag, or a file and its field.
     """
-    bare = "".join(letter for letter in name if not unicodedata.category(letter).startswith("M"))
+    bare = "".join(letter for letter in name if not is_mark(letter))
     sound = re.match(r"[^\W_]", name) and re.fullmatch(r"[\w-]+", bare)
     if not sound or len(name) > MAX_NAME or len(name.encode()) > MAX_NAME_BYTES:
         raise DataError(

@@ -739,8 +739,13 @@ def test_inception_is_torch_fidelitys(tmp_path, monkeypatch):
 def test_inception_is_read_without_running_what_is_pickled(tmp_path):
     """A weights file whose pickle would call a function is refused before torch-fidelity unpickles it."""
     torch.save({"weight": Evil(tmp_path / "ran")}, tmp_path / "weights.pth")
-    with pytest.raises(DataError, match="the encoder inception cannot be loaded: Weights only load failed"):
-        encoder("inception", tmp_path / "weights.pth")
+    file = tmp_path / "weights.pth"
+    with pytest.raises(
+        DataError, match=f"the encoder inception cannot be loaded from {file}: Weights only load failed"
+    ):
+        encoder("inception", file)
+    with pytest.raises(DataError, match=f"the encoder inception cannot be loaded from {tmp_path}: .*(file|directory)"):
+        encoder("inception", tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -977,6 +982,7 @@ def test_the_loras_page_gets_the_numbers(copy, lora, tmp_path, tiny_pipeline, ph
     shown = evaluate_scoft.shown(estimate, "kid").replace("[", "\\[").replace("]", "\\]")
     assert shown in card.text and "images/evaluation.png" in card.text and "No numbers were taken" not in card.text
     assert Image.open(tmp_path / "lora/images/evaluation.png").height > 100
+    assert "nearest-" not in card.text and not list((tmp_path / "lora").rglob("nearest-*"))
     longer = ["--max_train_steps", "3", "--resume_from_checkpoint", "latest"]
     train_scoft_lora.main([*training(tiny_pipeline, tmp_path / "lora", photographs), *longer])
     assert "No numbers were taken" in (tmp_path / "lora/README.md").read_text()  # they were of another LoRA

@@ -1463,6 +1463,15 @@ def test_a_disk_that_is_too_full_is_named_before_the_work(train, monkeypatch):
         train()
 
 
+@pytest.mark.parametrize(
+    ("culture", "name"),
+    [("New_Zealand", "new-zealand"), ("हिन्दी", "हिन्दी"), ("my ccub (2)", "my-ccub-2")],
+)
+def test_the_loras_name_is_in_the_cultures_own_script(culture, name):
+    """Vowel signs are part of a word; what no name may have becomes a dash."""
+    assert train_scoft_lora.lora_name(culture) == name
+
+
 def test_a_long_name_is_refused_by_its_flag(train):
     """Names become files, whose names end at 255 bytes."""
     with pytest.raises(DataError, match="the LoRA's name, by --culture, is 1 to 64 letters"):
