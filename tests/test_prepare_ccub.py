@@ -371,7 +371,7 @@ def test_a_domain_that_is_no_place(flags, tmp_path):
     assert f'pipe("{prompt}"' in page and "depict Prosthetics" in page
     template = tmp_path / "prompts.txt"
     template.write_text(f"{prompt}\n")
-    assert evaluate_scoft.read_prompts(template, "prosthetics") == [prompt]
+    assert evaluate_scoft.read_prompts(template, "prosthetics", flag="--prompts") == [prompt]
     card = (tmp_path / "domain" / "README.md").read_text()
     assert "what the same model family makes of the scene. Made for" in card.replace("\n", " ")
     assert not re.search("in Prosthetics", page + card, re.I)
@@ -1221,7 +1221,7 @@ def test_blanked_negatives_are_left_out_and_recorded(copy, flags, made, monkeypa
 @pytest.mark.parametrize("wrong", ["absent/model", "folder/empty", "folder/no weights", "of another kind", "torn"])
 def test_a_model_that_cannot_be_had_is_named_before_the_work(flag, stages, wrong, flags, tmp_path, hub, monkeypatch):
     """A model that is no folder of its kind, nor on the Hub, ends the run before its first stage, under its flag."""
-    monkeypatch.setattr(prepare_ccub, "gather", lambda *_: pytest.fail("it went to work"))
+    monkeypatch.setattr(prepare_ccub, "gather", lambda *_, **__: pytest.fail("it went to work"))
     if wrong == "of another kind":
         wrong = flags["captioner" if flag != "captioner" else "depth_model"]
     elif wrong == "torn":
@@ -1241,7 +1241,7 @@ def test_a_model_that_cannot_be_had_is_named_before_the_work(flag, stages, wrong
 def test_models_of_the_hub_pass_the_check(flags, tmp_path, hub, tiny_midas, monkeypatch):
     """A model on the Hub is found by its description there, and MiDaS, which has none, by its weights, anywhere."""
     reached = []
-    monkeypatch.setattr(prepare_ccub, "gather", lambda *_: reached.append(1))
+    monkeypatch.setattr(prepare_ccub, "gather", lambda *_, **__: reached.append(1))
     hub.add("model", "org/blip", {"config.json": (flags["captioner"] / "config.json").read_bytes()})
     prepare(flags | {"captioner": "org/blip"}, output=tmp_path / "ccub", stages="fetch,caption")
     prepare(flags | {"depth_model": tiny_midas}, output=tmp_path / "ccub", stages="fetch,negatives")
@@ -1406,7 +1406,7 @@ def test_links_are_not_written_where_photographs_are(copy, flags, alice, monkeyp
         (links / "peru").mkdir(parents=True)
         (copy / "korea" / place).rename(links / "peru" / place)
         with monkeypatch.context() as patch, pytest.raises(DataError, match=f"--links_only: {links}/peru/{place} "):
-            patch.setattr(prepare_ccub, "gather", lambda *_: pytest.fail("it went to work"))
+            patch.setattr(prepare_ccub, "gather", lambda *_, **__: pytest.fail("it went to work"))
             prepare(flags, **common)
         (links / "peru" / place).rename(copy / "korea" / place)
         shutil.rmtree(links)
@@ -1636,7 +1636,7 @@ def test_a_push_does_not_unlist_a_culture_that_is_not_here(copy, flags, alice):
 
 def test_who_may_not_push_learns_it_before_the_work(copy, flags, alice, monkeypatch):
     """Whether the dataset can be pushed is asked first; the token is in no message."""
-    monkeypatch.setattr(prepare_ccub, "gather", lambda *_: pytest.fail("it went to work"))
+    monkeypatch.setattr(prepare_ccub, "gather", lambda *_, **__: pytest.fail("it went to work"))
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(DataError, match="--hub_dataset_id ccub: nobody is logged in"):
         prepare(flags, output=copy, push_to_hub=True)
