@@ -39,14 +39,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-import scoft_data
-import scoft_hub
-import scoft_losses
-import scoft_metrics
-from scoft import lora_folder
-from scoft.base_model import load_pipeline, loading, precision
+from scoft import estimates, lora_folder
+from scoft.base_model import base_commit, load_pipeline
+from scoft.cultures import culture_words
+from scoft.dataset import CulturalDataset, read_dataset
+from scoft.dataset_source import DEFAULTS_FILE, embedded_folder, find_dataset
+from scoft.distances import DREAMSIM_TYPES, load_distance
 from scoft.errors import DataError
-from scoft.evaluate import figures
+from scoft.estimates import Estimate
+from scoft.evaluate import figures, formulas
 from scoft.files import (
     Ledger,
     cached_tensors,
@@ -70,9 +71,9 @@ from scoft.lora_folder import (
     lora_sha256,
     read_training_record,
 )
-from scoft_data import culture_words
-from scoft_losses import load_whole
-from scoft_metrics import Estimate
+from scoft.lora_page import without_places, write_model_card
+from scoft.pages import markdown_text, with_interval
+from scoft.weights import load_whole, loading, precision
 
 
 logger = logging.getLogger("scoft")
@@ -235,8 +236,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="NAME=PLACE",
         help="Hub id, folder or file in place of an encoder's own: " + ", ".join(ENCODERS),
     )
-    score.add_argument("--dreamsim_type", default="ensemble", choices=scoft_losses.DREAMSIM_TYPES)
-    score.add_argument("--question", default=scoft_metrics.QUESTIONS[0], choices=scoft_metrics.QUESTIONS)
+    score.add_argument("--dreamsim_type", default="ensemble", choices=DREAMSIM_TYPES)
+    score.add_argument("--question", default=estimates.QUESTIONS[0], choices=estimates.QUESTIONS)
     score.add_argument("--neighbours", type=int, default=5, help="k of precision, recall, density and coverage")
     score.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
@@ -248,8 +249,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     argv = sys.argv[1:] if argv is None else argv
     stage = stages.choices.get(argv[0]) if argv else None
-    if stage and (embedded := scoft_data.embedded_folder(peek(argv).dataset or "")):
-        table = embedded / scoft_data.DEFAULTS_FILE
+    if stage and (embedded := embedded_folder(peek(argv).dataset or "")):
+        table = embedded / DEFAULTS_FILE
         source = f"{table}, the defaults of --dataset {embedded.name}"
         flags = stage.table(table, source=source, section=argv[0])
         required = ["folder", "--dataset", "any", "--culture", "any"]
@@ -395,9 +396,9 @@ def read_prompts(file: Path, culture: str, *, flag: str) -> list[str]:
     return prompts
 
 
-def read_rows(args: argparse.Namespace, split: str) -> scoft_data.CulturalDataset:
-    return scoft_data.read_dataset(
-        scoft_data.find_dataset(args.dataset, culture=args.culture),
+def read_rows(args: argparse.Namespace, split: str) -> CulturalDataset:
+    return read_dataset(
+        find_dataset(args.dataset, culture=args.culture),
         culture=args.culture,
         split=split,
         needs_blip=False,
@@ -485,7 +486,7 @@ def generate(args: argparse.Namespace):
     hashes = {place: file_sha256(file) for place, file in files.items()}
     records = training_records(files)
     base = base_of(args, records)
-    commit = scoft_hub.base_commit(base, revision=args.revision, cache_dir=args.cache_dir)
+    commit = base_commit(base, revision=args.revision, cache_dir=args.cache_dir)
     resolution = resolution_of(args, records, base=base, commit=commit)
     wanted = [
         Picture(
@@ -744,7 +745,7 @@ class DreamSim(Encoder):
     default = None
 
     def __init__(self, place: str | None, *, device: str, cache_dir: str | None, dreamsim_type: str):
-        distance = scoft_losses.load_distance(
+        distance = load_distance(
             "dreamsim",
             model_name_or_path=place,
             device=device,
@@ -1051,22 +1052,22 @@ class References:
         return self.features.of(self.args.features, self.photographs.test)
 
     @functools.cached_property
-    def draw(self) -> scoft_metrics.Draw:
-        return scoft_metrics.photograph_draw(self.args.culture, len(self.test))
+    def draw(self) -> estimates.Draw:
+        return estimates.photograph_draw(self.args.culture, len(self.test))
 
     @functools.cached_property
-    def kid(self) -> scoft_metrics.KidReference:
-        return scoft_metrics.kid_reference(self.test, photographs=self.draw)
+    def kid(self) -> formulas.KidReference:
+        return formulas.kid_reference(self.test, photographs=self.draw)
 
     @functools.cached_property
-    def kid_general(self) -> scoft_metrics.KidReference:
+    def kid_general(self) -> formulas.KidReference:
         y = self.features.of(self.args.features, self.photographs.general)
-        return scoft_metrics.kid_reference(y, photographs=scoft_metrics.photograph_draw("general", len(y)))
+        return formulas.kid_reference(y, photographs=estimates.photograph_draw("general", len(y)))
 
     def nearest(self, sources: Sequence[Source]) -> tuple[list[Source], np.ndarray]:
         """For each picture the training photograph that it is most like, and their cosine (n,)."""
         x, y = (self.features.of(self.args.diversity_features, of) for of in (sources, self.photographs.train))
-        index, similarity = scoft_metrics.nearest_photographs(x, y)
+        index, similarity = formulas.nearest_photographs(x, y)
         return [self.photographs.train[i] for i in index], similarity
 
     def of_captions(self, encoder: str, shown: Sequence[Picture]) -> tuple[np.ndarray, list[str]]:
@@ -1095,20 +1096,20 @@ def scores(
     try:
         # A sentence that is asked with each culture's name is one prompt; a caption is its culture's own.
         labels = [picture.index if picture.photograph is None else picture.prompt for picture in shown]
-        draws = scoft_metrics.picture_draws(labels, [picture.number for picture in shown], question=args.question)
+        draws = estimates.picture_draws(labels, [picture.number for picture in shown], question=args.question)
         if shown[0].photograph is not None:
             own = f"captions of {args.culture}"
             draws = [draw._replace(name=own) if draw.name == "prompts" else draw for draw in draws]
 
         def of(statistic: Callable[[np.ndarray], float]) -> Estimate:
-            return scoft_metrics.estimate(statistic, draws)
+            return estimates.estimate(statistic, draws)
 
         for metric in wanted:
             if metric in ("kid", "kid_general"):
                 x, reference = features.of(args.features, sources), getattr(references, metric)
-                yield metric, scoft_metrics.scaled(scoft_metrics.kid_estimate(x, reference, draws), 1000)
+                yield metric, estimates.scaled(formulas.kid_estimate(x, reference, draws), 1000)
             elif metric in ("clip_score", "clip_cosine"):
-                each = {"clip_score": scoft_metrics.clip_scores, "clip_cosine": scoft_metrics.cosines}[metric]
+                each = {"clip_score": formulas.clip_scores, "clip_cosine": formulas.cosines}[metric]
                 values = each(features.of("clip", sources), features.of_texts(prompts))
                 yield metric, of(lambda kept, values=values: values[kept].mean())
             elif metric in ("clip_i", "dino", "dreamsim"):
@@ -1118,24 +1119,24 @@ def scores(
                 yield (
                     metric,
                     of(
-                        lambda kept, x=x, y=y, labels=labels, captions=captions: scoft_metrics.training_similarity(
+                        lambda kept, x=x, y=y, labels=labels, captions=captions: formulas.training_similarity(
                             x[kept], labels[kept], y, captions
                         )
                     ),
                 )
             elif metric == "div":
                 x, labels = features.of(args.diversity_features, sources), np.array(prompts)
-                yield metric, of(lambda kept, x=x, labels=labels: scoft_metrics.diversity(x[kept], labels[kept]))
+                yield metric, of(lambda kept, x=x, labels=labels: formulas.diversity(x[kept], labels[kept]))
             elif metric == "vendi":
                 x = features.of(args.diversity_features, sources)
-                yield metric, of(lambda kept, x=x: scoft_metrics.vendi_score(x[kept]))
+                yield metric, of(lambda kept, x=x: formulas.vendi_score(x[kept]))
             elif metric == "nearest":
                 _, similarity = references.nearest(sources)
                 yield metric, of(lambda kept, similarity=similarity: similarity[kept].mean())
             elif metric == "judge":
                 yield from judge.rates(shown, sources, draws)
         if prdc := set(PRDC) & set(wanted):
-            found = scoft_metrics.prdc_estimates(
+            found = formulas.prdc_estimates(
                 features.of(args.features, sources),
                 references.test,
                 draws,
@@ -1174,7 +1175,7 @@ class Judge:
                     "is to say 0 or 1 of each picture, under the same names."
                 )
         for name in verdicts[0]:
-            yield f"judge/{name}", scoft_metrics.rate([verdict[name] for verdict in verdicts], draws)
+            yield f"judge/{name}", estimates.rate([verdict[name] for verdict in verdicts], draws)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1262,14 +1263,14 @@ def write_results(
     record = Results(
         culture=args.culture,
         question=args.question,
-        confidence=scoft_metrics.CONFIDENCE,
+        confidence=estimates.CONFIDENCE,
         features=args.features,
         diversity_features=args.diversity_features,
         neighbours=args.neighbours,
         settings={name: getattr(pictures[0], name) for name in SETTINGS if name != "culture"},
         loras={picture.method: picture.lora_sha256 for picture in pictures},
         encoders={
-            name: lora_folder.Encoder(place=scoft_hub.without_places(each.place), sha256=each.sha256)
+            name: lora_folder.Encoder(place=without_places(each.place), sha256=each.sha256)
             for name, each in features.encoders.items()
         },
         counts=dict(counts),
@@ -1304,7 +1305,7 @@ def write_results(
 def paired(a: Estimate, b: Estimate, *, what: str) -> Estimate:
     """The difference of two methods. Raises DataError where blank pictures left them no prompt or seed in common."""
     try:
-        return scoft_metrics.difference(a, b)
+        return estimates.difference(a, b)
     except ValueError as error:
         raise DataError(f"{what}: {error}") from error
 
@@ -1331,14 +1332,14 @@ def paper_means(cultures: Sequence[str]) -> dict[tuple[str, str], Estimate]:
         for metric, values in metrics.items():
             by_culture = dict(zip(PAPER_CULTURES, values, strict=True))
             printed = {culture: Estimate(*[by_culture[culture]] * 3, 0) for culture in cultures}
-            found[metric, method] = scoft_metrics.mean_over_cultures(printed)
+            found[metric, method] = estimates.mean_over_cultures(printed)
     return found
 
 
 def shown(estimate: Estimate, metric: str) -> str:
     """'0.61 [0.48, 0.72]'; '0.61' of what was printed without an interval."""
     values = [estimate.value, estimate.low, estimate.high]
-    return scoft_hub.with_interval(values if estimate.low < estimate.high else values[:1], metric_of(metric).decimals)
+    return with_interval(values if estimate.low < estimate.high else values[:1], metric_of(metric).decimals)
 
 
 def title(metric: str) -> str:
@@ -1363,7 +1364,7 @@ def table(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]
 
 
 def markup(cell: object) -> str:
-    text = scoft_hub.markdown_text(cell)
+    text = markdown_text(cell)
     return f"**{text}**" if isinstance(cell, Bold) else text
 
 
@@ -1405,8 +1406,7 @@ def write_report(results: dict[Path, Results], output: Path):
     beyond = list(dict.fromkeys((m, s) for m, s, _ in keys if (m, s) not in culture + memory))
     try:
         mean = {
-            key: scoft_metrics.mean_over_cultures({each.culture: each.estimates[key] for each in every})
-            for key in keys
+            key: estimates.mean_over_cultures({each.culture: each.estimates[key] for each in every}) for key in keys
         }
     except ValueError as error:
         raise DataError(
@@ -1415,11 +1415,11 @@ def write_report(results: dict[Path, Results], output: Path):
     lines = [
         "# Evaluation",
         "",
-        f"Numbers with {first.confidence:.0%} intervals over {scoft_hub.markdown_text(first.question)}"
+        f"Numbers with {first.confidence:.0%} intervals over {markdown_text(first.question)}"
         f"{', means over cultures' if len(every) > 1 else ''}: "
         + ", ".join(culture_words(each.culture) for each in every) + ". Arrows say which way is better.",
         "",
-        scoft_hub.markdown_text(
+        markdown_text(
             f"KID, precision, recall, density and coverage are of the features of {first.features}; DIV, Vendi score "
             f"and nearest photographs of those of {first.diversity_features}."
         ),
@@ -1448,7 +1448,7 @@ def write_report(results: dict[Path, Results], output: Path):
     illustrations = [figure for each in results.items() for figure in write_figures(*each, output, apart=apart)]
     lines += ["", "## Figures"] if illustrations else []
     for name, file in illustrations:
-        lines += ["", f"![{scoft_hub.markdown_text(name)}]({file})"]
+        lines += ["", f"![{markdown_text(name)}]({file})"]
     lines += stopping(every)
     lines += ["", "## How it was measured", "", *provenance(every)]
     write_atomically(output / "report.md", "\n".join(lines) + "\n")
@@ -1645,7 +1645,7 @@ def fill_card(args: argparse.Namespace, results: dict[Path, Results]):
     write_atomically(args.card / EVALUATION_FILE, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
     if grid := method_grid(folder, only=(BASE, args.method)):
         write_png(args.card / "images/evaluation.png", grid)
-    scoft_hub.write_model_card(args.card)
+    write_model_card(args.card)
     logger.info("The page %s has the numbers; push it with the command that trained it", args.card / "README.md")
 
 

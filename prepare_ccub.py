@@ -30,17 +30,18 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from scoft.launch import Parser, progress, run_main, set_up_logging
+from scoft.launch import Parser, command_again, progress, run_main, set_up_logging
 
 import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageOps
 
-import scoft_data
-import scoft_hub
-import scoft_losses
-from scoft import sheets
-from scoft.base_model import load_pipeline, loading, precision
+from scoft import hub, sheets
+from scoft.base_model import load_pipeline
+from scoft.cultures import CATEGORIES, SHEET_TABS, culture_words
+from scoft.dataset import unusable, warn_of_scripts
+from scoft.dataset_source import DEFAULTS_FILE, EMBEDDED, embedded_folder
+from scoft.distances import DISTANCES, DREAMSIM_TYPES, PerceptualDistance, load_distance
 from scoft.errors import DataError
 from scoft.files import (
     Ledger,
@@ -56,7 +57,7 @@ from scoft.files import (
     sole_writer,
     write_atomically,
 )
-from scoft.hub import CREDENTIALS
+from scoft.hub import CREDENTIALS, files_on_hub, ready_repo
 from scoft.images import (
     FORMATS,
     MAX_BYTES,
@@ -70,19 +71,11 @@ from scoft.images import (
     upright,
     write_png,
 )
-from scoft_data import (
-    CATEGORIES,
-    MAX_METADATA,
-    SHEET_TABS,
-    culture_words,
-    jsonl_records,
-    read_metadata,
-    stable_generator,
-    unusable,
-    warn_of_scripts,
-)
-from scoft_fetch import PHOTOGRAPH_FORMATS, Fetched, Fetcher, NotUsable
-from scoft_losses import load_whole
+from scoft.metadata import MAX_METADATA, jsonl_records, read_metadata
+from scoft.pages import code_text, markdown_text, page_values
+from scoft.prepare.web import PHOTOGRAPH_FORMATS, Fetched, Fetcher, NotUsable
+from scoft.randomness import stable_generator
+from scoft.weights import load_whole, loading, precision
 
 
 logger = logging.getLogger("scoft")
@@ -183,7 +176,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     source.add_argument("--images", type=Path, help="folder of pictures with a metadata.jsonl or metadata.csv")
     parser.add_argument(
         "--defaults",
-        choices=scoft_data.EMBEDDED,
+        choices=EMBEDDED,
         help="take an embedded world's models and settings where no flag says otherwise: nothing is downloaded",
     )
     parser.add_argument("--output", type=Path, default=Path("ccub"), help="the dataset; a subfolder for each culture")
@@ -236,12 +229,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     models.add_argument("--resolution", type=int, default=512, help="short side of a negative in pixels")
     models.add_argument("--num_inference_steps", type=int, default=20)
     models.add_argument("--guidance_scale", type=float, default=7.5)
-    models.add_argument("--filter_distance", default="dreamsim", choices=scoft_losses.DISTANCES)
+    models.add_argument("--filter_distance", default="dreamsim", choices=DISTANCES)
     models.add_argument("--filter_model", help="Hub id or folder of the distance's encoder")
     models.add_argument(
         "--dreamsim_type",
         default="ensemble",
-        choices=scoft_losses.DREAMSIM_TYPES,
+        choices=DREAMSIM_TYPES,
         help="model of the dreamsim package",
     )
     models.add_argument(
@@ -283,10 +276,10 @@ def with_defaults(parser: Parser, argv: list[str]) -> list[str]:
     for flag in ("--defaults", "--filter_distance"):
         peek.add_argument(flag, nargs="?")  # that a value is missing is for the true parser to say
     given, _ = peek.parse_known_args(argv)
-    folder = scoft_data.embedded_folder(given.defaults or "")
+    folder = embedded_folder(given.defaults or "")
     if folder is None:
         return argv
-    table = folder / scoft_data.DEFAULTS_FILE
+    table = folder / DEFAULTS_FILE
     source = f"{table}, for --defaults {given.defaults}"
     flags = parser.table(table, source=source, section="prepare")
     if isinstance(flags, dict) and given.filter_distance not in (None, flags.get("filter_distance")):
@@ -396,7 +389,7 @@ def check_models(args: argparse.Namespace, stages: Sequence[str]):
 class Photograph:
     """A line of `manifest.jsonl`: a link or a picture, and what became of it.
 
-    `status` is pending, no_caption, one of scoft_fetch.Fetched's, or of cleaning: not_an_image, too_large,
+    `status` is pending, no_caption, one of web.Fetched's, or of cleaning: not_an_image, too_large,
     too_many_pixels, too_small, too_long, corrupt, duplicate, denied. It is in the dataset if it has a `file`, its
     clean copy, within the culture's folder; `sha256`, `width` and `height` are that file's.
     """
@@ -1382,14 +1375,14 @@ def write_card(output: Path, summaries: Sequence[dict], *, links_only: bool, rep
     card = DatasetCard.from_template(
         data,
         template_path=str(Path(__file__).with_name("dataset_card.md")),
-        text=scoft_hub.markdown_text,
-        place_in_code=scoft_hub.code_text(repo_id or output.name),
-        config_in_code=scoft_hub.code_text(summaries[0]["name"]),
+        text=markdown_text,
+        place_in_code=code_text(repo_id or output.name),
+        config_in_code=code_text(summaries[0]["name"]),
         abouts=[html.escape(culture["about"], quote=False) for culture in summaries],
-        cultures=[scoft_hub.page_values(culture) for culture in summaries],
+        cultures=[page_values(culture) for culture in summaries],
         categories=[name for name in (*CATEGORIES, NO_CATEGORY) if any(name in c["categories"] for c in summaries)],
         statuses=list(dict.fromkeys(status for culture in summaries for status in culture["statuses"])),
-        name=scoft_hub.markdown_text(output.name),
+        name=markdown_text(output.name),
         license=license,
         languages=languages,
         fetched=any(culture["fetched"] for culture in summaries),
@@ -1404,14 +1397,14 @@ def push(output: Path, *, repo_id: str, private: bool, links_only: bool, retry: 
     if links_only:
         check_no_pictures(output)
     files = {path.relative_to(output).as_posix(): path for path in (output / "README.md", *output.glob("*/*.parquet"))}
-    rows_there = [path for path in scoft_hub.files_on_hub(repo_id, repo_type="dataset") if path.endswith(".parquet")]
+    rows_there = [path for path in files_on_hub(repo_id, repo_type="dataset") if path.endswith(".parquet")]
     cultures = {Path(path).parent.name for path in files}
     if others := {Path(path).parent.name for path in rows_there} - cultures:
         raise DataError(
             f"--hub_dataset_id {repo_id} has cultures that {output} has not, and would lose them from its card: "
             f"{', '.join(sorted(others))}. Prepare them here too, or name another dataset."
         )
-    scoft_hub.push(
+    hub.push(
         repo_id,
         repo_type="dataset",
         files=files,
@@ -1500,9 +1493,9 @@ def draw_negatives(args: argparse.Namespace, wanted: dict[str, tuple], ledger: L
         ledger.add(key, photograph=photograph.id, prompts=prompts, negatives=[n for n in prompts if n in pictures])
 
 
-def load_filter(args: argparse.Namespace, *, device) -> scoft_losses.PerceptualDistance:
+def load_filter(args: argparse.Namespace, *, device) -> PerceptualDistance:
     try:
-        return scoft_losses.load_distance(
+        return load_distance(
             args.filter_distance,
             model_name_or_path=args.filter_model,
             device=device,
@@ -1603,7 +1596,7 @@ def main(argv: list[str] | None = None):
         private_folder(args.output, flag="--output")
     folder = private_folder(args.output / args.culture, flag="--output")
     accelerator = start_accelerator(args.mixed_precision)
-    retry = scoft_hub.command_again("prepare_ccub.py", sys.argv[1:] if argv is None else argv)
+    retry = command_again("prepare_ccub.py", sys.argv[1:] if argv is None else argv)
     with sole_writer(folder, flag="--output") if accelerator.is_main_process else contextlib.nullcontext():
         run_stages(args, folder, accelerator, retry=retry, **texts)
 
@@ -1618,7 +1611,7 @@ def run_stages(args: argparse.Namespace, folder: Path, accelerator, *, retry: st
         check_no_pictures(written_folder(args))
     repo_id = None
     if args.push_to_hub and accelerator.is_main_process:  # before the work of hours: may it be pushed there?
-        repo_id, _ = scoft_hub.ready_repo(
+        repo_id, _ = ready_repo(
             args.hub_dataset_id or written_folder(args).name,
             repo_type="dataset",
             private=not args.public,

@@ -27,16 +27,27 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scoft.launch import Parser, check_function, is_orphan, load_function, progress, run_main, set_up_logging
+from scoft.launch import (
+    Parser,
+    check_function,
+    command_again,
+    is_orphan,
+    load_function,
+    progress,
+    run_main,
+    set_up_logging,
+)
 
 import numpy as np
 import torch
 
-import scoft_data
-import scoft_hub
 import scoft_losses
 from scoft import sheets
-from scoft.base_model import loading, precision
+from scoft.base_model import base_commit, license_of
+from scoft.cultures import culture_words
+from scoft.dataset import CulturalDataset, read_dataset
+from scoft.dataset_source import DEFAULTS_FILE, DatasetSource, check_embedded, embedded_folder, find_dataset
+from scoft.distances import DISTANCES, DREAMSIM_TYPES, PerceptualDistance, load_distance
 from scoft.errors import DataError
 from scoft.files import (
     cached_tensors,
@@ -49,6 +60,7 @@ from scoft.files import (
     sole_writer,
     write_atomically,
 )
+from scoft.hub import add_to_collection, ready_repo
 from scoft.images import INTERPOLATIONS, ImageTransform, is_blank, write_png
 from scoft.lora_folder import (
     CARD_FILE,
@@ -61,6 +73,9 @@ from scoft.lora_folder import (
     lora_sha256,
     save_lora,
 )
+from scoft.lora_page import PICTURES, push_lora, write_model_card
+from scoft.pages import comparison_rows
+from scoft.randomness import row_of_entry, stable_generator
 from scoft.train.checkpoints import (
     SEAL_FILE,
     check_space,
@@ -72,8 +87,8 @@ from scoft.train.checkpoints import (
     save_checkpoint,
     seal,
 )
-from scoft_data import stable_generator
-from scoft_losses import ldm_loss, load_whole, memorization_loss, perceptual_loss, self_contrastive_loss, weighted_sum
+from scoft.weights import load_whole, loading, precision
+from scoft_losses import ldm_loss, memorization_loss, perceptual_loss, self_contrastive_loss, weighted_sum
 
 
 if TYPE_CHECKING:
@@ -194,14 +209,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     scoft.add_argument("--negative_weight", type=float, default=1.0, help="lambda, on the distance to a negative")
     scoft.add_argument("--margin", type=float, help="m of the hinge; default: the distance's own, see scoft_losses.py")
     scoft.add_argument("--perceptual_every", type=int, default=10, help="L_P and L_C fall on every n-th update")
-    scoft.add_argument(
-        "--perceptual_distance", default="clip_conv", choices=scoft_losses.DISTANCES, help="S of L_P and L_C"
-    )
+    scoft.add_argument("--perceptual_distance", default="clip_conv", choices=DISTANCES, help="S of L_P and L_C")
     scoft.add_argument("--perceptual_model_name_or_path", help="Hub id or folder; default: the distance's own")
     scoft.add_argument(
         "--dreamsim_type",
         default="ensemble",
-        choices=scoft_losses.DREAMSIM_TYPES,
+        choices=DREAMSIM_TYPES,
         help="model of the dreamsim package",
     )
     scoft.add_argument(
@@ -293,8 +306,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         source = f"--config {config}"
         flags, here = parser.table(Path(config), source=source), Path(config).resolve().parent
         argv = table_words(parser, flags, here=here, source=source, stronger=peek(argv)) + argv
-    if embedded := scoft_data.embedded_folder(peek(argv).dataset or ""):
-        table = embedded / scoft_data.DEFAULTS_FILE
+    if embedded := embedded_folder(peek(argv).dataset or ""):
+        table = embedded / DEFAULTS_FILE
         source = f"{table}, the defaults of --dataset {embedded.name}"
         flags = parser.table(table, source=source, section="train")
         argv = table_words(parser, flags, here=embedded, source=source, stronger=peek(argv)) + argv
@@ -396,7 +409,7 @@ def validation_prompts(args: argparse.Namespace) -> list[str]:
         return []
     if args.culture is None:
         return args.validation_prompts or []
-    words = scoft_data.culture_words(args.culture)
+    words = culture_words(args.culture)
     return [prompt.replace("{}", words) for prompt in args.validation_prompts or DEFAULT_PROMPTS]
 
 
@@ -534,7 +547,7 @@ class TrainingExamples(torch.utils.data.Dataset):
     differ, workers change nothing, and a batch of 4, 4 accumulated batches of 1 and 2 processes x 2 are the same run.
     """
 
-    dataset: scoft_data.CulturalDataset
+    dataset: CulturalDataset
     _: dataclasses.KW_ONLY
     transform: ImageTransform
     caption_index: dict[str, int]  # caption -> its row in the table of text embeddings
@@ -555,7 +568,7 @@ class TrainingExamples(torch.utils.data.Dataset):
         def draw(purpose: str) -> torch.Generator:
             return stable_generator(self.seed, purpose, *place)
 
-        row = scoft_data.row_of_entry(entry, num_rows=len(self.dataset), seed=self.seed)
+        row = row_of_entry(entry, num_rows=len(self.dataset), seed=self.seed)
         flip = self.random_flip and bool(torch.rand((), generator=draw("flip")) < 0.5)
         crop = tuple(torch.rand(2, generator=draw("crop")).tolist()) if self.random_crop else (0.5, 0.5)
         eps = torch.randn(self.latent_shape, generator=draw("noise"))
@@ -620,10 +633,10 @@ class ImageFeatures:
     the same bits.
     """
 
-    dataset: scoft_data.CulturalDataset
+    dataset: CulturalDataset
     _: dataclasses.KW_ONLY
     transform: ImageTransform
-    distance: scoft_losses.PerceptualDistance
+    distance: PerceptualDistance
     device: torch.device
     cache: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
@@ -872,7 +885,7 @@ def abandon_what_follows(output_dir: Path, step: int):
     card that marks it finished.
     """
     sheets_of_photographs = "images/photographs/*"
-    for name in (CARD_FILE, SEAL_FILE, EVALUATION_FILE, JUDGED_FILE, sheets_of_photographs, *scoft_hub.PICTURES):
+    for name in (CARD_FILE, SEAL_FILE, EVALUATION_FILE, JUDGED_FILE, sheets_of_photographs, *PICTURES):
         for file in output_dir.glob(name):
             file.unlink()
     for folder in checkpoints(output_dir):
@@ -962,7 +975,7 @@ class Validation:
     judge: Callable[[list, list[str]], dict[str, float]] | None
     folder: Path
     subject: str  # whom or what the pictures are to show
-    dataset: scoft_data.CulturalDataset
+    dataset: CulturalDataset
     compiled: bool
     base_images: list | None = None
 
@@ -1069,7 +1082,7 @@ class Validation:
 
 def judge_table(base: dict[str, float], lora: dict[str, float]) -> list[str]:
     """A judge's numbers as aligned rows of text, base beside LoRA."""
-    rows = scoft_hub.comparison_rows(base, lora)
+    rows = comparison_rows(base, lora)
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["   ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 
@@ -1185,11 +1198,11 @@ def train_updates(
 
 def write_and_push_card(folder: Path, *, repo_id: str | None, private: bool, collection: str | None, retry: str):
     """Write the page of a finished run's folder and, given a repository of the Hub, push what belongs there."""
-    scoft_hub.write_model_card(folder, repo_id=repo_id)
+    write_model_card(folder, repo_id=repo_id)
     if repo_id:
-        scoft_hub.push_lora(folder, repo_id=repo_id, private=private, retry=retry)
+        push_lora(folder, repo_id=repo_id, private=private, retry=retry)
         if collection:
-            scoft_hub.add_to_collection(collection, repo_id=repo_id, private=private, retry=retry)
+            add_to_collection(collection, repo_id=repo_id, private=private, retry=retry)
 
 
 def is_due(step: int, every: int | None) -> bool:
@@ -1251,9 +1264,9 @@ def main(argv: list[str] | None = None):
     checked_name(name, what=f"the LoRA's name, by {named_by},")
     output_dir = args.output_dir or Path(f"scoft-{name}")
     check_environment(args)
-    scoft_data.check_embedded(args.dataset)
+    check_embedded(args.dataset)
     judge = load_function(args.validation_judge, flag="--validation_judge") if args.validation_judge else None
-    source = scoft_data.find_dataset(args.dataset, culture=args.culture)
+    source = find_dataset(args.dataset, culture=args.culture)
     # The main process alone holds the lock; where it is refused, the launcher ends the others.
     is_main = os.environ.get("RANK", "0") == "0"
     with sole_writer(output_dir, flag="--output_dir") if is_main else contextlib.nullcontext():
@@ -1271,12 +1284,12 @@ def train(
     argv: list[str],
     name: str,
     output_dir: Path,
-    source: scoft_data.DatasetSource,
+    source: DatasetSource,
     judge: Callable[[list, list[str]], dict[str, float]] | None,
 ):
     """The run, in a folder that no other process writes into."""
     weights = loss_weights(args)
-    dataset = scoft_data.read_dataset(
+    dataset = read_dataset(
         source,
         culture=args.culture,
         image_column=args.image_column,
@@ -1331,7 +1344,7 @@ def train(
         checkpoint, first_step = find_checkpoint(output_dir, args.resume_from_checkpoint)
     repo_id, private = None, True
     if args.push_to_hub and is_main:
-        repo_id, private = scoft_hub.ready_repo(
+        repo_id, private = ready_repo(
             args.hub_model_id or f"scoft-{name}",
             repo_type="model",
             private=args.hub_private_repo,
@@ -1343,7 +1356,7 @@ def train(
         repo_id=repo_id,
         private=private,
         collection=args.hub_collection,
-        retry=scoft_hub.command_again(
+        retry=command_again(
             "train_scoft_lora.py",
             argv,
             without=["--resume_from_checkpoint", "--max_train_steps"],
@@ -1360,9 +1373,7 @@ def train(
     weight_dtype = precision(accelerator)
     # fp16 overflows in the VAE and in g, so there the image half of the method stays in float32.
     image_dtype = torch.bfloat16 if weight_dtype is torch.bfloat16 else torch.float32
-    base_revision = scoft_hub.base_commit(
-        args.pretrained_model_name_or_path, revision=args.revision, cache_dir=args.cache_dir
-    )
+    base_revision = base_commit(args.pretrained_model_name_or_path, revision=args.revision, cache_dir=args.cache_dir)
     noise_scheduler, tokenizer, text_encoder, vae, unet = load_models(
         args.pretrained_model_name_or_path,
         revision=base_revision,
@@ -1448,7 +1459,7 @@ def train(
             vae.encoder = vae.quant_conv = None
         if IMAGE_TERMS & weights.keys():
             try:
-                distance = scoft_losses.load_distance(
+                distance = load_distance(
                     args.perceptual_distance,
                     model_name_or_path=args.perceptual_model_name_or_path,
                     device=device,
@@ -1515,9 +1526,7 @@ def train(
         prompts=prompts,
         base_model=args.pretrained_model_name_or_path,
         base_revision=base_revision,
-        license=scoft_hub.license_of(
-            args.pretrained_model_name_or_path, revision=base_revision, cache_dir=args.cache_dir
-        ),
+        license=license_of(args.pretrained_model_name_or_path, revision=base_revision, cache_dir=args.cache_dir),
         dataset=args.dataset,
         dataset_id=source.location if source.kind == "hub" else None,
         dataset_revision=dataset.commit,
@@ -1558,7 +1567,7 @@ def train(
             guidance_scale=args.validation_guidance_scale,
             judge=judge,
             folder=output_dir / "images",
-            subject=scoft_data.culture_words(args.culture or name),
+            subject=culture_words(args.culture or name),
             dataset=dataset,
             compiled=args.compile,
         )

@@ -23,11 +23,11 @@ from pathlib import Path
 
 import torch
 
-import scoft_data
-import scoft_hub
 import train_scoft_lora as trainer
 from benchmarks.train_step import processor
+from scoft.dataset_source import embedded_folder
 from scoft.files import content_key, write_atomically
+from scoft.pages import with_interval
 
 
 ROOT = Path(trainer.__file__).resolve().parent
@@ -49,7 +49,7 @@ def settings_key(argv: list[str]) -> str:
         )
     flags = {flag: str(value).replace(f"{ROOT}/", "") for flag, value in vars(args).items()}
     judge = Path(args.validation_judge.rpartition(":")[0])
-    embedded = scoft_data.embedded_folder(args.dataset)
+    embedded = embedded_folder(args.dataset)
     checksums = embedded / "checksums.json" if embedded else None
     return content_key(
         flags, judge.read_bytes(), checksums.read_bytes() if checksums and checksums.is_file() else None
@@ -79,7 +79,7 @@ def rates_table(runs: list[dict]) -> str:
             keys = (rate, f"{rate}_low", f"{rate}_high")
             judged = [run["judge"][of] for of in ("base", "lora")]
             shares = [[numbers[key] for key in keys if key in numbers] for numbers in judged]
-            changes.append(" -> ".join(map(scoft_hub.with_interval, shares)))
+            changes.append(" -> ".join(map(with_interval, shares)))
         rows.append([run["culture"], run["method"], str(run["seed"]), *changes, f"{run['seconds']:.0f}"])
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows)

@@ -17,13 +17,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import scoft_data
+import evaluate_scoft
 from benchmarks.pocket_cultures import RUNS, command_line, train
 from benchmarks.train_step import processor
 from scoft.files import write_atomically
 
 
-ROOT = Path(scoft_data.__file__).resolve().parent
+ROOT = Path(evaluate_scoft.__file__).resolve().parent
 METHODS = ("m", "mp", "mpc")
 
 

@@ -19,8 +19,8 @@ import torch
 from pocket import judge, world
 from prepare_ccub import Captioner, DepthEstimator
 from scoft.base_model import load_pipeline
-from scoft_data import CATEGORIES, culture_words
-from scoft_losses import load_whole
+from scoft.cultures import CATEGORIES, culture_words
+from scoft.weights import load_whole
 
 
 MODELS = judge.MODELS

@@ -40,7 +40,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import train_scoft_lora as trainer
-from scoft_losses import ClipConv, PerceptualDistance, RecordedStepDenoiser, denoising_timetables, weighted_sum
+from scoft.distances import ClipConv, PerceptualDistance
+from scoft_losses import RecordedStepDenoiser, denoising_timetables, weighted_sum
 
 
 ARMS = ("ours", "plain")
@@ -182,7 +183,7 @@ class RandomClipConv(PerceptualDistance):
 
 
 class NoiseDataset:
-    """Photographs and negatives of uniform noise and numbered captions, as `scoft_data.CulturalDataset` gives rows."""
+    """Photographs and negatives of uniform noise and numbered captions, as `CulturalDataset` gives rows."""
 
     def __init__(self, *, resolution: int, blip_captions: int, negatives: int):
         self.captions = [[f"photograph {row}"] for row in range(ROWS)]

@@ -24,8 +24,8 @@ from pocket import world
 from pocket.train_models import WEB_PICTURES
 from scoft import sheets
 from scoft.base_model import load_pipeline
+from scoft.cultures import culture_words
 from scoft.lora_folder import LORA_FILE, load_into_pipeline
-from scoft_data import culture_words
 
 
 HERE = Path(__file__).resolve().parent

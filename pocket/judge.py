@@ -27,9 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pocket import world
+from scoft.cultures import CATEGORIES, culture_words
 from scoft.errors import DataError
-from scoft_data import CATEGORIES, culture_words
-from scoft_losses import load_whole
+from scoft.weights import load_whole
 
 
 MODELS = Path(__file__).resolve().parent / "models"

@@ -24,7 +24,7 @@ import prepare_ccub
 from pocket import world
 from pocket.checksums import write_checksums
 from pocket.judge import SIZE, read, verdict
-from scoft_data import CATEGORIES
+from scoft.cultures import CATEGORIES
 
 
 HERE = Path(__file__).resolve().parent

@@ -34,8 +34,8 @@ from pocket import world
 from pocket.checksums import write_checksums
 from pocket.judge import SIZE
 from scoft.files import content_key
-from scoft_data import stable_generator
-from scoft_losses import load_whole
+from scoft.randomness import stable_generator
+from scoft.weights import load_whole
 
 
 HERE = Path(__file__).resolve().parent

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
+from scoft.cultures import CATEGORIES, culture_words
 from scoft.errors import DataError
-from scoft_data import CATEGORIES, culture_words
 
 
 # ---------------------------------------------------------------------------------------------------------------------

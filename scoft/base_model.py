@@ -1,35 +1,65 @@
 """Stable Diffusion's pipelines, whole or not at all."""
 
-import contextlib
 import importlib
-import pickle
-from collections.abc import Iterator
+import logging
+import os
+from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from scoft.errors import DataError
-from scoft_losses import load_whole
+from scoft.files import read_front_matter
+from scoft.hub import MAX_SAID, endpoint, hub_commit
+from scoft.lora_folder import CARD_FILE
+from scoft.weights import load_whole
 
 
-@contextlib.contextmanager
-def loading(
-    name_or_path: str,
-    *,
-    flag: str = "--pretrained_model_name_or_path",
-    kind: str = "a Stable Diffusion pipeline in safetensors",
-) -> Iterator[None]:
-    """Raise DataError, which names flag and model, for whatever keeps a library from loading it inside as `kind`."""
+logger = logging.getLogger(__name__)
+
+# Licences of the base models that most use, where their own pages cannot be read: a part of the id -> licence.
+BASE_LICENSES = {"stable-diffusion-v1": "creativeml-openrail-m", "stable-diffusion-2": "openrail++"}
+
+
+def base_commit(name_or_path: str, *, revision: str | None, cache_dir: str | None) -> str | None:
+    """The commit of the base model on the Hub, from which all of its parts are then loaded; None for a folder."""
+    if Path(name_or_path).is_dir():
+        if revision is not None:
+            raise DataError(f"--revision {revision} is of a Hub model, but {name_or_path} is a folder; leave it out")
+        return None
+    from huggingface_hub.errors import HFValidationError, HTTPError
+
     try:
-        yield
-    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise DataError(f"{flag} {name_or_path} cannot be loaded as {kind}: {error}") from error
+        return hub_commit(name_or_path, revision=revision, file="model_index.json", cache_dir=cache_dir)
+    except (OSError, HTTPError, HFValidationError) as error:
+        raise DataError(
+            f"--pretrained_model_name_or_path {name_or_path} is no folder, and {endpoint()} has no such pipeline that "
+            f"can be read: {error}"
+        ) from error
 
 
-def precision(accelerator) -> torch.dtype:
-    """The dtype of frozen weights under accelerate's mixed precision."""
-    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+def license_of(base_model: str, *, revision: str | None, cache_dir: str | os.PathLike | None) -> dict[str, str]:
+    """`license`, and `license_name` and `license_link` where there are such, of a base model; empty where unknown.
+
+    From the README of its folder, or of its Hub repository or cached copy, else by its name.
+    """
+    from huggingface_hub import hf_hub_download
+
+    readme, said = Path(base_model, CARD_FILE), {}
+    by_name = "Its licence is told by its name."
+    if revision is not None:
+        try:
+            readme = Path(hf_hub_download(base_model, CARD_FILE, revision=revision, cache_dir=cache_dir))
+        except OSError:
+            logger.info("%s has no README that can be read now. %s", base_model, by_name)
+    if readme.is_file():
+        try:
+            said = read_front_matter(readme)
+        except DataError as error:
+            logger.warning("%s %s", error, by_name)
+    told = {key: said.get(key) for key in ("license", "license_name", "license_link")}
+    found = {key: value for key, value in told.items() if isinstance(value, str) and len(value) <= MAX_SAID}
+    named = [license for part, license in BASE_LICENSES.items() if part in base_model]
+    return found or ({"license": named[0]} if named else {})
 
 
 def load_pipeline(pipeline_class, name_or_path: str, *, revision=None, variant=None, cache_dir=None, **parts):

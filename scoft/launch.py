@@ -13,8 +13,10 @@ import errno
 import importlib.util
 import io
 import logging
+import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +29,6 @@ from scoft.hub import CREDENTIALS
 
 logger = logging.getLogger(__name__)
 
-OUR_LOGGERS = ("scoft", "scoft_data", "scoft_fetch", "scoft_hub")
 LOG_EVERY = 30  # seconds between lines that tell the progress where there is no terminal for a bar
 LAUNCHER = os.getppid() if {"ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID"} & os.environ.keys() else None
 # What the system refuses by no fault of ours.
@@ -80,6 +81,9 @@ class Parser(argparse.ArgumentParser):
             hints = [f"{word}: did you mean {near}?" for word in unknown if (near := self.nearest(word))]
             self.error(" ".join(["unrecognized arguments:", *unknown, *hints]))
         return args
+
+    def error(self, message):
+        super().error(re.sub(r"^argument (\S+): (?=is )", r"\1 ", message))  # of the types below: a sentence
 
     def exit(self, status=0, message=None):
         if message:
@@ -157,6 +161,54 @@ class Parser(argparse.ArgumentParser):
             del self.error
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Types of flags, which carry their limits
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def number(kind: type, holds: Callable[[float], bool], words: str) -> Callable[[str], float]:
+    """argparse's type of the finite numbers for which `holds`; `words` says which these are: "is at least 1"."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not (math.isfinite(value) and holds(value)):
+            raise argparse.ArgumentTypeError(f"{words}, got {text}")
+        return value
+
+    parse.__name__ = kind.__name__  # which argparse says of text that is no number
+    return parse
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    return number(int, lambda value: value >= least, f"is at least {least}")
+
+
+def at_most(most: int, why: str = "") -> Callable[[str], int]:
+    return number(int, lambda value: 1 <= value <= most, f"is from 1 to {most}{why}")
+
+
+def from_zero(kind: type) -> Callable[[str], float]:
+    return number(kind, lambda value: value >= 0, "is a number from 0 up")
+
+
+def between(low: float, high: float, kind: type = int) -> Callable[[str], float]:
+    """Both are included."""
+    return number(kind, lambda value: low <= value <= high, f"is a number from {low} to {high}")
+
+
+def multiple_of(step: int) -> Callable[[str], int]:
+    return number(int, lambda value: value >= step and value % step == 0, f"is a multiple of {step}")
+
+
+positive = number(float, lambda value: value > 0, "is a positive number")
+share = number(float, lambda value: 0 <= value < 1, "is a number from 0 up and below 1")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Functions of users
+# ---------------------------------------------------------------------------------------------------------------------
+
+
 def check_function(spec: str, *, flag: str):
     """Raise DataError unless the value of `flag` has the form FILE.py:function."""
     if not re.fullmatch(r".+\.py:\w+", spec):
@@ -181,6 +233,25 @@ def load_function(spec: str, *, flag: str) -> Callable:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Command lines to give
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def command_again(script: str, argv: Sequence[str], *, without: Sequence[str] = (), more: Sequence[str] = ()) -> str:
+    """A script's command line, to be given once more: without some flags that have a value, and with more."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in without:
+        parser.add_argument(flag)
+    return shlex.join(["python", script, *parser.parse_known_args(argv)[1], *more])
+
+
+def prepare_command(culture: str, *, output: str, images: str | os.PathLike | None = None) -> str:
+    flags = {"--culture": culture, "--images": images, "--output": output}
+    words = [word for flag, value in flags.items() if value is not None for word in (flag, str(value))]
+    return shlex.join(["python", "prepare_ccub.py", *words])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Telling
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -188,8 +259,7 @@ def load_function(spec: str, *, flag: str) -> Callable:
 def set_up_logging():
     """Our messages on stderr, from the main process alone; of the libraries, warnings."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    for name in OUR_LOGGERS:
-        logging.getLogger(name).setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    logging.getLogger("scoft").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
 
 
 def progress(

@@ -14,8 +14,9 @@ import prepare_ccub
 import train_scoft_lora
 from pocket import judge
 from scoft.base_model import load_pipeline
+from scoft.distances import load_distance
 from scoft.errors import DataError
-from scoft_losses import load_distance, load_whole
+from scoft.weights import load_whole
 
 
 # A weight of each model of a pipeline.

@@ -15,13 +15,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import evaluate_scoft
-import scoft_data
-import scoft_metrics
 import tiny
 import train_scoft_lora
-from scoft import files
+from scoft import cultures, files
+from scoft.cultures import culture_words
+from scoft.dataset import read_dataset
+from scoft.dataset_source import find_dataset
 from scoft.errors import DataError
-from scoft.evaluate import figures
+from scoft.evaluate import figures, formulas
 from scoft.lora_folder import LORA_FILE, load_into_pipeline
 
 
@@ -121,8 +122,8 @@ def test_the_manifest_keeps_the_contract(done, lora, tiny_pipeline, photographs)
     row = next(row for row in rows if row["method"] == "m" and row["set"] == "train")
     assert row["lora"] == str(lora) and row["base"] == str(tiny_pipeline)
     assert (row["guidance"], row["steps"], row["resolution"], row["blank"]) == (4.5, 2, 16, False)
-    data = scoft_data.read_dataset(
-        scoft_data.find_dataset(str(photographs), culture="veridia"),
+    data = read_dataset(
+        find_dataset(str(photographs), culture="veridia"),
         culture="veridia",
         needs_blip=False,
         needs_negatives=False,
@@ -363,7 +364,7 @@ def test_what_so_few_pictures_will_not_give_is_said_before_they_are_drawn(words,
     """With two pictures of a prompt there is no DIV with an interval, and so few are no neighbourhood."""
     every = set(evaluate_scoft.METRICS) - {"judge", "kid_general"}
     monkeypatch.setattr(evaluate_scoft, "draw_all", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    for number, lacking in (("2", {"div", *scoft_metrics.PRDC}), ("1", every), ("6", set())):
+    for number, lacking in (("2", {"div", *formulas.PRDC}), ("1", every), ("6", set())):
         caplog.clear()
         with pytest.raises(KeyboardInterrupt):
             run("generate", tmp_path / number, [*words["generate"], "--num_images", number])
@@ -444,7 +445,7 @@ def test_prompt_files_are_the_papers_phrasing_for_any_culture():
     args = evaluate_scoft.parse_args(["generate", "out", "--dataset", "ccub", "--culture", "new_zealand"])
     prompts = evaluate_scoft.read_prompts(args.prompts, args.culture, flag="--prompts")
     assert len(prompts) == 10 and all(prompt.endswith(", in New Zealand") for prompt in prompts)
-    names = ["Veridia", *map(scoft_data.culture_words, scoft_data.CULTURES)]
+    names = ["Veridia", *map(culture_words, cultures.CULTURES)]
     for file in (args.general_prompts, ROOT / "pocket/general_prompts.txt"):
         general = evaluate_scoft.read_prompts(file, "veridia", flag="--general_prompts")
         assert len(general) >= 10 and not any(name in prompt for prompt in general for name in names)
@@ -507,7 +508,7 @@ def test_kid_is_to_the_test_photographs(done, words):
     y = features.of("clip", evaluate_scoft.Photographs(args).test)
     assert len(y) == 7
     found = evaluate_scoft.read_results(done).estimates["kid", "prompts", "m"]
-    assert found.value == pytest.approx(1000 * scoft_metrics.kid(x, y))
+    assert found.value == pytest.approx(1000 * formulas.kid(x, y))
 
 
 def test_features_are_computed_once_and_in_blocks(copy, words, monkeypatch):
@@ -655,7 +656,7 @@ def test_kid_of_general_photographs_is_of_general_prompts(copy, words, tmp_path)
     x = features.of("clip", evaluate_scoft.generated(copy, shown))
     y = features.of("clip", evaluate_scoft.Photographs(args).general)
     assert len(y) == 6
-    expected = 1000 * scoft_metrics.kid(x, y)
+    expected = 1000 * formulas.kid(x, y)
     assert results.estimates["kid_general", "general", "m"].value == pytest.approx(expected)
     os.mkfifo(general / "fifo.png")
     with pytest.raises(DataError, match="--general_reference: .*fifo.png is not a regular file"):
@@ -699,7 +700,7 @@ def test_dreamsims_features_give_the_packages_distance(tiny_dreamsim):
     pictures = noise(2, side=224)
     expected = model(*(evaluate_scoft.as_pixels(picture) / 2 + 0.5 for picture in pictures))
     features = encoder("dreamsim", tiny_dreamsim, dreamsim_type="open_clip_vitb32")(pictures)
-    assert scoft_metrics.diversity(features.numpy(), ["a", "a"]) == pytest.approx(float(expected), abs=1e-5)
+    assert formulas.diversity(features.numpy(), ["a", "a"]) == pytest.approx(float(expected), abs=1e-5)
 
 
 @torch.no_grad()

@@ -47,15 +47,15 @@ def test_a_module_imports_only_what_lies_below_it(file):
 @pytest.mark.parametrize(
     ("file", "line", "wrong"),
     [
-        ("scoft/files.py", "import scoft_data", True),
-        ("scoft/files.py", "def f():\n    from scoft_hub import push", True),
+        ("scoft/files.py", "import train_scoft_lora", True),
+        ("scoft/files.py", "def f():\n    from prepare_ccub import push", True),
         ("scoft/files.py", "from scoft.train import checkpoints", True),
         ("scoft/files.py", "from . import train", True),
         ("scoft/train/checkpoints.py", "from scoft import evaluate", True),
         ("scoft/train/checkpoints.py", "import pocket.world", True),
         ("scoft_losses.py", "from scoft.errors import DataError", True),
         ("scoft/train/checkpoints.py", "from scoft.train import records\nfrom scoft import sheets", False),
-        ("scoft/base_model.py", "import torch\nfrom scoft_losses import load_whole", False),
+        ("scoft/base_model.py", "import torch\nfrom scoft_losses import ldm_loss", False),
     ],
 )
 def test_a_violation_is_seen(file, line, wrong):

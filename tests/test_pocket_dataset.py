@@ -11,8 +11,10 @@ import pytest
 import prepare_ccub
 from pocket import judge, make_dataset, world
 from prepare_ccub import cleaned
+from scoft.cultures import CATEGORIES
+from scoft.dataset import read_dataset
+from scoft.dataset_source import find_dataset
 from scoft.errors import DataError
-from scoft_data import CATEGORIES, find_dataset, read_dataset
 
 
 CCUB = Path(make_dataset.__file__).parent / "ccub"

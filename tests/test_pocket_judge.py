@@ -13,8 +13,8 @@ import torch
 
 from pocket import judge as judging
 from pocket import world
+from scoft.cultures import CATEGORIES
 from scoft.errors import DataError
-from scoft_data import CATEGORIES
 
 
 FILE = Path(judging.__file__)

@@ -12,8 +12,10 @@ from torch import nn
 from benchmarks.pocket_models import controlnet_pipeline, depth_correlations
 from pocket import judge, train_models, world
 from pocket.checksums import write_checksums
-from scoft_data import CATEGORIES, check_embedded, stable_generator
-from scoft_losses import load_distance
+from scoft.cultures import CATEGORIES
+from scoft.dataset_source import check_embedded
+from scoft.distances import load_distance
+from scoft.randomness import stable_generator
 
 
 POCKET = Path(train_models.__file__).parent

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pocket import world
+from scoft.cultures import CATEGORIES
 from scoft.errors import DataError
-from scoft_data import CATEGORIES
 
 
 @pytest.fixture

@@ -34,12 +34,14 @@ import train_scoft_lora
 from loopback import HEAD, drip, png_of
 from pocket import make_dataset, world
 from prepare_ccub import NegativeGenerator, Photograph, Row, read_links, read_manifest
+from scoft.cultures import CATEGORIES
+from scoft.dataset import read_dataset
+from scoft.dataset_source import find_dataset
+from scoft.distances import load_distance
 from scoft.errors import DataError
 from scoft.files import LOCK, Ledger, content_key, sole_writer
 from scoft.images import FORMATS, UnusableImage
-from scoft_data import CATEGORIES, find_dataset, read_dataset
-from scoft_fetch import Fetcher
-from scoft_losses import load_distance
+from scoft.prepare.web import Fetcher
 
 
 ROOT = Path(prepare_ccub.__file__).parent
@@ -226,7 +228,7 @@ def test_rerunning_changes_no_byte_and_loads_no_model(copy, flags, monkeypatch):
 
     for name in ("Captioner", "NegativeGenerator", "DepthEstimator"):
         monkeypatch.setattr(prepare_ccub, name, fail)
-    monkeypatch.setattr("scoft_losses.load_distance", fail)
+    monkeypatch.setattr("load_distance", fail)
     for stages in (",".join(prepare_ccub.STAGES), *prepare_ccub.STAGES):
         prepare(flags, output=copy, stages=stages)
         assert {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()} == before
@@ -1296,7 +1298,7 @@ def test_negatives_nearer_than_the_threshold_are_dropped_and_recorded(copy, flag
     threshold = sorted(distances)[6]
     false = sum(distance < threshold for distance in distances)
     assert len(distances) == 12 and 0 < false < 12
-    monkeypatch.setattr("scoft_losses.load_distance", None)
+    monkeypatch.setattr("load_distance", None)
     prepare(flags, output=copy, stages="filter,write", false_negative_threshold=threshold)
     rows = rows_of(copy / "korea")
     photographs = {photograph.sha256: photograph for photograph in read_manifest(copy / "korea")}

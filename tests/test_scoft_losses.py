@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditi
 from diffusers.training_utils import compute_snr
 from peft import LoraConfig
 
+from scoft.distances import load_distance
 from scoft_losses import (
     RECORDED_STEPS,
     RecordedStepDenoiser,
@@ -24,7 +25,6 @@ from scoft_losses import (
     guide,
     latent_gradient,
     ldm_loss,
-    load_distance,
     memorization_loss,
     min_snr_weights,
     perceptual_loss,

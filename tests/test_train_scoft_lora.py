@@ -23,13 +23,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import scoft.files
-import scoft_data
-import scoft_losses
 import train_scoft_lora
 from pocket import world
+from scoft import dataset_source
+from scoft.dataset import read_dataset
+from scoft.dataset_source import find_dataset
+from scoft.distances import load_distance
 from scoft.errors import DataError
 from scoft.images import ImageTransform
 from scoft.lora_folder import check_whole, lora_sha256
+from scoft.randomness import stable_generator
 from scoft.train import checkpoints
 from scoft.train.checkpoints import check_seal
 
@@ -159,8 +162,8 @@ def test_finetune_is_a_plain_lora_finetune_update_by_update(train, start, tiny_p
         **SMOOTH["finetune"], cache_latents=False, **{"no-cache_latents": True}, train_batch_size=4,
         checkpointing_steps=1,
     )  # fmt: skip
-    dataset = scoft_data.read_dataset(
-        scoft_data.find_dataset(str(tiny_ccub), culture="veridia"),
+    dataset = read_dataset(
+        find_dataset(str(tiny_ccub), culture="veridia"),
         culture="veridia",
         needs_blip=False,
         needs_negatives=False,
@@ -256,15 +259,15 @@ def test_ranks_and_places_draw_different_noise(tiny_ccub):
     ]  # fmt: skip
     assert not set(entries[0]) & set(entries[1])
     assert sorted(entries[0] + entries[1]) == list(range(24))
-    noise = [scoft_data.stable_generator(0, "noise", *divmod(entry, 8)) for entry in range(24)]
+    noise = [stable_generator(0, "noise", *divmod(entry, 8)) for entry in range(24)]
     drawn = torch.stack([torch.randn(64, generator=generator) for generator in noise])
     assert torch.corrcoef(drawn).fill_diagonal_(0).abs().max() < 0.7
 
 
 def test_timesteps_are_all_but_the_clean_one(tiny_ccub):
     """t is uniform on 1 .. T-1: at t = 0 there is nothing to denoise."""
-    dataset = scoft_data.read_dataset(
-        scoft_data.find_dataset(str(tiny_ccub), culture=None), culture=None, needs_blip=False, needs_negatives=False
+    dataset = read_dataset(
+        find_dataset(str(tiny_ccub), culture=None), culture=None, needs_blip=False, needs_negatives=False
     )
     examples = train_scoft_lora.TrainingExamples(
         dataset,
@@ -287,13 +290,11 @@ def test_timesteps_are_all_but_the_clean_one(tiny_ccub):
 
 def test_features_are_those_of_the_flip_asked_for(tiny_ccub, tiny_clip_conv):
     """A row's features, cached or not, are of its photograph and negatives, all mirrored or none."""
-    dataset = scoft_data.read_dataset(
-        scoft_data.find_dataset(str(tiny_ccub), culture=None), culture=None, needs_blip=False, needs_negatives=True
+    dataset = read_dataset(
+        find_dataset(str(tiny_ccub), culture=None), culture=None, needs_blip=False, needs_negatives=True
     )
     cpu = torch.device("cpu")
-    distance = scoft_losses.load_distance(
-        "clip_conv", model_name_or_path=str(tiny_clip_conv), device=cpu, dtype=torch.float32
-    )
+    distance = load_distance("clip_conv", model_name_or_path=str(tiny_clip_conv), device=cpu, dtype=torch.float32)
     transform = ImageTransform(16)
     features = train_scoft_lora.ImageFeatures(dataset, transform=transform, distance=distance, device=cpu)
     for row, flip in ((0, 0), (0, 1), (1, 1), (0, 0), (0, 1)):
@@ -932,8 +933,8 @@ def test_prompts_name_the_culture_where_they_say_so():
 def toy(tmp_path, monkeypatch, tiny_pipeline, tiny_ccub, tiny_clip_conv) -> Path:
     """The embedded dataset `toy`, of one culture, with models, judge and a table of flags; the run is elsewhere."""
     root = tmp_path / "a repository" / "toy"
-    monkeypatch.setattr(scoft_data, "_HERE", root.parent)
-    monkeypatch.setattr(scoft_data, "EMBEDDED", ("toy",))
+    monkeypatch.setattr(dataset_source, "ROOT", root.parent)
+    monkeypatch.setattr(dataset_source, "EMBEDDED", ("toy",))
     shutil.copytree(tiny_ccub, root / "ccub" / "veridia")
     shutil.copytree(tiny_clip_conv, root / "models" / "clip_conv")
     (root / "models" / "sd").symlink_to(tiny_pipeline)

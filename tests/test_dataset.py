@@ -1,4 +1,4 @@
-"""scoft_data: every layout is read alike, what is bad is found early and named, nothing depends on hidden state."""
+"""Datasets: every layout is read alike, what is bad is found early and named, nothing depends on hidden state."""
 
 import csv
 import hashlib
@@ -27,14 +27,16 @@ from PIL import Image
 from torchvision import transforms
 
 import prepare_ccub
-import scoft_data
-from scoft import images
+from scoft import dataset, dataset_rows, dataset_source, images, randomness
+from scoft.cultures import culture_words
+from scoft.dataset import read_dataset
+from scoft.dataset_source import DatasetSource, check_embedded, find_dataset
 from scoft.errors import DataError
 from scoft.images import ImageTransform, as_rgb, is_blank, open_file, open_image, write_png
-from scoft_data import DatasetSource, find_dataset, read_dataset
+from scoft.randomness import row_of_entry, stable_generator
 
 
-ROOT = Path(scoft_data.__file__).parent
+ROOT = Path(dataset.__file__).parents[1]
 COLOURS = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255)}
 BLIP = [["a door", "a gate"], ["a bowl"], ["a hat"]]
 NEGATIVES = [("green", "blue"), (), ("red",)]
@@ -122,8 +124,8 @@ def refuse(error):
 
 
 def test_import_is_light():
-    """Importing scoft_data loads neither torch nor datasets, so that a mistyped flag is answered at once."""
-    code = "import sys, scoft_data; sys.exit(bool({'torch', 'datasets', 'torchvision'} & set(sys.modules)))"
+    """Importing scoft.dataset loads neither torch nor datasets, so that a mistyped flag is answered at once."""
+    code = "import sys, scoft.dataset; sys.exit(bool({'torch', 'datasets', 'torchvision'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -139,13 +141,13 @@ def test_import_is_light():
 )
 def test_culture_words(culture, words):
     """A culture of CCUB has its own words; any other is its name with capitals and spaces."""
-    assert scoft_data.culture_words(culture) == words
+    assert culture_words(culture) == words
 
 
 def test_blank_culture():
     """A culture without letters is refused by its flag."""
     with pytest.raises(DataError, match="--culture ' '"):
-        scoft_data.culture_words(" ")
+        culture_words(" ")
 
 
 @pytest.mark.parametrize("culture", [" ", "", "k" * 300, "../korea", "ko\0rea"])
@@ -697,7 +699,7 @@ def test_huge_folder(tmp_path, monkeypatch):
         (tmp_path / "d" / "deep" / f"{i}.png").write_bytes(b"")
     with pytest.raises(DataError, match='holds 9 images but no metadata.jsonl.*"file_name": "deep/0.png"'):
         read(tmp_path / "d")
-    monkeypatch.setattr(scoft_data, "MAX_FILES", 8)
+    monkeypatch.setattr(dataset_rows, "MAX_FILES", 8)
     with pytest.raises(DataError, match="holds more than 8 files; give the folder of the dataset alone"):
         read(tmp_path / "d")
 
@@ -1112,7 +1114,7 @@ def test_transform_refuses(call, message):
 
 
 def drawn(*key):
-    return torch.randn(4, generator=scoft_data.stable_generator(*key))
+    return torch.randn(4, generator=stable_generator(*key))
 
 
 def test_stable_generator_depends_on_everything():
@@ -1124,16 +1126,16 @@ def test_stable_generator_depends_on_everything():
 
 def test_stable_generator_across_processes():
     """Another process, with another hash seed, draws the same numbers, today and at every later version."""
-    code = "import scoft_data as s; print(s.stable_generator(7, 'noise', 12, 3).initial_seed(), end='')"
+    code = "import scoft.randomness as s; print(s.stable_generator(7, 'noise', 12, 3).initial_seed(), end='')"
     environment = os.environ | {"PYTHONHASHSEED": "99"}
     printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert printed.stdout == str(scoft_data.stable_generator(7, "noise", 12, 3).initial_seed()) == "1164030438"
+    assert printed.stdout == str(stable_generator(7, "noise", 12, 3).initial_seed()) == "1164030438"
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 7, 30])
 def test_every_epoch_is_a_permutation(num_rows):
     """Each run of num_rows entries visits every row once."""
-    order = [scoft_data.row_of_entry(e, num_rows=num_rows, seed=5) for e in range(4 * num_rows)]
+    order = [row_of_entry(e, num_rows=num_rows, seed=5) for e in range(4 * num_rows)]
     for start in range(0, len(order), num_rows):
         assert sorted(order[start : start + num_rows]) == list(range(num_rows))
 
@@ -1141,20 +1143,20 @@ def test_every_epoch_is_a_permutation(num_rows):
 def test_order_differs_by_epoch_and_seed():
     """Epochs and seeds are ordered differently, and the order does not depend on what was asked before."""
     order = {
-        (seed, epoch): tuple(scoft_data.row_of_entry(30 * epoch + i, num_rows=30, seed=seed) for i in range(30))
+        (seed, epoch): tuple(row_of_entry(30 * epoch + i, num_rows=30, seed=seed) for i in range(30))
         for seed in (0, 1)
         for epoch in (2, 0, 1)
     }
     assert len(set(order.values())) == 6
-    scoft_data._permutation.cache_clear()
-    assert scoft_data.row_of_entry(47, num_rows=30, seed=1) == order[1, 1][17]
+    randomness._permutation.cache_clear()
+    assert row_of_entry(47, num_rows=30, seed=1) == order[1, 1][17]
 
 
 def test_order_refuses_nonsense():
     """There is no order of no rows, nor an entry before the first."""
     for entry, num_rows in ((0, 0), (-1, 3)):
         with pytest.raises(ValueError, match="num_rows >= 1 and entry >= 0"):
-            scoft_data.row_of_entry(entry, num_rows=num_rows, seed=0)
+            row_of_entry(entry, num_rows=num_rows, seed=0)
 
 
 # Names and the Hub ---------------------------------------------------------------------------------------------------
@@ -1163,7 +1165,7 @@ def test_order_refuses_nonsense():
 def test_name_order(hub, tmp_path, monkeypatch):
     """Embedded wins over a folder, a folder over the Hub, and a bare name on the Hub is the user's own."""
     here = tmp_path / "repository"
-    monkeypatch.setattr(scoft_data, "_HERE", here)
+    monkeypatch.setattr(dataset_source, "ROOT", here)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
     assert find_dataset("pocket", culture=None) == DatasetSource("hub", "alice/pocket", "pocket")
@@ -1183,8 +1185,8 @@ def test_name_order(hub, tmp_path, monkeypatch):
 def embedded(tmp_path, monkeypatch):
     """The embedded dataset `toy`, two cultures in parquet, with checksums of a model and of its rows."""
     root = tmp_path / "repository" / "toy"
-    monkeypatch.setattr(scoft_data, "_HERE", root.parent)
-    monkeypatch.setattr(scoft_data, "EMBEDDED", ("toy",))
+    monkeypatch.setattr(dataset_source, "ROOT", root.parent)
+    monkeypatch.setattr(dataset_source, "EMBEDDED", ("toy",))
     parquet_with_configs(root / "ccub")
     (root / "models" / "unet").mkdir(parents=True)
     (root / "models" / "unet" / "model.safetensors").write_bytes(b"weights")
@@ -1200,11 +1202,11 @@ def embedded(tmp_path, monkeypatch):
 
 def test_embedded_files_as_they_should_be(embedded):
     """Intact files pass, and so does a dataset without checksums or one that is not embedded."""
-    scoft_data.check_embedded("toy")
+    check_embedded("toy")
     (embedded / "models" / "unet" / "model.safetensors").unlink()
-    scoft_data.check_embedded("./toy")
+    check_embedded("./toy")
     (embedded / "checksums.json").unlink()
-    scoft_data.check_embedded("toy")
+    check_embedded("toy")
 
 
 @pytest.mark.parametrize(
@@ -1221,17 +1223,17 @@ def test_embedded_file_missing_or_changed(embedded, file, command):
     (embedded / file).write_bytes(changed)
     found, expected = (hashlib.sha256(data).hexdigest() for data in (changed, right))
     with pytest.raises(DataError, match=f"{file} is not .* is {found}, not {expected}.* anew with: {command}"):
-        scoft_data.check_embedded("toy")
+        check_embedded("toy")
     (embedded / file).unlink()
     with pytest.raises(DataError, match=rf"{file} cannot be read \(No such file.* anew with: {command}"):
-        scoft_data.check_embedded("toy")
+        check_embedded("toy")
 
 
 def test_embedded_checksums_that_are_no_json(embedded):
     """A damaged list of checksums is named."""
     (embedded / "checksums.json").write_text("<<<<<<< HEAD")
     with pytest.raises(DataError, match="checksums.json is not JSON"):
-        scoft_data.check_embedded("toy")
+        check_embedded("toy")
 
 
 def test_embedded_unknown_culture(embedded):
@@ -1376,7 +1378,8 @@ def test_hub_dataset_of_somebody_else(published, monkeypatch, token):
 def test_hub_dataset_offline(published):
     """Offline cached copies are read, each commit's own, and one that lacks a file is refused."""
     program = (
-        "import sys; from scoft_data import *\n"
+        "import sys\nfrom scoft.dataset import read_dataset\nfrom scoft.dataset_source import find_dataset\n"
+        "from scoft.errors import DataError\n"
         "source = find_dataset('alice/ccub', culture='korea')\n"
         "read = lambda revision: read_dataset(source, culture='korea', needs_blip=False, needs_negatives=False, "
         "cache_dir='cache', revision=revision)\n"

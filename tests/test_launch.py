@@ -16,9 +16,9 @@ import pytest
 
 import evaluate_scoft
 import prepare_ccub
+import scoft.dataset
 import scoft.files
-import scoft_data
-import scoft_hub
+import scoft.hub
 import train_scoft_lora
 from scoft import launch
 from scoft.errors import DataError
@@ -176,7 +176,7 @@ def test_only_the_main_process_tells(monkeypatch):
     for rank, level in (("1", logging.ERROR), ("0", logging.INFO)):
         monkeypatch.setenv("RANK", rank)
         launch.set_up_logging()
-        for module in (scoft_hub, scoft_data, train_scoft_lora, evaluate_scoft, prepare_ccub, scoft.files):
+        for module in (scoft.hub, scoft.dataset, train_scoft_lora, evaluate_scoft, prepare_ccub, scoft.files):
             assert module.logger.getEffectiveLevel() == level
 
 

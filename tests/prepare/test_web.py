@@ -1,4 +1,4 @@
-"""scoft_fetch: each way in which a link can go wrong ends in its own status, and nothing else is ever asked for.
+"""The fetcher: each way in which a link can go wrong ends in its own status, and nothing else is ever asked for.
 
 Servers on loopback play the web. Names resolve by a table, and connections to public addresses are bent to loopback,
 so that no test can leave the machine.
@@ -19,9 +19,9 @@ import zlib
 
 import pytest
 
-import scoft_fetch
 from loopback import HEAD, JPEG, PUBLIC, PUBLIC6, Site, drip, encoded
-from scoft_fetch import Fetcher, is_public
+from scoft.prepare import web
+from scoft.prepare.web import Fetcher, is_public
 
 
 pytestmark = pytest.mark.usefixtures("web")
@@ -471,7 +471,7 @@ def test_content_tells_what_it_is(body, site):
     assert (found.status, found.http_code, found.content) == ("not_an_image", 200, None)
 
 
-@pytest.mark.parametrize("file_format", scoft_fetch.PHOTOGRAPH_FORMATS)
+@pytest.mark.parametrize("file_format", web.PHOTOGRAPH_FORMATS)
 def test_a_wrong_extension_and_type_do_not_matter(file_format, site):
     """A photograph of each format is known under any name."""
     site.pages["/a.svg"] = (200, {"Content-Type": "text/html"}, encoded(file_format))
@@ -509,7 +509,7 @@ def test_a_wrong_extension_and_type_do_not_matter(file_format, site):
 )
 def test_robots_rules_are_read_by_rfc_9309(robots, allowed, refused):
     """Groups, the longest match, `*`, `$`, comments and percent-encoding mean what RFC 9309 says."""
-    rules, budget = scoft_fetch._Robots(robots.encode()), scoft_fetch._Budget(9, time.monotonic)
+    rules, budget = web._Robots(robots.encode()), web._Budget(9, time.monotonic)
     assert [path for path in allowed + refused if rules.allows(path, budget)] == allowed
 
 
@@ -533,8 +533,8 @@ def lines_of(*makers, size=500_000):
 def test_a_hostile_robots_txt_is_quick(lines, path):
     """Neither many rules, agents or stars nor a long path stall reading or matching."""
     began = time.thread_time()
-    rules = scoft_fetch._Robots("\n".join(["User-agent: *", *lines]).encode())
-    assert rules.allows(path, scoft_fetch._Budget(60, time.monotonic))
+    rules = web._Robots("\n".join(["User-agent: *", *lines]).encode())
+    assert rules.allows(path, web._Budget(60, time.monotonic))
     assert time.thread_time() - began < 4
 
 

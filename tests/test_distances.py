@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from scoft_losses import DISTANCES, load_distance
+from scoft.distances import DISTANCES, load_distance
 
 
 TYPED = [name for name in DISTANCES if name != "dreamsim"]  # those that compute in the dtype they are asked for

@@ -1,4 +1,4 @@
-"""The metrics of scoft_metrics.py beside hand-computed values and the field's libraries, and its intervals.
+"""The metrics of scoft.evaluate.formulas beside hand-computed values and the field's libraries, and its intervals.
 
 The heart of the second half is `survey`: a world whose pictures agree by prompt and by seed, drawn anew some hundred
 times, in which an interval has to hold the truth as often as it says.
@@ -17,29 +17,31 @@ from scipy import stats
 from torch_fidelity.metric_kid import kid_features_to_metric
 from vendi_score import vendi
 
-import scoft_metrics
-from scoft_metrics import (
+from scoft.estimates import (
     QUESTIONS,
     Draw,
     Estimate,
+    difference,
+    estimate,
+    mean_over_cultures,
+    photograph_draw,
+    picture_draws,
+    rate,
+    scaled,
+)
+from scoft.evaluate import formulas
+from scoft.evaluate.formulas import (
     KidReference,
     clip_scores,
     cosines,
-    difference,
     diversity,
-    estimate,
     kid,
     kid_estimate,
     kid_reference,
     mean_kernel,
-    mean_over_cultures,
     nearest_photographs,
-    photograph_draw,
-    picture_draws,
     prdc,
     prdc_estimates,
-    rate,
-    scaled,
     training_similarity,
     vendi_score,
 )
@@ -86,7 +88,7 @@ def weighted_mean_of_pairs(x, y, u, v, *, within: bool) -> float:
 
 def test_kid_of_weights_is_the_loop_over_pairs(monkeypatch):
     """Sets of different sizes, in blocks that do not divide them; several weightings at once and one by one."""
-    monkeypatch.setattr(scoft_metrics, "BLOCK", 4)
+    monkeypatch.setattr(formulas, "BLOCK", 4)
     rng = np.random.default_rng(0)
     x, y = features(11), features(6, seed=1)
     u, v = rng.integers(0, 4, (3, 11)), rng.integers(0, 4, (3, 6))
@@ -179,7 +181,7 @@ def test_prdc_balls_are_open():
 
 
 def test_nearest_photographs_in_blocks(monkeypatch):
-    monkeypatch.setattr(scoft_metrics, "BLOCK", 4)
+    monkeypatch.setattr(formulas, "BLOCK", 4)
     x, y = features(10, seed=8), features(7, seed=9)
     index, similarity = nearest_photographs(x, y)
     all_pairs = unit(x) @ unit(y).T

@@ -26,13 +26,18 @@ from packaging.version import Version
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import scoft_data
-import scoft_hub
+import scoft.hub
 import train_scoft_lora
 from hub import Commit, Repo
+from scoft.base_model import base_commit, license_of
+from scoft.dataset import read_dataset
+from scoft.dataset_source import find_dataset
 from scoft.errors import DataError
 from scoft.files import is_empty
+from scoft.hub import add_to_collection, files_on_hub, push, ready_repo
 from scoft.lora_folder import LORA_FILE, check_whole, lora_sha256, read_training_record
+from scoft.lora_page import push_lora, without_places, write_model_card
+from scoft.pages import markdown_text
 
 
 PUSHED = {
@@ -90,7 +95,7 @@ def run(trained, tmp_path, monkeypatch):
 def alice(hub, monkeypatch):
     """The Hub, with alice logged in."""
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
-    monkeypatch.setattr(scoft_hub, "WAITS", (0, 0, 0))
+    monkeypatch.setattr("scoft.hub.WAITS", (0, 0, 0))
     return hub
 
 
@@ -164,7 +169,7 @@ def test_a_page_of_hub_ids_points_at_them(run):
         dataset_id="alice/ccub",
         dataset_revision="b" * 40,
     )
-    scoft_hub.write_model_card(run.folder, repo_id="alice/scoft-veridia")
+    write_model_card(run.folder, repo_id="alice/scoft-veridia")
     card = huggingface_hub.ModelCard.load(run.folder / "README.md")
     assert card.data.base_model == "CompVis/stable-diffusion-v1-4" and card.data.base_model_relation == "adapter"
     assert card.data.datasets == ["alice/ccub"]
@@ -213,7 +218,7 @@ def test_a_judges_numbers_stand_on_the_page(run):
     sha256 = hashlib.sha256((run.folder / "pytorch_lora_weights.safetensors").read_bytes()).hexdigest()
     judged = {"base": {"right": 0.1, "right_low": 0.05, "right_high": 0.2}, "lora": {"right": 0.5, "a|b": 2}}
     (run.folder / "images/judge.json").write_text(json.dumps(judged | {"lora_sha256": sha256}))
-    scoft_hub.write_model_card(run.folder)
+    write_model_card(run.folder)
     card = (run.folder / "README.md").read_text()
     assert "|  | base | LoRA |\n|---|---|---|\n| right | 0.10 \\[0.05, 0.20\\] | 0.50 |\n| a\\|b |  | 2 |\n" in card
     assert f"Measured on `pytorch_lora_weights.safetensors` with sha256 {sha256}." in card
@@ -236,12 +241,12 @@ NUMBERS = {
 def test_numbers_of_another_lora_are_left_off_the_page(run, name, caplog):
     """What the page shows was measured on the LoRA beside it: numbers name the file's sha256."""
     (run.folder / name).write_text(json.dumps(NUMBERS[name] | {"lora_sha256": "0" * 64}))
-    scoft_hub.write_model_card(run.folder)
+    write_model_card(run.folder)
     card = huggingface_hub.ModelCard.load(run.folder / "README.md")
     assert "No numbers" in card.text and "Measured on" not in card.text and not card.data.eval_results
     assert f"{name} is of another LoRA than its folder's" in caplog.text
     (run.folder / name).write_text(json.dumps(NUMBERS[name] | {"lora_sha256": lora_sha256(run.folder)}))
-    scoft_hub.write_model_card(run.folder)
+    write_model_card(run.folder)
     card = huggingface_hub.ModelCard.load(run.folder / "README.md")
     assert "No numbers" not in card.text and f"with sha256 {lora_sha256(run.folder)}." in card.text
 
@@ -283,7 +288,7 @@ def test_a_record_that_somebody_changed_is_named(run, name, change, message):
     changed = change(record)
     file.write_text(json.dumps(changed if isinstance(changed, list) else record))
     with pytest.raises(DataError, match=f"{file.name} is not as it was written: .*{message}"):
-        scoft_hub.write_model_card(run.folder)
+        write_model_card(run.folder)
 
 
 @pytest.mark.parametrize("text", [HOSTILE, "\u2028---\x00\x85# y", "---", "- a", "1. x", "|||", "`" * 5, "{% raw %}"])
@@ -299,7 +304,7 @@ def test_nothing_told_on_a_models_page_can_break_it(run, text):
         perceptual_distance=text,
         license={"license": text},
     )
-    scoft_hub.write_model_card(run.folder, repo_id=text)
+    write_model_card(run.folder, repo_id=text)
     card = huggingface_hub.ModelCard.load(run.folder / "README.md")
     assert kinds((run.folder / "README.md").read_text()) == before
     assert [row["text"] for row in card.data.widget] == [text, f"a {text}"] and card.data.license == text
@@ -360,7 +365,7 @@ def test_the_licence_follows_the_base_model(tmp_path, base_model, readme, expect
     folder.mkdir()
     if readme:
         (folder / "README.md").write_text(readme)
-    assert scoft_hub.license_of(str(folder), revision=None, cache_dir=None) == expected
+    assert license_of(str(folder), revision=None, cache_dir=None) == expected
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -471,8 +476,8 @@ def test_several_loras_of_the_hub_share_a_pipeline(run, alice, tiny_pipeline):
     other = {name: -2 * weight if "lora_B" in name else weight for name, weight in load_file(path).items()}
     with safe_open(path, "pt") as file:
         save_file(other, path, metadata=file.metadata())
-    scoft_hub.ready_repo("scoft-other", repo_type="model", private=True, flag="--hub_model_id")
-    scoft_hub.push_lora(run.folder, repo_id="alice/scoft-other", private=True, retry="again")
+    ready_repo("scoft-other", repo_type="model", private=True, flag="--hub_model_id")
+    push_lora(run.folder, repo_id="alice/scoft-other", private=True, retry="again")
     pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
 
     def draw() -> np.ndarray:
@@ -528,9 +533,9 @@ def test_a_push_outlasts_a_hub_that_is_busy_or_gone(run, alice, fault):
 
 
 def pushed(**flags) -> str:
-    """scoft_hub.push of a small file to alice/x."""
+    """push of a small file to alice/x."""
     flags = {"repo_type": "model", "files": {"a.txt": b"a"}, "stale": [], "private": True} | flags
-    return scoft_hub.push("alice/x", **flags, message="m", retry="python again.py")
+    return push("alice/x", **flags, message="m", retry="python again.py")
 
 
 @pytest.mark.parametrize("change", ["public", "public again", "public while uploading", "deleted", "others write"])
@@ -581,7 +586,7 @@ def test_a_run_that_began_private_stays_private(run, alice):
 def test_a_hub_that_stalls_is_given_up(alice, monkeypatch, where, drip):
     """Silence, or an answer without an end, ends in an error with the command that tries again."""
     monkeypatch.setattr("scoft.hub.SILENCE", 0.1)
-    monkeypatch.setattr(scoft_hub, "PUSH_TIME", 1)
+    monkeypatch.setattr("scoft.hub.PUSH_TIME", 1)
     alice.add("model", "alice/x", {})
     alice.upload_mode = "lfs"
     method, path = where.split()
@@ -596,11 +601,11 @@ def test_a_hub_that_stalls_is_given_up(alice, monkeypatch, where, drip):
 def test_a_push_may_last_as_its_size_demands(alice, monkeypatch, tmp_path):
     """The time for a push grows with what is pushed, so that a slow line is not taken for a Hub that stalls."""
     given = []
-    monkeypatch.setattr(scoft_hub, "ask", lambda question, *, seconds: given.append(seconds))
+    monkeypatch.setattr("scoft.hub.ask", lambda question, *, seconds: given.append(seconds))
     (tmp_path / "a").write_bytes(b"a" * 2**15)
     pushed(files={"a": b"a"})
     pushed(files={"a": tmp_path / "a", "b": b"b"})
-    assert given[1] - given[0] == 2**15 / scoft_hub.PUSH_SPEED
+    assert given[1] - given[0] == 2**15 / scoft.hub.PUSH_SPEED
 
 
 GARBAGE = {
@@ -616,21 +621,21 @@ GARBAGE = {
 
 
 def read_hub_dataset(name: str):
-    source = scoft_data.find_dataset(name, culture=None)
-    scoft_data.read_dataset(source, culture=None, needs_blip=False, needs_negatives=False)
+    source = find_dataset(name, culture=None)
+    read_dataset(source, culture=None, needs_blip=False, needs_negatives=False)
 
 
 QUESTIONS = {
-    "POST /api/repos/create": lambda: scoft_hub.ready_repo("alice/x", repo_type="model", private=True, flag="--x"),
-    "GET /api/models/alice/x$": lambda: scoft_hub.ready_repo("alice/x", repo_type="model", private=True, flag="--x"),
-    "GET /tree/": lambda: scoft_hub.files_on_hub("alice/x", repo_type="model"),
+    "POST /api/repos/create": lambda: ready_repo("alice/x", repo_type="model", private=True, flag="--x"),
+    "GET /api/models/alice/x$": lambda: ready_repo("alice/x", repo_type="model", private=True, flag="--x"),
+    "GET /tree/": lambda: files_on_hub("alice/x", repo_type="model"),
     "GET /api/models/alice/x($)": pushed,
     "POST /preupload/": pushed,
     "POST /commit/": pushed,
     "POST lfs/objects/batch": lambda: pushed(files={"a.bin": b"a\0"}),
-    "POST /api/collections": lambda: scoft_hub.add_to_collection("t", repo_id="alice/x", private=True, retry="again"),
-    "GET /api/models/alice/x(?:$)": lambda: scoft_hub.base_commit("alice/x", revision=None, cache_dir=None),
-    "GET /resolve/": lambda: scoft_hub.base_commit("alice/x", revision=None, cache_dir=None),
+    "POST /api/collections": lambda: add_to_collection("t", repo_id="alice/x", private=True, retry="again"),
+    "GET /api/models/alice/x(?:$)": lambda: base_commit("alice/x", revision=None, cache_dir=None),
+    "GET /resolve/": lambda: base_commit("alice/x", revision=None, cache_dir=None),
     "GET /api/datasets/alice/ccub": lambda: read_hub_dataset("alice/ccub"),
     "GET /api/whoami": lambda: read_hub_dataset("ccub"),
 }
@@ -725,13 +730,13 @@ def test_a_run_that_fails_under_the_launcher_shows_no_token(alice, tiny_pipeline
 def test_a_base_model_read_once_is_read_offline(alice, tiny_pipeline):
     """Its commit is known from the cache, by the name of its branch as by itself."""
     commit = alice.add("model", "alice/tiny-sd", files_of(tiny_pipeline))
-    assert scoft_hub.base_commit("alice/tiny-sd", revision=None, cache_dir=None) == commit
+    assert base_commit("alice/tiny-sd", revision=None, cache_dir=None) == commit
     program = (
-        "import scoft_hub\n"
-        f"for revision in (None, {commit!r}): print(scoft_hub.base_commit('alice/tiny-sd', revision=revision, "
+        "from scoft.base_model import base_commit\n"
+        f"for revision in (None, {commit!r}): print(base_commit('alice/tiny-sd', revision=revision, "
         "cache_dir=None))\n"
     )
-    offline = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(scoft_hub.__file__).parent)}
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(train_scoft_lora.__file__).parent)}
     found = subprocess.run([sys.executable, "-c", program], env=offline, capture_output=True, text=True, check=True)
     assert found.stdout.split() == [commit, commit]
 
@@ -739,10 +744,10 @@ def test_a_base_model_read_once_is_read_offline(alice, tiny_pipeline):
 def test_a_base_model_read_once_is_had_from_a_hub_that_stalls(alice, monkeypatch):
     """A Hub that is silent is one that cannot be reached: the cached copy serves."""
     commit = alice.add("model", "alice/x", {"model_index.json": b"{}"})
-    assert scoft_hub.base_commit("alice/x", revision=None, cache_dir=None) == commit
+    assert base_commit("alice/x", revision=None, cache_dir=None) == commit
     monkeypatch.setattr("scoft.hub.ANSWER_TIME", 0.1)
     alice.stall("GET", "/api/models/alice/x$")
-    assert scoft_hub.base_commit("alice/x", revision=None, cache_dir=None) == commit
+    assert base_commit("alice/x", revision=None, cache_dir=None) == commit
 
 
 def test_a_base_model_that_cannot_be_had_is_named(hub, tiny_ccub, tmp_path, monkeypatch):
@@ -760,12 +765,10 @@ def test_a_base_model_that_cannot_be_had_is_named(hub, tiny_ccub, tmp_path, monk
 
 def test_places_on_the_machine_stay_there():
     """Of absolute paths, wherever they stand, the last name is left; other texts are as they were."""
-    found = scoft_hub.without_places({"a": "/home/me/data", "b": ["/x/judge.py:rate", "org/name"], "c": {"d": 1.5}})
+    found = without_places({"a": "/home/me/data", "b": ["/x/judge.py:rate", "org/name"], "c": {"d": 1.5}})
     assert found == {"a": "data", "b": ["judge.py:rate", "org/name"], "c": {"d": 1.5}}
 
 
 def test_an_address_told_on_a_page_is_no_link():
     """GitHub's Markdown, which the Hub renders, makes links of bare addresses; escaped ones stay words."""
-    assert scoft_hub.markdown_text("see https://e.vil, www.e.vil or a@e.vil") == (
-        r"see https\://e.vil, www\.e.vil or a\@e.vil"
-    )
+    assert markdown_text("see https://e.vil, www.e.vil or a@e.vil") == (r"see https\://e.vil, www\.e.vil or a\@e.vil")

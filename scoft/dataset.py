@@ -1,0 +1,291 @@
+"""What CCUB is, and how any dataset like it is read and checked.
+
+A row is a photograph a culture's own people chose, with their caption. Depending on the method it also has naive
+captions (BLIP) and negatives: images that misrepresent the same scene. No model is known here; torch and datasets are
+imported where they are used, so that a mistyped flag is answered at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from scoft.launch import progress
+
+import numpy as np
+from PIL import Image
+
+from scoft.dataset_rows import ArrowCell, Columns, ImageFile, Place, Row, how_to_complete, hub_place, place_rows
+from scoft.dataset_source import DatasetSource
+from scoft.errors import DataError, legible, listing
+from scoft.files import content_key
+from scoft.images import open_image
+from scoft.metadata import EXAMPLE_LINE
+
+
+logger = logging.getLogger(__name__)
+
+MAX_TEXT = 10_000  # characters of a caption; CLIP reads 77 tokens
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CulturalDataset:
+    """Checked rows: texts in memory, images decoded on demand. Picklable, so DataLoader workers may start by spawn.
+
+    What a method does not need is neither read nor checked: `blip_captions` are then empty, `num_negatives` zeros.
+    """
+
+    captions: list[list[str]]  # c_ccub: one or more per row; one is drawn at a time
+    blip_captions: list[list[str]]  # {c_blip_i}: naive captions of the same photograph
+    num_negatives: list[int]  # how many x-_k the row has
+    image_hashes: list[str]  # sha256 of each photograph's bytes: cache keys that survive an edited caption
+    fingerprint: str  # sha256 over all texts and all images' bytes, in order
+    commit: str | None  # of the Hub dataset that the rows are of; None: they are a folder's
+    dropped: int  # rows left out by skip_bad_images
+    names: list[str]
+    image_files: list[ImageFile | ArrowCell]
+    negative_files: list[list[ImageFile | ArrowCell]]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def row_name(self, i: int) -> str:
+        """How messages call row i, e.g. 'row 12 (images/ARCH_1.jpg)'; counted from 0 before any is left out."""
+        return self.names[i]
+
+    def image(self, i: int) -> Image.Image:
+        """The photograph x+ of row i, upright, RGB, at its own size."""
+        return _open_named(self.image_files[i], self.names[i])
+
+    def negatives(self, i: int) -> list[Image.Image]:
+        """The negatives x-_k of row i, upright, RGB, each at its own size; possibly none."""
+        return [
+            _open_named(file, _negative_name(self.names[i], k, file)) for k, file in enumerate(self.negative_files[i])
+        ]
+
+
+def read_dataset(
+    source: DatasetSource,
+    *,
+    culture: str | None,
+    split: str = "train",
+    image_column: str = "image",
+    caption_column: str = "text",
+    blip_caption_column: str = "blip_text",
+    negatives_column: str = "negatives",
+    needs_blip: bool,
+    needs_negatives: bool,
+    max_samples: int | None = None,
+    seed: int = 0,
+    skip_bad_images: bool = False,
+    cache_dir: str | os.PathLike | None = None,
+    revision: str | None = None,
+) -> CulturalDataset:
+    """Read one culture of a dataset and check all of it, decoding every image once, so that training cannot trip.
+
+    A folder is read in either of these layouts, alone or with one subfolder per culture:
+    - `metadata.jsonl` or `metadata.csv` in it or in `<split>/`, with imagefolder's `file_name` and
+      `negatives_file_names`, or the authors' `negative_imgpath`; paths count from the metadata's folder;
+    - parquet files, in it, in `data/` or in `<split>/`, of the split that is in their names, or else all train.
+    Its README may declare a config per culture. A dataset of the Hub is such a folder; `revision` is a branch, tag or
+    commit of it. Without cultures it is taken whole. Only regular files of the dataset's own folder are read, and in
+    parquet from the Hub only pictures that lie in the rows.
+
+    With `max_samples` rows are shuffled by `seed` and the first ones kept, the same as in diffusers' scripts.
+    Raises DataError for all that is wrong; with `skip_bad_images` bad images, and rows without a usable caption, are
+    left out with a warning instead.
+    """
+    if source.kind == "hub":
+        place = hub_place(source, culture, split=split, cache_dir=cache_dir, revision=revision)
+    elif revision is not None:
+        raise DataError(
+            f"--dataset_revision {revision} is of a Hub dataset, but --dataset {source.name} is a folder; leave it out"
+        )
+    else:
+        place = Place(Path(source.location), within=Path(source.location), called=source.location)
+    try:
+        columns = Columns(
+            image_column,
+            caption_column,
+            blip_caption_column if needs_blip else None,
+            negatives_column if needs_negatives else None,
+            completing=how_to_complete(source, culture),
+        )
+        rows = place_rows(place, culture, split=split, columns=columns, cache_dir=cache_dir)
+    except OSError as error:
+        raise DataError(f"--dataset {source.name} cannot be read: {error}") from error
+    if not rows:
+        raise DataError(f"--dataset {source.name}: split {split!r} is empty; give it rows, such as {EXAMPLE_LINE}")
+    if max_samples is not None:
+        if not 1 <= max_samples <= len(rows):
+            raise DataError(
+                f"--max_train_samples {max_samples} must be 1 to {len(rows)}, the rows of --dataset {source.name}."
+            )
+        # datasets' own shuffle(seed), hence diffusers' choice of rows
+        rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:max_samples]]
+
+    total = len(rows)
+    captions = _checked_texts(
+        [(row.name, row.caption) for row in rows],
+        problem=f"no usable caption in column {caption_column!r} (--caption_column)",
+        fix="A caption is a string, or a list of strings, that is not blank.",
+        skip=skip_bad_images,
+    )
+    blip_captions: dict[int, list[str]] = {i: [] for i in range(total)}
+    if needs_blip:
+        blip_captions = _checked_texts(
+            [(row.name, row.blip_caption) for row in rows],
+            problem=f"no usable BLIP caption in column {blip_caption_column!r} (--blip_caption_column)",
+            fix=columns.blip_fix,
+            skip=skip_bad_images,
+        )
+    usable = [i for i in range(total) if i in captions and i in blip_captions]
+    rows, captions, blip_captions = ([each[i] for i in usable] for each in (rows, captions, blip_captions))
+    warn_of_scripts([(row.name, text) for row, texts in zip(rows, captions) for text in texts])
+
+    checked = _checked_images(rows, dataset=source.name, skip_bad_images=skip_bad_images)
+    kept = list(checked)
+    if needs_negatives and not any(checked[place].negative_files for place in kept):
+        raise DataError(f"--dataset {source.name}: no row has a usable negative. {columns.negatives_fix}")
+    row_keys = [
+        content_key(checked[i].image_hash, captions[i], blip_captions[i], checked[i].negative_hashes) for i in kept
+    ]
+    return CulturalDataset(
+        captions=[captions[i] for i in kept],
+        blip_captions=[blip_captions[i] for i in kept],
+        num_negatives=[len(checked[i].negative_files) for i in kept],
+        image_hashes=[checked[i].image_hash for i in kept],
+        fingerprint=content_key(*row_keys),
+        commit=place.root.name if place.is_hub else None,
+        dropped=total - len(kept),
+        names=[rows[i].name for i in kept],
+        image_files=[rows[i].image_file for i in kept],
+        negative_files=[checked[i].negative_files for i in kept],
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def unusable(text: object) -> str:
+    """Why a caption cannot be used, as messages say it; '' if it can."""
+    if not isinstance(text, str) or not text.strip():
+        return legible(text, quoted=True)
+    if found := re.search("[\0\ud800-\udfff]", text):  # which no tokenizer or no file takes
+        return f"{found[0]!r} in {legible(text)}"
+    return f"{len(text)} characters, of which {MAX_TEXT} are allowed" if len(text) > MAX_TEXT else ""
+
+
+def _checked_texts(cells: Sequence[tuple[str, object]], *, problem: str, fix: str, skip: bool) -> dict[int, list[str]]:
+    """Place of a cell -> its strings. A DataError names the rows where one is missing, blank or not text; with `skip`
+    a warning does, unless none is left.
+    """
+    good, bad = {}, []
+    for i, (name, cell) in enumerate(cells):
+        texts = cell if isinstance(cell, list) and cell else [cell]
+        if why := next(filter(None, map(unusable, texts)), ""):
+            bad.append(f"{name}: {why}")
+        else:
+            good[i] = texts
+    if bad:
+        message = f"{len(bad)} of {len(cells)} rows have {problem}"
+        if not (skip and good):
+            skipping = " train_scoft_lora.py leaves such rows out with --skip_bad_images." if good else ""
+            raise DataError(f"{message}: {listing(bad)}. {fix}{skipping}")
+        logger.warning("--skip_bad_images: %s and are left out: %s", message, listing(bad, shown=len(bad)))
+    return good
+
+
+def warn_of_scripts(captions: Sequence[tuple[str, str]]) -> None:
+    """Log which captions, (row's name, text), are mostly in other letters than Latin ones."""
+
+    def is_foreign(text: str) -> bool:
+        letters = [character for character in text if character.isalpha()]
+        return 2 * sum("LATIN" in unicodedata.name(letter, "") for letter in letters) < len(letters)
+
+    if foreign := [f"{name}: {text!r}" for name, text in captions if is_foreign(text)]:
+        logger.warning(
+            "%d of %d captions are in letters that CLIP does not read, since it learned from English: %s. Write them "
+            "in English, unless the base model's text encoder reads their language.",
+            len(foreign),
+            len(captions),
+            listing(foreign),
+        )
+
+
+@dataclass(frozen=True)
+class _CheckedImages:
+    """The images of a row that passed."""
+
+    image_hash: str
+    negative_hashes: list[str]
+    negative_files: list[ImageFile | ArrowCell]
+
+
+def _checked_images(rows: Sequence[Row], *, dataset: str, skip_bad_images: bool) -> dict[int, _CheckedImages]:
+    """Decode every image once and hash its bytes. Returns place in `rows` -> what passed; without the rows dropped."""
+    files = [file for row in rows for file in (row.image_file, *row.negative_files)]
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        quiet = len(files) < 100 or os.environ.get("LOCAL_RANK", "0") != "0"
+        verdicts = iter(list(progress(pool.map(_inspect, files), "Checking images", total=len(files), disable=quiet)))
+
+    checked, problems = {}, []
+    for place, row in enumerate(rows):
+        image_hash, image_problem = next(verdicts)
+        if image_problem:
+            problems.append(f"{row.name}: {image_problem}")
+        negatives = []
+        for k, file in enumerate(row.negative_files):
+            digest, problem = next(verdicts)
+            if problem:
+                problems.append(f"{_negative_name(row.name, k, file)}: {problem}")
+            else:
+                negatives.append((digest, file))
+        if not image_problem:
+            hashes, usable = [digest for digest, _ in negatives], [file for _, file in negatives]
+            checked[place] = _CheckedImages(image_hash, hashes, usable)
+
+    if problems and not skip_bad_images:
+        raise DataError(
+            f"--dataset {dataset}: {len(problems)} of {len(files)} images cannot be used: {listing(problems)}. "
+            "Repair or remove them; train_scoft_lora.py leaves them out with --skip_bad_images."
+        )
+    if problems:
+        logger.warning(
+            "--skip_bad_images leaves out %d images: %s", len(problems), listing(problems, shown=len(problems))
+        )
+    if not checked:
+        raise DataError(f"--dataset {dataset}: no usable image is left of {len(rows)} rows: {listing(problems)}.")
+    return checked
+
+
+def _inspect(file: ImageFile | ArrowCell) -> tuple[str, str]:
+    """(sha256 of the bytes, '') of a usable image, ('', what is wrong) of any other."""
+    try:
+        data = file.read_bytes()
+        open_image(data)
+    except FileNotFoundError:
+        return "", "the file does not exist"
+    except (DataError, OSError) as error:
+        return "", str(error)
+    return hashlib.sha256(data).hexdigest(), ""
+
+
+def _open_named(file: ImageFile | ArrowCell, name: str) -> Image.Image:
+    try:
+        return open_image(file.read_bytes())
+    except (DataError, OSError) as error:
+        raise DataError(f"{name} was good when the run began and now is not: {error}") from error
+
+
+def _negative_name(row_name: str, k: int, file: ImageFile | ArrowCell) -> str:
+    return f"{row_name}, negative {k} ({file})"

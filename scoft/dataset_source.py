@@ -1,0 +1,138 @@
+"""Where a dataset lies: in this repository, in a folder, or on the Hub."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from scoft.launch import prepare_command
+
+from scoft.cultures import SHEET_TABS
+from scoft.errors import DataError, legible
+from scoft.files import checked_name, file_sha256
+from scoft.hub import ask, text_of
+from scoft.metadata import EXAMPLE_LINE
+
+
+EMBEDDED = ("pocket",)  # the datasets that lie in this repository; no others may bring flags, which can name code
+DEFAULTS_FILE = "defaults.yaml"  # of an embedded dataset: a section of flags for each command
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """Where a dataset lies: `kind` is 'folder' or 'hub', `location` a path or a Hub id, `name` what was asked for."""
+
+    kind: str
+    location: str
+    name: str
+
+
+def find_dataset(name: str, *, culture: str | None) -> DatasetSource:
+    """Resolve `--dataset`: embedded beside this file, then an existing folder, then `org/name` on the Hub, then
+    `<logged-in user>/name` on the Hub.
+
+    A folder wins over the Hub because CCUB's photographs belong to third parties, so each user prepares a private
+    copy. Whether a Hub dataset exists turns out when it is read. Raises DataError with all that was tried.
+    """
+    if culture is not None:
+        checked_name(culture, what="--culture")
+    embedded = embedded_folder(name)
+    if embedded is not None:
+        return DatasetSource("folder", str(embedded / "ccub"), name)
+    try:
+        if not name:  # which would be the folder at hand
+            raise ValueError("it is blank")
+        folder = Path(name).expanduser()
+        if stat.S_ISDIR(folder.stat().st_mode):
+            return DatasetSource("folder", str(folder.resolve()), name)
+        raise DataError(f"--dataset {name}: this is a file. Give the folder it lies in, or a dataset of the Hub.")
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except DataError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # too long, not for this user, a NUL, nobody's home
+        raise DataError(f"--dataset {legible(name)!r} is no folder, nor a dataset of the Hub: {error}") from error
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        return DatasetSource("hub", name, name)
+    if not _is_bare(name):
+        raise not_found(name, culture, "the Hub: not asked, since its ids look like `name` or `org/name`")
+
+    from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
+
+    try:
+        user = ask(lambda api: text_of(api.whoami()["name"], r"\w[\w.-]*"))
+    except LocalTokenNotFoundError as error:
+        tried = f"the Hub: <your name>/{name}, but nobody is logged in (`hf auth login`)"
+        raise not_found(name, culture, tried) from error
+    except (HTTPError, OSError) as error:
+        tried = f"the Hub: <your name>/{name}, but it did not say who is logged in ({error})"
+        raise not_found(name, culture, tried) from error
+    return DatasetSource("hub", f"{user}/{name}", name)
+
+
+def embedded_folder(name: str) -> Path | None:
+    """The folder beside this file that is the embedded dataset `name`; None where there is no such one.
+
+    Its rows are in `ccub/`. Beside them are DEFAULTS_FILE, the flags that hold where it is used, and perhaps
+    `checksums.json`, see `check_embedded`. What else lies here, such as a user's data, is not embedded.
+    """
+    return ROOT / name if name in EMBEDDED and (ROOT / name / "ccub").is_dir() else None
+
+
+def check_embedded(name: str) -> None:
+    """Hold the files of an embedded dataset against its `checksums.json`; nothing to do where there is none.
+
+    The file names, for each folder of files made together, the command that makes them and the sha256 of each:
+
+        {"models": {"made_by": "python -m pocket.train_models", "sha256": {"clip_conv/model.safetensors": "5f1c..."}}}
+
+    Raises DataError at the first file that is missing or has other content.
+    """
+    root = embedded_folder(name)
+    if root is None or not (root / "checksums.json").is_file():
+        return
+    try:
+        parts = json.loads((root / "checksums.json").read_text())
+    except ValueError as error:
+        raise DataError(f"{root / 'checksums.json'} is not JSON ({error}); restore it from the repository.") from error
+    for folder, part in parts.items():
+        for file_name, expected in part["sha256"].items():
+            file = root / folder / file_name
+            remedy = f"Restore it from the repository, or make it anew with: {part['made_by']}"
+            try:
+                found = file_sha256(file)
+            except OSError as error:
+                raise DataError(f"--dataset {name}: {file} cannot be read ({error.strerror}). {remedy}") from error
+            if found != expected:
+                raise DataError(
+                    f"--dataset {name}: {file} is not the file that belongs here: its sha256 is {found}, not "
+                    f"{expected}. {remedy}"
+                )
+
+
+def _is_bare(name: str) -> bool:
+    return re.fullmatch(r"\w[\w.-]*", name) is not None
+
+
+def not_found(name: str, culture: str | None, hub: str) -> DataError:
+    tried = [f"the folder {Path(name).expanduser().absolute()}: does not exist", hub]
+    if _is_bare(name):
+        tried.insert(0, f"embedded here: {', '.join(EMBEDDED)} alone")
+    return DataError(
+        "\n".join(
+            [f"--dataset {name} was not found. Tried, in this order:"]
+            + [f"  {place}. {what}" for place, what in enumerate(tried, start=1)]
+            + [_how_to_build(name, culture)]
+        )
+    )
+
+
+def _how_to_build(name: str, culture: str | None) -> str:
+    if culture is None or culture in SHEET_TABS:
+        return f"Build it from CCUB's links: `{prepare_command(culture or 'korea', output=name)}`"
+    command = prepare_command(culture, images="FOLDER", output=name)
+    return f"Build it: `{command}`, where FOLDER holds pictures and a metadata.jsonl of lines such as {EXAMPLE_LINE}"

@@ -1,0 +1,178 @@
+"""A LoRA folder's page, and what of the folder leaves for the Hub."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TypeVar
+
+from scoft.cultures import culture_words
+from scoft.files import read_record, write_atomically
+from scoft.hub import files_on_hub, push
+from scoft.lora_folder import (
+    CARD_FILE,
+    EVALUATION_FILE,
+    JUDGED_FILE,
+    KOHYA_FILE,
+    LORA_FILE,
+    RECORD_FILE,
+    Evaluation,
+    Judged,
+    lora_sha256,
+    read_training_record,
+)
+from scoft.pages import code_text, comparison_rows, page_values
+
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parents[1]
+# All of a LoRA folder that loading it and reading its page need; checkpoints, logs and metrics stay at home, and so do
+# the sheets in images/photographs, which show the dataset's.
+PICTURES = ("images/before_after.png", "images/lora-*.png", "images/evaluation.png")
+LORA_FILES = (LORA_FILE, KOHYA_FILE.format("*"), CARD_FILE, *PICTURES)
+
+
+def write_model_card(folder: Path, *, repo_id: str | None = None):
+    """README.md of a LoRA folder, from model_card.md and what lies in the folder: a page of the Hub.
+
+    `repo_id`: where it is or will be on the Hub, which training_args.json then tells later calls. Reads that file,
+    and where they exist images/before_after.png, images/lora-<i>.png, one for each prompt, JUDGED_FILE, and
+    EVALUATION_FILE with images/evaluation.png. Numbers of another LoRA than the folder's are left out, with a warning.
+    Raises DataError for a record that is not as it was written.
+    """
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    record = read_training_record(folder / RECORD_FILE)
+    arguments, facts = record.arguments, record.resolved
+    if repo_id and facts.hub_model_id != repo_id:
+        facts = replace(facts, hub_model_id=repo_id)
+        whole = read_record(folder / RECORD_FILE, dict, remedy="")
+        whole["resolved"]["hub_model_id"] = repo_id
+        write_atomically(folder / RECORD_FILE, json.dumps(whole, indent=2) + "\n")
+    name, prompts = facts.name, facts.prompts
+    culture = culture_words(arguments.culture) if arguments.culture else None
+    # A folder's place on a machine is nobody's business; its name is enough.
+    base_model = facts.base_model if facts.base_revision else Path(facts.base_model).name
+    pictures = [f"images/lora-{i}.png" for i in range(len(prompts)) if (folder / f"images/lora-{i}.png").is_file()]
+    judged = numbers_of(folder, JUDGED_FILE, Judged, remedy=f"Train again, or remove {JUDGED_FILE}.")
+    evaluation = numbers_of(folder, EVALUATION_FILE, Evaluation, remedy="Run evaluate_scoft.py report --card again.")
+    dataset = facts.dataset_id or Path(facts.dataset).name
+    data = ModelCardData(
+        base_model=base_model if facts.base_revision else None,
+        base_model_relation="adapter" if facts.base_revision else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        datasets=[facts.dataset_id] if facts.dataset_id else None,
+        tags=[
+            "text-to-image",
+            "diffusers",
+            "diffusers-training",
+            "lora",
+            "template:sd-lora",
+            "stable-diffusion",
+            "stable-diffusion-diffusers",
+            "scoft",
+        ],
+        instance_prompt=prompts[0] if prompts else None,
+        widget=[{"text": prompt, "output": {"url": url}} for prompt, url in zip(prompts, pictures)] or None,
+        eval_results=evaluation
+        and [
+            EvalResult(
+                task_type="text-to-image",
+                dataset_type=dataset,
+                dataset_name=f"{dataset}, {culture}",
+                metric_type=row.metric,
+                metric_name=row.name,
+                metric_value=round(row.value, 4),
+            )
+            for row in evaluation.rows
+            if row.method == evaluation.method
+        ],
+        model_name=name if evaluation else None,
+        **facts.license,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(ROOT / "model_card.md"),
+        kohya_file=Path(KOHYA_FILE.format(name)).stem,
+        example=code_text(prompts[0] if prompts else f"Photo of a traditional building, in {culture or name}"),
+        base_in_code=code_text(base_model),
+        place_in_code=code_text(facts.hub_model_id or folder.resolve().name),
+        revision_in_code=code_text(facts.base_revision) if facts.base_revision else None,
+        grid=(folder / "images/before_after.png").is_file(),
+        pictures=pictures,
+        judged=page_values(comparison_rows(judged.base, judged.lora)) if judged else None,
+        lora_sha256=lora_sha256(folder) if judged or evaluation else None,
+        measured=evaluation and evaluation_rows(evaluation),
+        evaluation_grid=(folder / "images/evaluation.png").is_file(),
+        **page_values(
+            {
+                "name": name,
+                "culture": culture,
+                "base_model": base_model,
+                "dataset": dataset,
+                "evaluation": evaluation and asdict(evaluation),
+                "arguments": asdict(arguments),
+                "facts": asdict(facts),
+            }
+        ),
+    )
+    write_atomically(folder / CARD_FILE, str(card))
+
+
+def numbers_of(folder: Path, name: str, kind: type[T], *, remedy: str) -> T | None:
+    """The Judged or Evaluation in this file of a LoRA folder; None, if there is none or it is of another LoRA."""
+    if not (folder / name).is_file():
+        return None
+    found = read_record(folder / name, kind, remedy=remedy)
+    if found.lora_sha256 == lora_sha256(folder):
+        return found
+    logger.warning("%s is of another LoRA than its folder's, and is left off the page. %s", folder / name, remedy)
+    return None
+
+
+def evaluation_rows(evaluation: Evaluation) -> list[list[str]]:
+    """Each metric with the base model's number and the LoRA's, as text of a page."""
+    numbers = {}
+    for row in evaluation.rows:
+        numbers.setdefault(row.name, {})[row.method] = row.shown
+    return page_values(
+        [[name, each.get("base", ""), each.get(evaluation.method, "")] for name, each in numbers.items()]
+    )
+
+
+def push_lora(folder: Path, *, repo_id: str, private: bool, retry: str):
+    """Push of a LoRA folder what loading it and its page need: LORA_FILES, and the arguments without local places.
+
+    What an earlier push left behind, such as the picture of a prompt that is no more, goes in the same commit.
+    """
+    record = read_training_record(folder / RECORD_FILE)
+    files = {path.relative_to(folder).as_posix(): path for name in LORA_FILES for path in sorted(folder.glob(name))}
+    whole = read_record(folder / RECORD_FILE, dict, remedy="")
+    files[RECORD_FILE] = json.dumps(without_places(whole), indent=2).encode()
+    there = files_on_hub(repo_id, repo_type="model")
+    stale = [path for path in there if path.endswith(".safetensors") or path.startswith("images/")]
+    push(
+        repo_id,
+        repo_type="model",
+        files=files,
+        stale=[path for path in stale if path not in files],
+        private=private,
+        message=f"LoRA after {record.resolved.updates} updates",
+        retry=retry,
+    )
+
+
+def without_places(value):
+    """`value` with the last name alone of every absolute path in it."""
+    if isinstance(value, str):
+        return Path(value).name if Path(value).is_absolute() else value
+    if isinstance(value, dict):
+        return {key: without_places(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [without_places(each) for each in value]
+    return value

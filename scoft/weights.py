@@ -1,0 +1,56 @@
+"""Frozen models of others: loaded whole or not at all, and recognised by what they hold."""
+
+import contextlib
+import pickle
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from scoft.errors import DataError
+
+
+def load_whole(model_class, name_or_path: str | Path, *, unused: tuple[str, ...] = (), **options) -> nn.Module:
+    """`model_class.from_pretrained(name_or_path, **options)` of diffusers or transformers, from safetensors.
+
+    unused: what the names of weights begin with that the caller never asks, so that they may be missing.
+
+    Raises OSError where the file lacks a weight of the model or has it in another shape.  Both libraries merely warn
+    of the first, and leave random numbers in its place, as happens when a file was written for another version of
+    them.  What else a file holds is ignored.
+    """
+    model, info = model_class.from_pretrained(
+        name_or_path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    lacking = [f"{key} is missing" for key in sorted(info["missing_keys"]) if not key.startswith(unused)]
+    lacking += [f"{key} has shape {tuple(has)}, not {tuple(needs)}" for key, has, needs in info["mismatched_keys"]]
+    if lacking:
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        library = type(model).__module__.partition(".")[0]
+        raise OSError(
+            f"{name_or_path} has no whole {type(model).__name__}: {', '.join(lacking[:3])}{more}. It is damaged, "
+            f"or written for another version than {library} {version(library)}: pip install -U -r requirements.txt"
+        )
+    return model
+
+
+@contextlib.contextmanager
+def loading(
+    name_or_path: str,
+    *,
+    flag: str = "--pretrained_model_name_or_path",
+    kind: str = "a Stable Diffusion pipeline in safetensors",
+) -> Iterator[None]:
+    """Raise DataError, which names flag and model, for whatever keeps a library from loading it inside as `kind`."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise DataError(f"{flag} {name_or_path} cannot be loaded as {kind}: {error}") from error
+
+
+def precision(accelerator) -> torch.dtype:
+    """The dtype of frozen weights under accelerate's mixed precision."""
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
