@@ -39,14 +39,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from scoft import estimates, lora_folder
+from scoft import intervals, lora_folder
 from scoft.base_model import base_commit, load_pipeline
 from scoft.cultures import culture_words
 from scoft.dataset import CulturalDataset, read_dataset
 from scoft.dataset_source import DEFAULTS_FILE, embedded_folder, find_dataset
 from scoft.distances import DREAMSIM_TYPES, load_distance
 from scoft.errors import DataError
-from scoft.estimates import Estimate
 from scoft.evaluate import figures, formulas
 from scoft.files import (
     Ledger,
@@ -62,6 +61,7 @@ from scoft.files import (
     write_atomically,
 )
 from scoft.images import MAX_BYTES, SUFFIXES, is_blank, open_file, open_image, write_png
+from scoft.intervals import Estimate
 from scoft.lora_folder import (
     EVALUATION_FILE,
     LORA_FILE,
@@ -237,7 +237,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="Hub id, folder or file in place of an encoder's own: " + ", ".join(ENCODERS),
     )
     score.add_argument("--dreamsim_type", default="ensemble", choices=DREAMSIM_TYPES)
-    score.add_argument("--question", default=estimates.QUESTIONS[0], choices=estimates.QUESTIONS)
+    score.add_argument("--question", default=intervals.QUESTIONS[0], choices=intervals.QUESTIONS)
     score.add_argument("--neighbours", type=int, default=5, help="k of precision, recall, density and coverage")
     score.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
@@ -1052,8 +1052,8 @@ class References:
         return self.features.of(self.args.features, self.photographs.test)
 
     @functools.cached_property
-    def draw(self) -> estimates.Draw:
-        return estimates.photograph_draw(self.args.culture, len(self.test))
+    def draw(self) -> intervals.Draw:
+        return intervals.photograph_draw(self.args.culture, len(self.test))
 
     @functools.cached_property
     def kid(self) -> formulas.KidReference:
@@ -1062,7 +1062,7 @@ class References:
     @functools.cached_property
     def kid_general(self) -> formulas.KidReference:
         y = self.features.of(self.args.features, self.photographs.general)
-        return formulas.kid_reference(y, photographs=estimates.photograph_draw("general", len(y)))
+        return formulas.kid_reference(y, photographs=intervals.photograph_draw("general", len(y)))
 
     def nearest(self, sources: Sequence[Source]) -> tuple[list[Source], np.ndarray]:
         """For each picture the training photograph that it is most like, and their cosine (n,)."""
@@ -1096,18 +1096,18 @@ def scores(
     try:
         # A sentence that is asked with each culture's name is one prompt; a caption is its culture's own.
         labels = [picture.index if picture.photograph is None else picture.prompt for picture in shown]
-        draws = estimates.picture_draws(labels, [picture.number for picture in shown], question=args.question)
+        draws = intervals.picture_draws(labels, [picture.number for picture in shown], question=args.question)
         if shown[0].photograph is not None:
             own = f"captions of {args.culture}"
             draws = [draw._replace(name=own) if draw.name == "prompts" else draw for draw in draws]
 
         def of(statistic: Callable[[np.ndarray], float]) -> Estimate:
-            return estimates.estimate(statistic, draws)
+            return intervals.estimate(statistic, draws)
 
         for metric in wanted:
             if metric in ("kid", "kid_general"):
                 x, reference = features.of(args.features, sources), getattr(references, metric)
-                yield metric, estimates.scaled(formulas.kid_estimate(x, reference, draws), 1000)
+                yield metric, intervals.scaled(formulas.kid_estimate(x, reference, draws), 1000)
             elif metric in ("clip_score", "clip_cosine"):
                 each = {"clip_score": formulas.clip_scores, "clip_cosine": formulas.cosines}[metric]
                 values = each(features.of("clip", sources), features.of_texts(prompts))
@@ -1175,7 +1175,7 @@ class Judge:
                     "is to say 0 or 1 of each picture, under the same names."
                 )
         for name in verdicts[0]:
-            yield f"judge/{name}", estimates.rate([verdict[name] for verdict in verdicts], draws)
+            yield f"judge/{name}", intervals.rate([verdict[name] for verdict in verdicts], draws)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1263,7 +1263,7 @@ def write_results(
     record = Results(
         culture=args.culture,
         question=args.question,
-        confidence=estimates.CONFIDENCE,
+        confidence=intervals.CONFIDENCE,
         features=args.features,
         diversity_features=args.diversity_features,
         neighbours=args.neighbours,
@@ -1305,7 +1305,7 @@ def write_results(
 def paired(a: Estimate, b: Estimate, *, what: str) -> Estimate:
     """The difference of two methods. Raises DataError where blank pictures left them no prompt or seed in common."""
     try:
-        return estimates.difference(a, b)
+        return intervals.difference(a, b)
     except ValueError as error:
         raise DataError(f"{what}: {error}") from error
 
@@ -1332,7 +1332,7 @@ def paper_means(cultures: Sequence[str]) -> dict[tuple[str, str], Estimate]:
         for metric, values in metrics.items():
             by_culture = dict(zip(PAPER_CULTURES, values, strict=True))
             printed = {culture: Estimate(*[by_culture[culture]] * 3, 0) for culture in cultures}
-            found[metric, method] = estimates.mean_over_cultures(printed)
+            found[metric, method] = intervals.mean_over_cultures(printed)
     return found
 
 
@@ -1406,7 +1406,7 @@ def write_report(results: dict[Path, Results], output: Path):
     beyond = list(dict.fromkeys((m, s) for m, s, _ in keys if (m, s) not in culture + memory))
     try:
         mean = {
-            key: estimates.mean_over_cultures({each.culture: each.estimates[key] for each in every}) for key in keys
+            key: intervals.mean_over_cultures({each.culture: each.estimates[key] for each in every}) for key in keys
         }
     except ValueError as error:
         raise DataError(

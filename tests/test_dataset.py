@@ -1378,7 +1378,8 @@ def test_hub_dataset_of_somebody_else(published, monkeypatch, token):
 def test_hub_dataset_offline(published):
     """Offline cached copies are read, each commit's own, and one that lacks a file is refused."""
     program = (
-        "import sys\nfrom scoft.dataset import read_dataset\nfrom scoft.dataset_source import find_dataset\n"
+        "import sys\nfrom pathlib import Path\nfrom scoft.dataset import read_dataset\n"
+        "from scoft.dataset_source import find_dataset\n"
         "from scoft.errors import DataError\n"
         "source = find_dataset('alice/ccub', culture='korea')\n"
         "read = lambda revision: read_dataset(source, culture='korea', needs_blip=False, needs_negatives=False, "

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.spatial.distance import cdist
 
-from scoft.estimates import Draw, Estimate, check_draws, estimate_of, finite, leave_out, rate_of
+from scoft.intervals import Draw, Estimate, check_draws, estimate_of, finite, leave_out, rate_of
 
 
 BLOCK = 1024  # rows of a kernel or similarity matrix that are held at a time

@@ -17,18 +17,6 @@ from scipy import stats
 from torch_fidelity.metric_kid import kid_features_to_metric
 from vendi_score import vendi
 
-from scoft.estimates import (
-    QUESTIONS,
-    Draw,
-    Estimate,
-    difference,
-    estimate,
-    mean_over_cultures,
-    photograph_draw,
-    picture_draws,
-    rate,
-    scaled,
-)
 from scoft.evaluate import formulas
 from scoft.evaluate.formulas import (
     KidReference,
@@ -44,6 +32,18 @@ from scoft.evaluate.formulas import (
     prdc_estimates,
     training_similarity,
     vendi_score,
+)
+from scoft.intervals import (
+    QUESTIONS,
+    Draw,
+    Estimate,
+    difference,
+    estimate,
+    mean_over_cultures,
+    photograph_draw,
+    picture_draws,
+    rate,
+    scaled,
 )
 
 
