@@ -1,5 +1,6 @@
 """Models are whole: a door refuses one that lacks a weight, or has it in another shape, by flag, model and name."""
 
+import ast
 import re
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ import evaluate_scoft
 import prepare_ccub
 import train_scoft_lora
 from pocket import judge
-from scoft.base_model import load_pipeline
+from scoft.base_model import StableDiffusion, load_pipeline
 from scoft.distances import load_distance
 from scoft.errors import DataError
 from scoft.weights import load_whole
@@ -40,7 +41,7 @@ def damaged(tmp_path):
 
 def train(folder: Path):
     options = dict.fromkeys(("revision", "variant", "cache_dir", "prediction_type"))
-    train_scoft_lora.load_models(str(folder), **options, unet_dtype=torch.float32)
+    StableDiffusion.load(str(folder), **options, dtype=torch.float32)
 
 
 def evaluate(folder: Path):
@@ -168,3 +169,36 @@ def test_files_of_stable_diffusion_1_are_whole(tmp_path, tiny_pipeline):
         old = load_whole(model_class, folder, subfolder=part).state_dict()
         new = load_whole(model_class, tiny_pipeline, subfolder=part).state_dict()
         assert all(torch.equal(weight, old[name]) for name, weight in new.items())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One room alone knows its classes
+# ---------------------------------------------------------------------------------------------------------------------
+
+OWN = re.compile(
+    r"StableDiffusion\w+|UNet2DConditionModel|AutoencoderKL|DDPMScheduler|DDIMScheduler|CLIPText\w+|CLIPTokenizer"
+)
+ROOT = Path(train_scoft_lora.__file__).parent
+TRAINING = [ROOT / "train_scoft_lora.py", ROOT / "scoft_losses.py", *sorted(ROOT.glob("scoft/train/*.py"))]
+
+
+def names_of_a_family(source: str) -> list[str]:
+    """What stands in the code, not in its words, of diffusers' and transformers' classes of Stable Diffusion."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        names = [getattr(node, "id", None), getattr(node, "attr", None), getattr(node, "name", None)]
+        found += [name for name in names if isinstance(name, str) and OWN.fullmatch(name)]
+    return found
+
+
+@pytest.mark.parametrize("file", TRAINING, ids=lambda file: str(file.relative_to(ROOT)))
+def test_training_names_no_class_of_a_family(file):
+    """Another family is put beside scoft/base_model.py without touching these."""
+    assert names_of_a_family(file.read_text()) == []
+
+
+def test_a_named_class_is_seen():
+    assert names_of_a_family((ROOT / "scoft/base_model.py").read_text())
+    assert names_of_a_family("def f():\n    from diffusers import DDIMScheduler") == ["DDIMScheduler"]
+    assert names_of_a_family("import diffusers\ndiffusers.UNet2DConditionModel()") == ["UNet2DConditionModel"]
+    assert names_of_a_family("StableDiffusion.load('a StableDiffusionPipeline')") == []

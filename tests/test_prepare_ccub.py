@@ -41,6 +41,7 @@ from scoft.distances import load_distance
 from scoft.errors import DataError
 from scoft.files import LOCK, Ledger, content_key, sole_writer
 from scoft.images import FORMATS, UnusableImage
+from scoft.lora_folder import LORA_FILE
 from scoft.prepare.web import Fetcher
 
 
@@ -429,7 +430,7 @@ def test_the_trainer_learns_from_what_the_pocket_world_gives(tmp_path, monkeypat
         )
     )
     (update,) = map(json.loads, (tmp_path / "lora" / "metrics.jsonl").read_text().splitlines())
-    assert update["loss"] > 0 and (tmp_path / "lora" / train_scoft_lora.LORA_FILE).exists()
+    assert update["loss"] > 0 and (tmp_path / "lora" / LORA_FILE).exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
