@@ -56,7 +56,6 @@ from scoft.files import (
     is_empty,
     is_mark,
     private_folder,
-    read_record,
     sole_writer,
     write_atomically,
 )
@@ -70,8 +69,11 @@ from scoft.lora_folder import (
     LORA_FILE,
     RECORD_FILE,
     Facts,
-    lora_sha256,
+    read_run_record,
+    run_record,
     save_lora,
+    write_judged,
+    write_run_record,
 )
 from scoft.lora_page import PICTURES, push_lora, write_model_card
 from scoft.pages import comparison_rows
@@ -1062,9 +1064,7 @@ class Validation:
                 for row in judge_table(**judged):
                     logger.info("  %s", row)
                 if final:
-                    folder = self.folder.parent
-                    told = judged | {"lora_sha256": lora_sha256(folder)}
-                    write_atomically(folder / JUDGED_FILE, json.dumps(told, indent=2, default=float) + "\n")
+                    write_judged(self.folder.parent, **judged)
                 flat = {
                     f"judge/{of}/{name}": value
                     for of, numbers in judged.items()
@@ -1218,25 +1218,14 @@ def crosses_epoch(step: int, every: int | None, *, images_per_update: int, num_r
     return after > before
 
 
-def run_record(arguments: dict, resolved: Facts) -> dict:
-    """What training_args.json holds: all arguments, what they resolved to, and the versions that ran."""
-    packages = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "timm", "dreamsim")
-    installed = {package for package in packages if importlib.util.find_spec(package)}
-    return {
-        "arguments": {flag: str(value) if isinstance(value, Path) else value for flag, value in arguments.items()},
-        "resolved": dataclasses.asdict(resolved),
-        "versions": {package: importlib.metadata.version(package) for package in packages if package in installed},
-    }
-
-
-def warn_of_changes(path: Path, *, record: dict):
-    """Say in what a resumed run, with this record, departs from the one that wrote `path`.
+def warn_of_changes(folder: Path, *, record: dict):
+    """Say in what a resumed run, with this record, departs from the one that began in `folder`.
 
     A longer run is no departure where its rate does not depend on its length.
     """
-    if not path.exists():
+    if not (folder / RECORD_FILE).exists():
         return
-    before = read_record(path, dict[str, dict], remedy="Remove it, if the runs need not be compared.")
+    before = read_run_record(folder, remedy="Remove it, if the runs need not be compared.")
     were, are = (each.get("arguments", {}) | each.get("resolved", {}) for each in (before, record))
     free = FREE_FLAGS | ({"updates"} if are["lr_scheduler"].startswith("constant") else set())
     for fact in sorted(are.keys() - free):
@@ -1547,8 +1536,8 @@ def train(
     if is_main:
         record = run_record(vars(args), resolved)
         abandon_what_follows(output_dir, first_step)
-        warn_of_changes(output_dir / RECORD_FILE, record=record)
-        write_atomically(output_dir / RECORD_FILE, json.dumps(record, indent=2) + "\n")
+        warn_of_changes(output_dir, record=record)
+        write_run_record(output_dir, record)
         accelerator.init_trackers("scoft", config={flag: str(value) for flag, value in record["arguments"].items()})
     metrics = Metrics(output_dir / "metrics.jsonl", step=first_step, accelerator=accelerator)
     validate = None

@@ -1259,13 +1259,13 @@ def test_a_flag_that_may_make_another_run_is_told(tmp_path, caplog, flag, value)
     """Whatever is not known to leave a resumed run the same is named when it differs; a new flag is so by itself."""
     arguments = vars(parse())
     record = {"arguments": arguments, "resolved": {"updates": 4}}
-    (tmp_path / "record.json").write_text(json.dumps(record, default=str))
+    (tmp_path / "training_args.json").write_text(json.dumps(record, default=str))
     for free in train_scoft_lora.FREE_FLAGS & arguments.keys():
         record["arguments"] = arguments | {free: "another"}
-        train_scoft_lora.warn_of_changes(tmp_path / "record.json", record=record)
+        train_scoft_lora.warn_of_changes(tmp_path, record=record)
     assert not caplog.records
     record["arguments"] = arguments | {flag: value}
-    train_scoft_lora.warn_of_changes(tmp_path / "record.json", record=record)
+    train_scoft_lora.warn_of_changes(tmp_path, record=record)
     assert [record.message for record in caplog.records] == [
         f"The resumed run departs from the one that was started: {flag} was {arguments[flag]}, is {value}"
     ]
