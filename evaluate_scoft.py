@@ -63,13 +63,13 @@ from scoft.files import (
 from scoft.images import MAX_BYTES, SUFFIXES, is_blank, open_file, open_image, write_png
 from scoft.intervals import Estimate
 from scoft.lora_folder import (
-    EVALUATION_FILE,
     LORA_FILE,
     RECORD_FILE,
     TrainingRecord,
     load_into_pipeline,
     lora_sha256,
     read_training_record,
+    write_evaluation,
 )
 from scoft.lora_page import without_places, write_model_card
 from scoft.pages import markdown_text, with_interval
@@ -1642,7 +1642,7 @@ def fill_card(args: argparse.Namespace, results: dict[Path, Results]):
         ],
         lora_sha256=sha256,
     )
-    write_atomically(args.card / EVALUATION_FILE, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+    write_evaluation(args.card, record)
     if grid := method_grid(folder, only=(BASE, args.method)):
         write_png(args.card / "images/evaluation.png", grid)
     write_model_card(args.card)

@@ -47,7 +47,7 @@ from scoft.errors import DataError
 from scoft.files import checked_name, is_empty, is_mark, sole_writer
 from scoft.hub import ready_repo
 from scoft.images import INTERPOLATIONS, ImageTransform
-from scoft.lora_folder import KOHYA_FILE, LORA_FILE, RECORD_FILE, save_lora
+from scoft.lora_folder import KOHYA_FILE, LORA_FILE, save_lora
 from scoft.train.checkpoints import check_space, find_checkpoint, is_finished, load_checkpoint, save_checkpoint, seal
 from scoft.train.constants import Constants, pad_rows, to_device
 from scoft.train.examples import EntrySampler, TrainingExamples, collate, crosses_epoch, is_due
@@ -697,7 +697,7 @@ def main(argv: list[str] | None = None):
         )
         if is_main:
             abandon_what_follows(output_dir, first_step)
-            record = write_record(output_dir / RECORD_FILE, vars(args), resolved)
+            record = write_record(output_dir, vars(args), resolved)
             arguments = {flag: str(value) for flag, value in record["arguments"].items()}
             accelerator.init_trackers("scoft", config=arguments)
         metrics = Metrics(output_dir / "metrics.jsonl", step=first_step, accelerator=accelerator)

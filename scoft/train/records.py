@@ -1,8 +1,5 @@
 """What a run writes down beside its weights: its arguments, and a line of numbers for each update."""
 
-import dataclasses
-import importlib.metadata
-import importlib.util
 import json
 import logging
 import math
@@ -15,8 +12,17 @@ import torch
 
 from scoft.dataset import CulturalDataset
 from scoft.dataset_source import DatasetSource
-from scoft.files import read_record, write_atomically
-from scoft.lora_folder import CARD_FILE, EVALUATION_FILE, JUDGED_FILE, Facts
+from scoft.files import write_atomically
+from scoft.lora_folder import (
+    CARD_FILE,
+    EVALUATION_FILE,
+    JUDGED_FILE,
+    RECORD_FILE,
+    Facts,
+    read_run_record,
+    run_record,
+    write_run_record,
+)
 from scoft.lora_page import PICTURES
 from scoft.train.checkpoints import SEAL_FILE, checkpoints, discard
 from scoft.train.terms import TERMS
@@ -114,33 +120,22 @@ def resolve(dataset: CulturalDataset, source: DatasetSource, **known) -> Facts:
     )
 
 
-def write_record(path: Path, arguments: dict, resolved: Facts) -> dict:
-    """Write training_args.json, and return it; warns where it differs from the record of the run that goes on."""
+def write_record(folder: Path, arguments: dict, resolved: Facts) -> dict:
+    """Write a run's record into its folder, and return it; warns where it differs from that of the run before."""
     record = run_record(arguments, resolved)
-    warn_of_changes(path, record=record)
-    write_atomically(path, json.dumps(record, indent=2) + "\n")
+    warn_of_changes(folder, record=record)
+    write_run_record(folder, record)
     return record
 
 
-def run_record(arguments: dict, resolved: Facts) -> dict:
-    """What training_args.json holds: all arguments, what they resolved to, and the versions that ran."""
-    packages = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "timm", "dreamsim")
-    installed = {package for package in packages if importlib.util.find_spec(package)}
-    return {
-        "arguments": {flag: str(value) if isinstance(value, Path) else value for flag, value in arguments.items()},
-        "resolved": dataclasses.asdict(resolved),
-        "versions": {package: importlib.metadata.version(package) for package in packages if package in installed},
-    }
-
-
-def warn_of_changes(path: Path, *, record: dict):
-    """Say in what a resumed run, with this record, departs from the one that wrote `path`.
+def warn_of_changes(folder: Path, *, record: dict):
+    """Say in what a resumed run, with this record, departs from the one that left its own in the folder.
 
     A longer run is no departure where its rate does not depend on its length.
     """
-    if not path.exists():
+    if not (folder / RECORD_FILE).exists():
         return
-    before = read_record(path, dict[str, dict], remedy="Remove it, if the runs need not be compared.")
+    before = read_run_record(folder, remedy="Remove it, if the runs need not be compared.")
     were, are = (each.get("arguments", {}) | each.get("resolved", {}) for each in (before, record))
     free = {*FREE_FLAGS, *(["updates"] if are["lr_scheduler"].startswith("constant") else [])}
     for fact in sorted(are.keys() - free):

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,9 +15,9 @@ from PIL import Image
 from scoft import sheets
 from scoft.base_model import StableDiffusion
 from scoft.dataset import CulturalDataset
-from scoft.files import private_folder, write_atomically
+from scoft.files import private_folder
 from scoft.images import is_blank, write_png
-from scoft.lora_folder import JUDGED_FILE, lora_sha256
+from scoft.lora_folder import write_judged
 from scoft.pages import comparison_rows
 from scoft.train.trackers import show_picture
 
@@ -125,9 +124,7 @@ class Validation:
         for row in judge_table(**judged):
             logger.info("  %s", row)
         if final:
-            folder = self.folder.parent
-            told = judged | {"lora_sha256": lora_sha256(folder)}
-            write_atomically(folder / JUDGED_FILE, json.dumps(told, indent=2, default=float) + "\n")
+            write_judged(self.folder.parent, **judged)
         flat = {
             f"judge/{of}/{name}": value
             for of, numbers in judged.items()

@@ -37,13 +37,13 @@ def test_a_flag_that_may_make_another_run_is_told(tmp_path, caplog, flag, value)
     """Whatever is not known to leave a resumed run the same is named when it differs; a new flag is so by itself."""
     arguments = vars(train_scoft_lora.parse_args(["--dataset", "d", "--culture", "south_korea"]))
     record = {"arguments": arguments, "resolved": {"updates": 4}}
-    (tmp_path / "record.json").write_text(json.dumps(record, default=str))
+    (tmp_path / "training_args.json").write_text(json.dumps(record, default=str))
     for free in arguments.keys() & FREE_FLAGS:
         record["arguments"] = arguments | {free: "another"}
-        warn_of_changes(tmp_path / "record.json", record=record)
+        warn_of_changes(tmp_path, record=record)
     assert not caplog.records
     record["arguments"] = arguments | {flag: value}
-    warn_of_changes(tmp_path / "record.json", record=record)
+    warn_of_changes(tmp_path, record=record)
     assert [record.message for record in caplog.records] == [
         f"The resumed run departs from the one that was started: {flag} was {arguments[flag]}, is {value}"
     ]
