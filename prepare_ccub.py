@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from scoft.launch import Parser, command_again, progress, run_main, set_up_logging
+from scoft.launch import Parser, add_options, command_again, progress, run_main, set_up_logging
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ from scoft.base_model import load_pipeline
 from scoft.cultures import CATEGORIES, SHEET_TABS, culture_words
 from scoft.dataset import unusable, warn_of_scripts
 from scoft.dataset_source import DEFAULTS_FILE, EMBEDDED, embedded_folder
-from scoft.distances import DISTANCES, DREAMSIM_TYPES, PerceptualDistance, load_distance
+from scoft.distances import DISTANCES, PerceptualDistance, distance_options, load_distance
 from scoft.errors import DataError
 from scoft.files import (
     Ledger,
@@ -231,12 +231,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     models.add_argument("--guidance_scale", type=float, default=7.5)
     models.add_argument("--filter_distance", default="dreamsim", choices=DISTANCES)
     models.add_argument("--filter_model", help="Hub id or folder of the distance's encoder")
-    models.add_argument(
-        "--dreamsim_type",
-        default="ensemble",
-        choices=DREAMSIM_TYPES,
-        help="model of the dreamsim package",
-    )
+    add_options(models, distance_options())
     models.add_argument(
         "--false_negative_threshold",
         type=float,
@@ -1494,17 +1489,14 @@ def draw_negatives(args: argparse.Namespace, wanted: dict[str, tuple], ledger: L
 
 
 def load_filter(args: argparse.Namespace, *, device) -> PerceptualDistance:
-    try:
-        return load_distance(
-            args.filter_distance,
-            model_name_or_path=args.filter_model,
-            device=device,
-            dreamsim_type=args.dreamsim_type,
-            cache_dir=args.cache_dir,
-            flags=("--filter_distance", "--filter_model"),
-        )
-    except (OSError, ImportError) as error:
-        raise DataError(str(error)) from error
+    return load_distance(
+        args.filter_distance,
+        model_name_or_path=args.filter_model,
+        device=device,
+        cache_dir=args.cache_dir,
+        flags=("--filter_distance", "--filter_model"),
+        **{option: getattr(args, option) for option in distance_options()},
+    )
 
 
 def measure(args: argparse.Namespace, wanted: dict[str, tuple], ledger: Ledger, folder: Path, accelerator):

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from scoft.launch import (
     Parser,
+    add_options,
     check_function,
     command_again,
     is_orphan,
@@ -46,8 +47,9 @@ from scoft import sheets
 from scoft.base_model import base_commit, license_of
 from scoft.cultures import culture_words
 from scoft.dataset import CulturalDataset, read_dataset
+from scoft.dataset_rows import Remedies
 from scoft.dataset_source import DEFAULTS_FILE, DatasetSource, check_embedded, embedded_folder, find_dataset
-from scoft.distances import DISTANCES, DREAMSIM_TYPES, PerceptualDistance, load_distance
+from scoft.distances import DISTANCES, PerceptualDistance, distance_options, load_distance
 from scoft.errors import DataError
 from scoft.files import (
     cached_tensors,
@@ -115,6 +117,11 @@ DEFAULT_TRAIN_STEPS = 3000
 MAX_RANK = 1280  # a matrix has no rank above its smaller side, which is at most this in Stable Diffusion 1.x and 2.x
 DEFAULT_PROMPTS = ("Photo of a traditional building, in {}", "Two people wearing traditional clothing, in {}")
 DATASET_FLAGS = ("--dataset", "--dataset_name", "--train_data_dir")
+REMEDIES = Remedies(
+    no_blip_captions="or train with --method finetune, which needs none",
+    no_negatives="or train with --method mp, which needs none",
+    bad_rows="--skip_bad_images leaves them out",
+)
 PROMPT_FLAGS = ("--validation_prompts", "--validation_prompt")
 # accelerate's trackers; each is also the name of the package it needs.
 TRACKERS = ("tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
@@ -213,12 +220,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     scoft.add_argument("--perceptual_every", type=int, default=10, help="L_P and L_C fall on every n-th update")
     scoft.add_argument("--perceptual_distance", default="clip_conv", choices=DISTANCES, help="S of L_P and L_C")
     scoft.add_argument("--perceptual_model_name_or_path", help="Hub id or folder; default: the distance's own")
-    scoft.add_argument(
-        "--dreamsim_type",
-        default="ensemble",
-        choices=DREAMSIM_TYPES,
-        help="model of the dreamsim package",
-    )
+    add_options(scoft, distance_options())
     scoft.add_argument(
         "--recorded_step",
         default="first",
@@ -1287,11 +1289,12 @@ def train(
         negatives_column=args.negatives_column,
         needs_blip="memorization" in weights,
         needs_negatives="contrastive" in weights,
-        max_samples=args.max_train_samples,
+        max_train_samples=args.max_train_samples,
         seed=args.seed,
         skip_bad_images=args.skip_bad_images,
         cache_dir=args.cache_dir,
         revision=args.dataset_revision,
+        remedies=REMEDIES,
     )
     prompts = validation_prompts(args)
 
@@ -1447,17 +1450,15 @@ def train(
             )
             vae.encoder = vae.quant_conv = None
         if IMAGE_TERMS & weights.keys():
-            try:
-                distance = load_distance(
-                    args.perceptual_distance,
-                    model_name_or_path=args.perceptual_model_name_or_path,
-                    device=device,
-                    dtype=image_dtype,
-                    dreamsim_type=args.dreamsim_type,
-                    cache_dir=args.cache_dir,
-                )
-            except (OSError, ImportError) as error:
-                raise DataError(str(error)) from error
+            distance = load_distance(
+                args.perceptual_distance,
+                model_name_or_path=args.perceptual_model_name_or_path,
+                device=device,
+                dtype=image_dtype,
+                cache_dir=args.cache_dir,
+                flags=("--perceptual_distance", "--perceptual_model_name_or_path"),
+                **{option: getattr(args, option) for option in distance_options()},
+            )
             features = ImageFeatures(dataset, transform=transform, distance=distance, device=device)
             if args.precompute_dir and args.center_crop:
                 features.precompute(args.precompute_dir / "features.safetensors", flips=flips)

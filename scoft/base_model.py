@@ -24,7 +24,9 @@ def base_commit(name_or_path: str, *, revision: str | None, cache_dir: str | Non
     """The commit of the base model on the Hub, from which all of its parts are then loaded; None for a folder."""
     if Path(name_or_path).is_dir():
         if revision is not None:
-            raise DataError(f"--revision {revision} is of a Hub model, but {name_or_path} is a folder; leave it out")
+            raise DataError(
+                f"{revision} is of a Hub model, but {name_or_path} is a folder; leave it out", argument="revision"
+            )
         return None
     from huggingface_hub.errors import HFValidationError, HTTPError
 
@@ -32,8 +34,8 @@ def base_commit(name_or_path: str, *, revision: str | None, cache_dir: str | Non
         return hub_commit(name_or_path, revision=revision, file="model_index.json", cache_dir=cache_dir)
     except (OSError, HTTPError, HFValidationError) as error:
         raise DataError(
-            f"--pretrained_model_name_or_path {name_or_path} is no folder, and {endpoint()} has no such pipeline that "
-            f"can be read: {error}"
+            f"{name_or_path} is no folder, and {endpoint()} has no such pipeline that can be read: {error}",
+            argument="pretrained_model_name_or_path",
         ) from error
 
 

@@ -3,7 +3,7 @@
 from scoft.errors import DataError
 
 
-# --culture name -> its words in a prompt ("a house in the United States"): six cultures of CCUB (paper, section 3).
+# A culture's name -> its words in a prompt ("a house in the United States"): six cultures of CCUB (paper, section 3).
 CULTURES = {
     "korea": "Korea",
     "china": "China",
@@ -29,8 +29,8 @@ CATEGORIES = (
 
 
 def culture_words(culture: str) -> str:
-    """A `--culture` as words in a prompt: 'united_states' -> 'the United States', 'new-zealand' -> 'New Zealand'."""
+    """A culture's words in a prompt: 'united_states' -> 'the United States', 'new-zealand' -> 'New Zealand'."""
     words = culture.replace("_", " ").replace("-", " ").split()
     if not words:
-        raise DataError(f"--culture {culture!r} is blank; give a name such as {', '.join(CULTURES)}.")
+        raise DataError(f"{culture!r} is blank; give a name such as {', '.join(CULTURES)}.", argument="culture")
     return CULTURES.get(culture) or " ".join(word[0].upper() + word[1:] for word in words)

@@ -372,7 +372,8 @@ def checked_name(name: str, *, what: str) -> str:
     sound = re.match(r"[^\W_]", name) and re.fullmatch(r"[\w-]+", bare)
     if not sound or len(name) > MAX_NAME or len(name.encode()) > MAX_NAME_BYTES:
         raise DataError(
-            f"{what} is 1 to {MAX_NAME} letters, digits, - and _, a letter or digit first (at most {MAX_NAME_BYTES} "
-            f"bytes), got {name!r}."
+            f"is 1 to {MAX_NAME} letters, digits, - and _, a letter or digit first (at most {MAX_NAME_BYTES} bytes), "
+            f"got {name!r}.",
+            argument=what,
         )
     return name

@@ -41,14 +41,14 @@ def load_whole(model_class, name_or_path: str | Path, *, unused: tuple[str, ...]
 def loading(
     name_or_path: str,
     *,
-    flag: str = "--pretrained_model_name_or_path",
+    flag: str = "pretrained_model_name_or_path",
     kind: str = "a Stable Diffusion pipeline in safetensors",
 ) -> Iterator[None]:
     """Raise DataError, which names flag and model, for whatever keeps a library from loading it inside as `kind`."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise DataError(f"{flag} {name_or_path} cannot be loaded as {kind}: {error}") from error
+        raise DataError(f"{name_or_path} cannot be loaded as {kind}: {error}", argument=flag) from error
 
 
 def precision(accelerator) -> torch.dtype:

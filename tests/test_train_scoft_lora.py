@@ -1146,7 +1146,7 @@ def test_nothing_heavy_is_imported_before_the_data_is_checked(flags):
 
 def test_an_absent_base_model_is_named(train):
     """A base model that cannot be loaded is named with its flag."""
-    with pytest.raises(DataError, match="--pretrained_model_name_or_path no/such-model"):
+    with pytest.raises(DataError, match="^pretrained_model_name_or_path no/such-model"):
         train(pretrained_model_name_or_path="no/such-model")
 
 
