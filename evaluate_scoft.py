@@ -54,7 +54,6 @@ from scoft.files import (
     checked_name,
     content_key,
     file_sha256,
-    model_key,
     private_folder,
     read_record,
     read_regular,
@@ -74,7 +73,7 @@ from scoft.lora_folder import (
 )
 from scoft.lora_page import without_places, write_model_card
 from scoft.pages import markdown_text, with_interval
-from scoft.weights import load_whole, loading, precision
+from scoft.weights import encoder_key, load_whole, loading, model_key, precision
 
 
 logger = logging.getLogger("scoft")
@@ -686,10 +685,7 @@ class Encoder:
 
     def __init__(self, place: str, model: torch.nn.Module, processor: Callable | None, *, device: str):
         self.place, self.model, self.processor, self.device = place, model.eval().to(device), processor, device
-        digest = hashlib.sha256(type(self).__name__.encode())
-        for name, tensor in sorted(model.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        self.sha256 = digest.hexdigest()
+        self.sha256 = encoder_key(model, kind=type(self).__name__)
 
     def __call__(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         inputs = self.processor(images=list(pictures), return_tensors="pt").to(self.device)

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -91,7 +90,7 @@ from scoft.train.checkpoints import (
     save_checkpoint,
     seal,
 )
-from scoft.weights import load_whole, loading, precision
+from scoft.weights import load_whole, loading, precision, weights_key
 from scoft_losses import ldm_loss, memorization_loss, perceptual_loss, self_contrastive_loss, weighted_sum
 
 
@@ -527,14 +526,6 @@ def encode_photographs(pixel_values: torch.Tensor, *, vae) -> tuple[torch.Tensor
 def decode_latents(z: torch.Tensor, *, vae) -> torch.Tensor:
     """Images (B, 3, H, W), about [-1, 1] and not clamped, in float32; differentiable in z."""
     return vae.decode(z.to(next(vae.decoder.parameters()).dtype) / vae.config.scaling_factor).sample.float()
-
-
-def weights_key(model: torch.nn.Module) -> str:
-    """A hash of a model's weights, so that a cache made with other weights is recognised."""
-    digest = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

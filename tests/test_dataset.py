@@ -28,7 +28,6 @@ from torchvision import transforms
 
 import prepare_ccub
 from scoft import dataset, dataset_rows, dataset_source, images, randomness
-from scoft.cultures import culture_words
 from scoft.dataset import read_dataset
 from scoft.dataset_source import DatasetSource, check_embedded, find_dataset
 from scoft.errors import DataError
@@ -127,27 +126,6 @@ def test_import_is_light():
     """Importing scoft.dataset loads neither torch nor datasets, so that a mistyped flag is answered at once."""
     code = "import sys, scoft.dataset; sys.exit(bool({'torch', 'datasets', 'torchvision'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
-@pytest.mark.parametrize(
-    ("culture", "words"),
-    [
-        ("united_states", "the United States"),
-        ("korea", "Korea"),
-        ("new-zealand", "New Zealand"),
-        ("ivory_coast", "Ivory Coast"),
-        ("USA", "USA"),
-    ],
-)
-def test_culture_words(culture, words):
-    """A culture of CCUB has its own words; any other is its name with capitals and spaces."""
-    assert culture_words(culture) == words
-
-
-def test_blank_culture():
-    """A culture without letters is refused by its flag."""
-    with pytest.raises(DataError, match="^culture ' '"):
-        culture_words(" ")
 
 
 @pytest.mark.parametrize("culture", [" ", "", "k" * 300, "../korea", "ko\0rea"])
