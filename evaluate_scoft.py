@@ -33,7 +33,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal, get_args
 
-from scoft.launch import Parser, check_function, load_function, progress, run_main, set_up_logging
+from scoft.launch import Parser, add_options, check_function, load_function, progress, run_main, set_up_logging
 
 import numpy as np
 import torch
@@ -43,8 +43,9 @@ from scoft import intervals, lora_folder
 from scoft.base_model import base_commit, load_pipeline
 from scoft.cultures import culture_words
 from scoft.dataset import CulturalDataset, read_dataset
+from scoft.dataset_rows import Remedies
 from scoft.dataset_source import DEFAULTS_FILE, embedded_folder, find_dataset
-from scoft.distances import DREAMSIM_TYPES, load_distance
+from scoft.distances import distance_options, load_distance
 from scoft.errors import DataError
 from scoft.evaluate import figures, formulas
 from scoft.files import (
@@ -53,7 +54,6 @@ from scoft.files import (
     checked_name,
     content_key,
     file_sha256,
-    model_key,
     private_folder,
     read_record,
     read_regular,
@@ -73,7 +73,7 @@ from scoft.lora_folder import (
 )
 from scoft.lora_page import without_places, write_model_card
 from scoft.pages import markdown_text, with_interval
-from scoft.weights import load_whole, loading, precision
+from scoft.weights import encoder_key, load_whole, loading, model_key, precision
 
 
 logger = logging.getLogger("scoft")
@@ -236,7 +236,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="NAME=PLACE",
         help="Hub id, folder or file in place of an encoder's own: " + ", ".join(ENCODERS),
     )
-    score.add_argument("--dreamsim_type", default="ensemble", choices=DREAMSIM_TYPES)
+    add_options(score, distance_options())
     score.add_argument("--question", default=intervals.QUESTIONS[0], choices=intervals.QUESTIONS)
     score.add_argument("--neighbours", type=int, default=5, help="k of precision, recall, density and coverage")
     score.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -407,6 +407,7 @@ def read_rows(args: argparse.Namespace, split: str) -> CulturalDataset:
         caption_column=args.caption_column,
         cache_dir=args.cache_dir,
         revision=args.dataset_revision,
+        remedies=Remedies(bad_rows="train_scoft_lora.py leaves them out with --skip_bad_images"),
     )
 
 
@@ -684,10 +685,7 @@ class Encoder:
 
     def __init__(self, place: str, model: torch.nn.Module, processor: Callable | None, *, device: str):
         self.place, self.model, self.processor, self.device = place, model.eval().to(device), processor, device
-        digest = hashlib.sha256(type(self).__name__.encode())
-        for name, tensor in sorted(model.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        self.sha256 = digest.hexdigest()
+        self.sha256 = encoder_key(model, kind=type(self).__name__)
 
     def __call__(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         inputs = self.processor(images=list(pictures), return_tensors="pt").to(self.device)

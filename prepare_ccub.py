@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from scoft.launch import Parser, command_again, progress, run_main, set_up_logging
+from scoft.launch import Parser, add_options, command_again, progress, run_main, set_up_logging
 
 import numpy as np
 import torch
@@ -38,16 +38,15 @@ from PIL import Image, ImageCms, ImageOps
 
 from scoft import hub, sheets
 from scoft.base_model import load_pipeline
-from scoft.cultures import CATEGORIES, SHEET_TABS, culture_words
+from scoft.cultures import CATEGORIES, CATEGORY_CODES, CULTURE_NAMES, CULTURE_OF_CODE, SHEET_TABS, culture_words
 from scoft.dataset import unusable, warn_of_scripts
 from scoft.dataset_source import DEFAULTS_FILE, EMBEDDED, embedded_folder
-from scoft.distances import DISTANCES, DREAMSIM_TYPES, PerceptualDistance, load_distance
+from scoft.distances import DISTANCES, PerceptualDistance, distance_options, load_distance
 from scoft.errors import DataError
 from scoft.files import (
     Ledger,
     checked_name,
     content_key,
-    model_key,
     open_regular,
     private_folder,
     read_file,
@@ -75,7 +74,7 @@ from scoft.metadata import MAX_METADATA, jsonl_records, read_metadata
 from scoft.pages import code_text, markdown_text, page_values
 from scoft.prepare.web import PHOTOGRAPH_FORMATS, Fetched, Fetcher, NotUsable
 from scoft.randomness import stable_generator
-from scoft.weights import load_whole, loading, precision
+from scoft.weights import load_whole, loading, model_key, precision
 
 
 logger = logging.getLogger("scoft")
@@ -83,40 +82,9 @@ logger = logging.getLogger("scoft")
 STAGES = ("fetch", "clean", "caption", "negatives", "filter", "write")
 SHEET = "https://docs.google.com/spreadsheets/d/1dbSXgwCZuu9zpDZyUQ-pKDZGRYhzeaXCR5geRYNUwEA/export?format=csv&gid={}"
 LINK_COLUMNS = ("country_code", "category_code", "url", "caption", "created_at")
-COUNTRY_CODES = {
-    "KOR": "korea",
-    "CHN": "china",
-    "NGA": "nigeria",
-    "MEX": "mexico",
-    "IND": "india",
-    "USA": "united_states",
-}
-CATEGORY_CODES = {
-    "FOOD": "food & drink",
-    "PEOPLE": "people & actions",
-    "CLOTH": "clothing",
-    "ARCH": "architecture",
-    "CITIES": "city",
-    "DANCE": "dance music & visual arts",
-    "NATURE": "nature",
-    "UTENSIL": "utensils & tools",
-    "RELIG": "religion & festival",
-}
 NO_CATEGORY, UNKNOWN = "no category", "unknown"
 PERIODS = ("traditional", "modern")  # the paper asks each collector for photographs of both
 EXAMPLE_LINE = '{"file_name": "market.jpg", "text": "a market in Ibadan", "category": "city"}'  # of a metadata.jsonl
-# Names and adjectives of cultures; a naive caption that uses one is kept, and counted in the card.
-CULTURE_WORDS = {
-    "korea": "korea korean",
-    "china": "china chinese",
-    "japan": "japan japanese",
-    "nigeria": "nigeria nigerian",
-    "africa": "africa african",
-    "mexico": "mexico mexican",
-    "india": "india indian",
-    "united_states": "usa america american",
-    "asia": "asia asian",
-}
 ARCHIVE = "https://web.archive.org/web/2023id_/{}"
 MIDAS, MIDAS_FILE = "lllyasviel/Annotators", "dpt_hybrid-midas-501f0c75.pt"  # MiDaS's weights for controlnet_aux
 FETCH_THREADS, CLEAN_THREADS = 8, 4
@@ -231,12 +199,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     models.add_argument("--guidance_scale", type=float, default=7.5)
     models.add_argument("--filter_distance", default="dreamsim", choices=DISTANCES)
     models.add_argument("--filter_model", help="Hub id or folder of the distance's encoder")
-    models.add_argument(
-        "--dreamsim_type",
-        default="ensemble",
-        choices=DREAMSIM_TYPES,
-        help="model of the dreamsim package",
-    )
+    add_options(models, distance_options())
     models.add_argument(
         "--false_negative_threshold",
         type=float,
@@ -496,12 +459,12 @@ def read_links(table: bytes, *, culture: str, source: str) -> list[Photograph]:
     found, elsewhere = {}, Counter()
     for name, row in csv_rows(table, source=source, needed=("url", "caption")):
         country = row.get("country_code", "").upper()
-        if country and country not in COUNTRY_CODES:
+        if country and country not in CULTURE_OF_CODE:
             raise DataError(
-                f"{name}: country_code {country!r} is none of {', '.join(COUNTRY_CODES)}; "
+                f"{name}: country_code {country!r} is none of {', '.join(CULTURE_OF_CODE)}; "
                 "without that column, all rows are of --culture."
             )
-        if country and COUNTRY_CODES[country] != culture:
+        if country and CULTURE_OF_CODE[country] != culture:
             elsewhere[country] += 1
             continue
         if not row["url"]:
@@ -977,8 +940,7 @@ def is_degenerate(caption: str) -> bool:
 
 def culture_mentions(captions: Iterable[str]) -> Counter:
     """How many naive captions use a culture's name or adjective: a finding to report, not something to repair."""
-    known = {word for words in CULTURE_WORDS.values() for word in words.split()}
-    return Counter(word for caption in captions for word in set(re.findall("[a-z]+", caption.lower())) & known)
+    return Counter(word for caption in captions for word in set(re.findall("[a-z]+", caption.lower())) & CULTURE_NAMES)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1494,17 +1456,14 @@ def draw_negatives(args: argparse.Namespace, wanted: dict[str, tuple], ledger: L
 
 
 def load_filter(args: argparse.Namespace, *, device) -> PerceptualDistance:
-    try:
-        return load_distance(
-            args.filter_distance,
-            model_name_or_path=args.filter_model,
-            device=device,
-            dreamsim_type=args.dreamsim_type,
-            cache_dir=args.cache_dir,
-            flags=("--filter_distance", "--filter_model"),
-        )
-    except (OSError, ImportError) as error:
-        raise DataError(str(error)) from error
+    return load_distance(
+        args.filter_distance,
+        model_name_or_path=args.filter_model,
+        device=device,
+        cache_dir=args.cache_dir,
+        flags=("--filter_distance", "--filter_model"),
+        **{option: getattr(args, option) for option in distance_options()},
+    )
 
 
 def measure(args: argparse.Namespace, wanted: dict[str, tuple], ledger: Ledger, folder: Path, accelerator):

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from scoft.launch import (
     Parser,
+    add_options,
     at_least,
     at_most,
     check_function,
@@ -41,8 +42,9 @@ import scoft_losses
 from scoft.base_model import MAX_RANK, StableDiffusion, add_lora, base_commit, license_of
 from scoft.cultures import culture_words
 from scoft.dataset import CulturalDataset, read_dataset
+from scoft.dataset_rows import Remedies
 from scoft.dataset_source import DatasetSource, check_embedded, find_dataset
-from scoft.distances import DISTANCES, DREAMSIM_TYPES, PerceptualDistance, load_distance
+from scoft.distances import DISTANCES, PerceptualDistance, distance_options, load_distance
 from scoft.errors import DataError
 from scoft.files import checked_name, is_empty, is_mark, sole_writer
 from scoft.hub import ready_repo
@@ -79,6 +81,11 @@ logger = logging.getLogger("scoft")
 
 DEFAULT_TRAIN_STEPS = 3000
 DEFAULT_PROMPTS = ("Photo of a traditional building, in {}", "Two people wearing traditional clothing, in {}")
+REMEDIES = Remedies(
+    no_blip_captions="or train with --method finetune, which needs none",
+    no_negatives="or train with --method mp, which needs none",
+    bad_rows="--skip_bad_images leaves them out",
+)
 MEMORY_ADVICE = (
     "On a GPU --gradient_checkpointing, --mixed_precision bf16 and a smaller --train_batch_size need less, and "
     "everywhere a smaller --resolution and --rank"
@@ -150,7 +157,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--precompute_dir", type=Path, help="keep latents, embeddings and features in this folder")
     add("--dataloader_num_workers", type=from_zero(int), default=0, help="processes that load; 0: the main one")
 
-    add = parser.add_argument_group("SCoFT").add_argument
+    group = parser.add_argument_group("SCoFT")
+    add = group.add_argument
     add("--method", default="mpc", choices=METHODS, help="the paper's ablations, and plain finetune")
     for name, term in TERMS.items():
         note = f"default {term.weight}{term.help}"
@@ -160,7 +168,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--perceptual_every", type=count, default=10, help="L_P and L_C fall on every n-th update")
     add("--perceptual_distance", default="clip_conv", choices=DISTANCES, help="S of L_P and L_C")
     add("--perceptual_model_name_or_path", help="Hub id or folder; default: the distance's own")
-    add("--dreamsim_type", default="ensemble", choices=DREAMSIM_TYPES, help="model of the dreamsim package")
+    add_options(group, distance_options())
     add(
         "--recorded_step",
         default="first",
@@ -372,17 +380,15 @@ def image_losses(z: torch.Tensor, batch: dict, objective: Objective) -> dict[str
 
 def build_distance(args: argparse.Namespace, model: StableDiffusion, device: torch.device) -> PerceptualDistance:
     """S of L_P and L_C.  Raises DataError."""
-    try:
-        return load_distance(
-            args.perceptual_distance,
-            model_name_or_path=args.perceptual_model_name_or_path,
-            device=device,
-            dtype=model.image_dtype,
-            dreamsim_type=args.dreamsim_type,
-            cache_dir=args.cache_dir,
-        )
-    except (OSError, ImportError) as error:
-        raise DataError(str(error)) from error
+    return load_distance(
+        args.perceptual_distance,
+        model_name_or_path=args.perceptual_model_name_or_path,
+        device=device,
+        dtype=model.image_dtype,
+        cache_dir=args.cache_dir,
+        flags=("--perceptual_distance", "--perceptual_model_name_or_path"),
+        **{option: getattr(args, option) for option in distance_options()},
+    )
 
 
 def build_objective(
@@ -455,11 +461,12 @@ def build_dataset(args: argparse.Namespace, source: DatasetSource, weights: dict
         negatives_column=args.negatives_column,
         needs_blip="blip_captions" in needs,
         needs_negatives="negatives" in needs,
-        max_samples=args.max_train_samples,
+        max_train_samples=args.max_train_samples,
         seed=args.seed,
         skip_bad_images=args.skip_bad_images,
         cache_dir=args.cache_dir,
         revision=args.dataset_revision,
+        remedies=REMEDIES,
     )
 
 

@@ -42,7 +42,9 @@ def base_commit(name_or_path: str, *, revision: str | None, cache_dir: str | Non
     """The commit of the base model on the Hub, from which all of its parts are then loaded; None for a folder."""
     if Path(name_or_path).is_dir():
         if revision is not None:
-            raise DataError(f"--revision {revision} is of a Hub model, but {name_or_path} is a folder; leave it out")
+            raise DataError(
+                f"{revision} is of a Hub model, but {name_or_path} is a folder; leave it out", argument="revision"
+            )
         return None
     from huggingface_hub.errors import HFValidationError, HTTPError
 
@@ -50,8 +52,8 @@ def base_commit(name_or_path: str, *, revision: str | None, cache_dir: str | Non
         return hub_commit(name_or_path, revision=revision, file="model_index.json", cache_dir=cache_dir)
     except (OSError, HTTPError, HFValidationError) as error:
         raise DataError(
-            f"--pretrained_model_name_or_path {name_or_path} is no folder, and {endpoint()} has no such pipeline that "
-            f"can be read: {error}"
+            f"{name_or_path} is no folder, and {endpoint()} has no such pipeline that can be read: {error}",
+            argument="pretrained_model_name_or_path",
         ) from error
 
 
@@ -162,16 +164,20 @@ class StableDiffusion:
         """Raise DataError unless the objective can be computed with a model that is configured so."""
         if self.prediction_type not in ("epsilon", "v_prediction"):
             raise DataError(
-                f"--prediction_type is epsilon or v_prediction; {name_or_path} predicts {self.prediction_type!r}"
+                f"is epsilon or v_prediction; {name_or_path} predicts {self.prediction_type!r}",
+                argument="prediction_type",
             )
         if self.prediction_type == "epsilon" and self.noise_scheduler.alphas_cumprod.min() <= 0:
-            raise DataError(f"{name_or_path} has zero terminal SNR, which needs --prediction_type v_prediction")
+            raise DataError(
+                f"is v_prediction where a model has zero terminal SNR, as {name_or_path}", argument="prediction_type"
+            )
         unet, vae = self.unet.config, self.vae.config
         if unet.in_channels != vae.latent_channels or unet.addition_embed_type is not None:
             raise DataError(
-                f"--pretrained_model_name_or_path {name_or_path} is no plain text-to-image Stable Diffusion 1.x or "
+                f"{name_or_path} is no plain text-to-image Stable Diffusion 1.x or "
                 f"2.x: its UNet takes {unet.in_channels} channels and {unet.addition_embed_type or 'no'} embeddings "
-                "besides the text"
+                "besides the text",
+                argument="pretrained_model_name_or_path",
             )
 
     @property
@@ -216,12 +222,18 @@ class StableDiffusion:
 
     @torch.no_grad()
     def encode_captions(self, captions: list[str], *, device: torch.device) -> torch.Tensor:
-        """Text embeddings (N, 77, D) in float32 on the CPU; a caption over the tokenizer's limit is cut."""
+        """Text embeddings (N, 77, D) in float32 on the CPU; a caption over the tokenizer's limit is cut.
+
+        The text encoder is on the device for as long as this lasts.
+        """
         limit = self.tokenizer.model_max_length
         input_ids = self.tokenizer(
             captions, max_length=limit, padding="max_length", truncation=True, return_tensors="pt"
         ).input_ids
-        return torch.cat([self.text_encoder(ids.to(device))[0].cpu() for ids in input_ids.split(32)])
+        self.text_encoder.to(device)
+        embeddings = torch.cat([self.text_encoder(ids.to(device))[0].cpu() for ids in input_ids.split(32)])
+        self.text_encoder.to("cpu")
+        return embeddings
 
     def too_long(self, captions: list[str]) -> list[str]:
         """Those that lose their end, since they have more tokens than the text encoder reads."""
@@ -356,6 +368,6 @@ def add_lora(unet, *, rank: int, alpha: float, target_modules: list[str]) -> lis
     try:
         unet.add_adapter(config)
     except ValueError as error:
-        raise DataError(f"--lora_layers {','.join(target_modules)}: {error}") from error
+        raise DataError(f"{','.join(target_modules)}: {error}", argument="lora_layers") from error
     cast_training_params(unet, dtype=torch.float32)
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]

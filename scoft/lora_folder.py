@@ -285,9 +285,10 @@ def load_lora(folder: Path, unet):
     if shapes != own_shapes:
         names = sorted(name for name in shapes.keys() | own_shapes if shapes.get(name) != own_shapes.get(name))
         raise DataError(
-            f"--resume_from_checkpoint {folder} does not fit this run's LoRA at {len(names)} weights, first "
-            f"{names[0]}: {shapes.get(names[0])} there, {own_shapes.get(names[0])} here; give the --rank, "
-            "--lora_layers and --pretrained_model_name_or_path it was made with"
+            f"{folder} does not fit this run's LoRA at {len(names)} weights, first "
+            f"{names[0]}: {shapes.get(names[0])} there, {own_shapes.get(names[0])} here; give the rank, the "
+            "LoRA's layers and the base model that it was made with",
+            argument="resume_from_checkpoint",
         )
     with torch.no_grad():
         for name, weight in own.items():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scoft.cultures import culture_words
 from scoft.files import write_atomically
@@ -15,6 +17,8 @@ from scoft.lora_folder import (
     LORA_FILE,
     RECORD_FILE,
     Evaluation,
+    Facts,
+    TrainingRecord,
     lora_sha256,
     read_evaluation,
     read_judged,
@@ -25,7 +29,20 @@ from scoft.lora_folder import (
 from scoft.pages import code_text, comparison_rows, page_values
 
 
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
 ROOT = Path(__file__).resolve().parents[1]
+TAGS = [
+    "text-to-image",
+    "diffusers",
+    "diffusers-training",
+    "lora",
+    "template:sd-lora",
+    "stable-diffusion",
+    "stable-diffusion-diffusers",
+    "scoft",
+]
 # All of a LoRA folder that loading it and reading its page need; checkpoints, logs and metrics stay at home, and so do
 # the sheets in images/photographs, which show the dataset's.
 PICTURES = ("images/before_after.png", "images/lora-*.png", "images/evaluation.png")
@@ -40,7 +57,7 @@ def write_model_card(folder: Path, *, repo_id: str | None = None):
     Evaluation with images/evaluation.png. Numbers of another LoRA than the folder's are left out, with a warning.
     Raises DataError for a record that is not as it was written.
     """
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+    from huggingface_hub import ModelCard
 
     record = read_training_record(folder / RECORD_FILE)
     arguments, facts = record.arguments, record.resolved
@@ -50,46 +67,12 @@ def write_model_card(folder: Path, *, repo_id: str | None = None):
         whole["resolved"]["hub_model_id"] = repo_id
         write_run_record(folder, whole)
     name, prompts = facts.name, facts.prompts
-    culture = culture_words(arguments.culture) if arguments.culture else None
+    culture, dataset = words_of_culture(record), dataset_name(facts)
     # A folder's place on a machine is nobody's business; its name is enough.
     base_model = facts.base_model if facts.base_revision else Path(facts.base_model).name
     pictures = [f"images/lora-{i}.png" for i in range(len(prompts)) if (folder / f"images/lora-{i}.png").is_file()]
     judged, evaluation = read_judged(folder), read_evaluation(folder)
-    dataset = facts.dataset_id or Path(facts.dataset).name
-    data = ModelCardData(
-        base_model=base_model if facts.base_revision else None,
-        base_model_relation="adapter" if facts.base_revision else None,
-        library_name="diffusers",
-        pipeline_tag="text-to-image",
-        datasets=[facts.dataset_id] if facts.dataset_id else None,
-        tags=[
-            "text-to-image",
-            "diffusers",
-            "diffusers-training",
-            "lora",
-            "template:sd-lora",
-            "stable-diffusion",
-            "stable-diffusion-diffusers",
-            "scoft",
-        ],
-        instance_prompt=prompts[0] if prompts else None,
-        widget=[{"text": prompt, "output": {"url": url}} for prompt, url in zip(prompts, pictures)] or None,
-        eval_results=evaluation
-        and [
-            EvalResult(
-                task_type="text-to-image",
-                dataset_type=dataset,
-                dataset_name=f"{dataset}, {culture}",
-                metric_type=row.metric,
-                metric_name=row.name,
-                metric_value=round(row.value, 4),
-            )
-            for row in evaluation.rows
-            if row.method == evaluation.method
-        ],
-        model_name=name if evaluation else None,
-        **facts.license,
-    )
+    data = metadata_of(record, prompts=prompts, pictures=pictures, evaluation=evaluation)
     card = ModelCard.from_template(
         data,
         template_path=str(ROOT / "model_card.md"),
@@ -117,6 +100,50 @@ def write_model_card(folder: Path, *, repo_id: str | None = None):
         ),
     )
     write_atomically(folder / CARD_FILE, str(card))
+
+
+def metadata_of(
+    record: TrainingRecord, *, prompts: Sequence[str], pictures: Sequence[str], evaluation: Evaluation | None
+) -> ModelCardData:
+    """The YAML with which the page begins, from which the Hub makes its filters, widget and table of results."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    facts, culture = record.resolved, words_of_culture(record)
+    dataset = dataset_name(facts)
+    return ModelCardData(
+        base_model=facts.base_model if facts.base_revision else None,
+        base_model_relation="adapter" if facts.base_revision else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        datasets=[facts.dataset_id] if facts.dataset_id else None,
+        tags=TAGS,
+        instance_prompt=prompts[0] if prompts else None,
+        widget=[{"text": prompt, "output": {"url": url}} for prompt, url in zip(prompts, pictures)] or None,
+        eval_results=evaluation
+        and [
+            EvalResult(
+                task_type="text-to-image",
+                dataset_type=dataset,
+                dataset_name=f"{dataset}, {culture}",
+                metric_type=row.metric,
+                metric_name=row.name,
+                metric_value=round(row.value, 4),
+            )
+            for row in evaluation.rows
+            if row.method == evaluation.method
+        ],
+        model_name=facts.name if evaluation else None,
+        **facts.license,
+    )
+
+
+def words_of_culture(record: TrainingRecord) -> str | None:
+    return culture_words(record.arguments.culture) if record.arguments.culture else None
+
+
+def dataset_name(facts: Facts) -> str:
+    """A Hub id; of a folder its name alone, since its place on a machine is nobody's business."""
+    return facts.dataset_id or Path(facts.dataset).name
 
 
 def evaluation_rows(evaluation: Evaluation) -> list[list[str]]:

@@ -314,7 +314,7 @@ def test_pictures_are_of_the_resolution_of_training(words, lora, tmp_path, tiny_
     assert of(records=records) == 16 and of("--resolution", "24", records=records) == 24
     unet, vae = (json.loads((tiny_pipeline / part / "config.json").read_text()) for part in ("unet", "vae"))
     assert of(records={}) == unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
-    with pytest.raises(DataError, match=f"--pretrained_model_name_or_path {lora} cannot be loaded"):
+    with pytest.raises(DataError, match=f"^pretrained_model_name_or_path {lora} cannot be loaded"):
         evaluate_scoft.own_resolution(str(lora), commit=None, cache_dir=None)
     record = json.loads((lora / "training_args.json").read_text())
     record["arguments"]["resolution"] = 32

@@ -30,6 +30,7 @@ from scoft import dataset_source
 from scoft.base_model import StableDiffusion
 from scoft.dataset import read_dataset
 from scoft.dataset_source import find_dataset
+from scoft.distances import distance_options
 from scoft.errors import DataError
 from scoft.images import ImageTransform
 from scoft.lora_folder import check_whole, lora_sha256
@@ -568,6 +569,7 @@ def test_every_declared_flag_is_read():
     reads = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute))
     read = {node.attr for node in reads if isinstance(node.value, ast.Name) and node.value.id == "args"}
     read |= {f"{term}_weight" for term in DEFAULT_WEIGHTS if "{term}_weight" in source}
+    read |= {option for option in distance_options() if "getattr(args, option) for option in distance" in source}
     assert declared - read - {"config"} == set()
 
 
@@ -1058,7 +1060,7 @@ def test_nothing_heavy_is_imported_before_the_data_is_checked(flags):
 
 def test_an_absent_base_model_is_named(train):
     """A base model that cannot be loaded is named with its flag."""
-    with pytest.raises(DataError, match="--pretrained_model_name_or_path no/such-model"):
+    with pytest.raises(DataError, match="^pretrained_model_name_or_path no/such-model"):
         train(pretrained_model_name_or_path="no/such-model")
 
 
@@ -1120,7 +1122,7 @@ def test_long_captions_are_counted_and_warned_of_once(train, tiny_ccub, tmp_path
 
 def test_unknown_lora_layers_are_named(train):
     """LoRA layers that the UNet does not have are named with their flag."""
-    with pytest.raises(DataError, match="--lora_layers to_nowhere"):
+    with pytest.raises(DataError, match="^lora_layers to_nowhere"):
         train(lora_layers="to_nowhere")
 
 

@@ -4,7 +4,6 @@ With `precompute_dir` each lies in a file there, and serves later runs whose key
 """
 
 import dataclasses
-import hashlib
 import logging
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from scoft.dataset import CulturalDataset
 from scoft.distances import PerceptualDistance
 from scoft.files import cached_tensors, content_key
 from scoft.images import ImageTransform
+from scoft.weights import weights_key
 
 
 logger = logging.getLogger(__name__)
@@ -166,13 +166,11 @@ def cache_text(
             f"{len(too_long)} of {len(captions)} captions are longer than {model.tokenizer.model_max_length} tokens "
             f"and lose their end; the first: {too_long[0]}"
         )
-    model.text_encoder.to(device)
     embeddings = cached_tensors(
         precompute_dir and precompute_dir / "text.safetensors",
         key=precompute_dir and content_key("text", captions, weights_key(model.text_encoder)),
         compute=lambda: {"text": model.encode_captions(captions, device=device)},
     )
-    model.text_encoder.to("cpu")
     return embeddings["text"]
 
 
@@ -204,14 +202,6 @@ def cache_latents(
         compute=compute,
     )
     return {name: tensor.to(device) for name, tensor in latents.items()}
-
-
-def weights_key(model: torch.nn.Module) -> str:
-    """A hash of a model's weights, so that a cache made with other weights is recognised."""
-    digest = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
