@@ -115,66 +115,81 @@ def read_dataset(
     Raises DataError for all that is wrong; with `skip_bad_images` bad images, and rows without a usable caption, are
     left out with a warning instead.
     """
-    if source.kind == "hub":
-        place = hub_place(source, culture, split=split, cache_dir=cache_dir, revision=revision)
-    elif revision is not None:
-        raise DataError(
-            f"{revision} is of a Hub dataset, but {source.name} is a folder; leave it out", argument="dataset_revision"
-        )
-    else:
-        place = Place(Path(source.location), within=Path(source.location), called=source.location)
+    place = _place_of(source, culture, split=split, cache_dir=cache_dir, revision=revision)
+    blip, negatives = blip_caption_column if needs_blip else None, negatives_column if needs_negatives else None
     try:
-        columns = Columns(
-            image_column,
-            caption_column,
-            blip_caption_column if needs_blip else None,
-            negatives_column if needs_negatives else None,
-            completing=how_to_complete(source, culture),
-            remedies=remedies,
-        )
+        completing = how_to_complete(source, culture)
+        columns = Columns(image_column, caption_column, blip, negatives, completing=completing, remedies=remedies)
         rows = place_rows(place, culture, split=split, columns=columns, cache_dir=cache_dir)
     except OSError as error:
         raise DataError(f"{source.name} cannot be read: {error}", argument="dataset") from error
     if not rows:
-        raise DataError(
-            f"{source.name}: split {split!r} is empty; give it rows, such as {EXAMPLE_LINE}", argument="dataset"
-        )
+        words = f"{source.name}: split {split!r} is empty; give it rows, such as {EXAMPLE_LINE}"
+        raise DataError(words, argument="dataset")
     if max_train_samples is not None:
-        if not 1 <= max_train_samples <= len(rows):
-            raise DataError(
-                f"{max_train_samples} must be 1 to {len(rows)}, the rows of the dataset {source.name}.",
-                argument="max_train_samples",
-            )
-        # datasets' own shuffle(seed), hence diffusers' choice of rows
-        rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:max_train_samples]]
+        rows = _sample(rows, max_train_samples, seed=seed, dataset=source.name)
+    commit = place.root.name if place.is_hub else None
+    return _checked_dataset(rows, dataset=source.name, commit=commit, columns=columns, skip=skip_bad_images)
 
-    total = len(rows)
+
+def _place_of(
+    source: DatasetSource,
+    culture: str | None,
+    *,
+    split: str,
+    cache_dir: str | os.PathLike | None,
+    revision: str | None,
+) -> Place:
+    if source.kind == "hub":
+        return hub_place(source, culture, split=split, cache_dir=cache_dir, revision=revision)
+    if revision is not None:
+        words = f"{revision} is of a Hub dataset, but {source.name} is a folder; leave it out"
+        raise DataError(words, argument="dataset_revision")
+    return Place(Path(source.location), within=Path(source.location), called=source.location)
+
+
+def _sample(rows: list[Row], number: int, *, seed: int, dataset: str) -> list[Row]:
+    """As many rows, by datasets' own shuffle(seed), hence diffusers' choice of them."""
+    if not 1 <= number <= len(rows):
+        words = f"{number} must be 1 to {len(rows)}, the rows of the dataset {dataset}."
+        raise DataError(words, argument="max_train_samples")
+    return [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:number]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _checked_dataset(
+    rows: list[Row], *, dataset: str, commit: str | None, columns: Columns, skip: bool
+) -> CulturalDataset:
+    """What of the rows is usable; all of it must be but with `skip`. Raises DataError."""
+    total, skipping = len(rows), {"skip": skip, "how_to_skip": columns.remedies.bad_rows}
     captions = _checked_texts(
         [(row.name, row.caption) for row in rows],
-        column=caption_column,
+        column=columns.caption,
         argument="caption_column",
         fix="A caption is a string, or a list of strings, that is not blank.",
-        skip=skip_bad_images,
-        how_to_skip=remedies.bad_rows,
+        **skipping,
     )
     blip_captions: dict[int, list[str]] = {i: [] for i in range(total)}
-    if needs_blip:
+    if columns.blip_caption is not None:
         blip_captions = _checked_texts(
             [(row.name, row.blip_caption) for row in rows],
-            column=blip_caption_column,
+            column=columns.blip_caption,
             argument="blip_caption_column",
             fix=columns.blip_fix,
-            skip=skip_bad_images,
-            how_to_skip=remedies.bad_rows,
+            **skipping,
         )
     usable = [i for i in range(total) if i in captions and i in blip_captions]
     rows, captions, blip_captions = ([each[i] for i in usable] for each in (rows, captions, blip_captions))
     warn_of_scripts([(row.name, text) for row, texts in zip(rows, captions) for text in texts])
 
-    checked = _checked_images(rows, dataset=source.name, skip=skip_bad_images, how_to_skip=remedies.bad_rows)
+    checked = _checked_images(rows, dataset=dataset, **skipping)
     kept = list(checked)
-    if needs_negatives and not any(checked[place].negative_files for place in kept):
-        raise DataError(f"{source.name}: no row has a usable negative. {columns.negatives_fix}", argument="dataset")
+    if columns.negatives is not None and not any(checked[place].negative_files for place in kept):
+        raise DataError(f"{dataset}: no row has a usable negative. {columns.negatives_fix}", argument="dataset")
     row_keys = [
         content_key(checked[i].image_hash, captions[i], blip_captions[i], checked[i].negative_hashes) for i in kept
     ]
@@ -184,17 +199,12 @@ def read_dataset(
         num_negatives=[len(checked[i].negative_files) for i in kept],
         image_hashes=[checked[i].image_hash for i in kept],
         fingerprint=content_key(*row_keys),
-        commit=place.root.name if place.is_hub else None,
+        commit=commit,
         dropped=total - len(kept),
         names=[rows[i].name for i in kept],
         image_files=[rows[i].image_file for i in kept],
         negative_files=[checked[i].negative_files for i in kept],
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Checks
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def unusable(text: object) -> str:

@@ -318,3 +318,14 @@ def test_a_distance_brings_its_options_to_all_commands(monkeypatch, tiny_clip_co
     load_distance("clip_conv", model_name_or_path=str(tiny_clip_conv), device="cpu", **options)
     with pytest.raises(TypeError, match="no perceptual distance has an option sharpness"):
         load_distance("clip_conv", model_name_or_path=str(tiny_clip_conv), device="cpu", sharpness=1)
+
+
+def test_the_trainer_names_its_own_flag_of_a_bad_encoder(tmp_path):
+    """Through its true command line: the trainer's flag and the folder, in one line of its own, before any update."""
+    absent, out = tmp_path / "absent", tmp_path / "out"
+    flags = f"--dataset pocket --culture veridia --perceptual_model_name_or_path {absent} --output_dir {out}"
+    with pytest.raises(
+        DataError, match="^--perceptual_model_name_or_path .*absent.* cannot be loaded as a timm model"
+    ):
+        train_scoft_lora.main([*flags.split(), "--cache_dir", str(tmp_path / "cache")])
+    assert not (out / "metrics.jsonl").exists()

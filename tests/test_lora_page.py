@@ -756,7 +756,7 @@ def test_a_base_model_that_cannot_be_had_is_named(hub, tiny_ccub, tmp_path, monk
     argv = f"--method finetune --dataset {tiny_ccub} --culture veridia --output_dir {tmp_path / 'out'}"
     for base in ("bob/private-sd", "bob/nothing"):
         with pytest.raises(
-            DataError, match=f"--pretrained_model_name_or_path {base} is no folder, and {hub.url} has no"
+            DataError, match=f"^pretrained_model_name_or_path {base} is no folder, and {hub.url} has no"
         ):
             train_scoft_lora.main([*argv.split(), "--pretrained_model_name_or_path", base])
     with pytest.raises(DataError, match="^revision v9 is of a Hub model"):
