@@ -1034,7 +1034,10 @@ def rewrite(tiny_ccub: Path, folder: Path, change) -> Path:
     [
         (lambda row: row | {"negative_imgpath": []}, "prepare_ccub.py.*--method mp"),
         (lambda row: {k: v for k, v in row.items() if k != "text"}, "^caption_column .text. is no column"),
-        (lambda row: {k: v for k, v in row.items() if k != "blip_text"}, "^blip_caption_column .blip_text. is no column"),
+        (
+            lambda row: {k: v for k, v in row.items() if k != "blip_text"},
+            "^blip_caption_column .blip_text. is no column",
+        ),
         (lambda row: row | {"text": " "}, "row 0.*caption"),
         (lambda row: row | {"file_name": "images/lost.png"}, "row 0.*lost.png"),
     ],
