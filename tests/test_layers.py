@@ -17,9 +17,9 @@ import train_scoft_lora
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
-WINGS = {path.parent.name for path in ROOT.glob("scoft/*/__init__.py")}
 LAYERED = [ROOT / "scoft_losses.py", *sorted((ROOT / "scoft").rglob("*.py"))]
 DOORS = {"train": "train_scoft_lora", "prepare": "prepare_ccub", "evaluate": "evaluate_scoft"}
+WINGS = set(DOORS)  # other folders of scoft/ are ground
 OURS = {path.stem for path in ROOT.glob("*.py")} | {"scoft", "pocket", "benchmarks"}
 
 

@@ -104,7 +104,7 @@ class Constants:
         text = cache_text(captions, model=model, **common).to(device, model.dtype)
         latents = features = None
         if not one_crop:
-            logger.info("--no-center_crop draws a new crop each time: latents and image features are not cached.")
+            logger.info("--center_crop is off, so each crop is a new one: latents and image features are not cached.")
         elif keep_latents:
             latents = cache_latents(dataset, transform=transform, model=model, flips=flips, **common)
             model.drop_encoder()
