@@ -11,7 +11,7 @@ from scoft.errors import DataError
 from scoft.files import read_front_matter
 from scoft.hub import MAX_SAID, endpoint, hub_commit
 from scoft.lora_folder import CARD_FILE
-from scoft.weights import load_whole
+from scoft.weights import load_whole, loading
 
 
 logger = logging.getLogger(__name__)
@@ -79,3 +79,17 @@ def load_pipeline(pipeline_class, name_or_path: str, *, revision=None, variant=N
         if issubclass(part_class, nn.Module):
             parts[part] = load_whole(part_class, name_or_path, subfolder=part, variant=variant, **place)
     return pipeline_class.from_pretrained(name_or_path, variant=variant, **place, **parts)
+
+
+def load_controlnet_pipeline(name_or_path: str, *, controlnet: str, cache_dir: str | None):
+    """The pipeline that draws by DDIM what a ControlNet is shown. Raises DataError, which names the model's flag."""
+    from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline
+
+    with loading(controlnet, flag="--controlnet", kind="a ControlNet of Stable Diffusion in safetensors"):
+        model = load_whole(ControlNetModel, controlnet, cache_dir=cache_dir)
+    with loading(name_or_path):
+        pipeline = load_pipeline(
+            StableDiffusionControlNetPipeline, name_or_path, controlnet=model, cache_dir=cache_dir
+        )
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    return pipeline

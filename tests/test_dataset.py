@@ -33,6 +33,7 @@ from scoft.dataset import read_dataset
 from scoft.dataset_source import DatasetSource, check_embedded, find_dataset
 from scoft.errors import DataError
 from scoft.images import ImageTransform, as_rgb, is_blank, open_file, open_image, write_png
+from scoft.prepare.sources import read_pictures
 from scoft.randomness import row_of_entry, stable_generator
 
 
@@ -1276,7 +1277,7 @@ def test_advice_for_a_folder_of_pictures(tmp_path, monkeypatch, where, asked):
     python, script, *argv = shlex.split(re.search("Make them with `(.*)`", str(error.value))[1])
     args = prepare_ccub.parse_args(argv)
     assert (python, script, args.culture) == ("python", "prepare_ccub.py", "igbo")
-    (picture,) = prepare_ccub.read_pictures(args.images)
+    (picture,) = read_pictures(args.images)
     assert picture.caption == "one" and args.output == Path("my pictures_prepared")
 
 
