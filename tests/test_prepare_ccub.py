@@ -40,7 +40,8 @@ from scoft.distances import load_distance
 from scoft.errors import DataError
 from scoft.files import LOCK, Ledger, content_key, model_key, sole_writer
 from scoft.images import FORMATS, UnusableImage
-from scoft.prepare import caption, card, clean, fetch, negatives, photograph, write
+from scoft.prepare import caption, card, clean, fetch, negatives, write
+from scoft.prepare import photograph as photograph_room
 from scoft.prepare.caption import Captioner, culture_mentions, is_degenerate
 from scoft.prepare.card import MODELS
 from scoft.prepare.clean import assign_splits, clean_photographs
@@ -323,7 +324,7 @@ def test_interrupted_at_any_write_it_ends_in_the_same_dataset(made, flags, tmp_p
         with open(ledger.path, "a") as file:
             file.write(f'\n{{"key": "{key}", "capt')
 
-    for module in (photograph, fetch, clean, negatives, write, card):
+    for module in (photograph_room, fetch, clean, negatives, write, card):
         monkeypatch.setattr(module, "write_atomically", fused(module.write_atomically, tear_file))
     monkeypatch.setattr(Ledger, "add", fused(Ledger.add, tear_line))
     monkeypatch.setattr(write, "write_split", fused(write.write_split, lambda *_: None))
