@@ -1265,6 +1265,7 @@ def test_models_of_the_hub_pass_the_check(flags, tmp_path, hub, tiny_midas, monk
     """A model on the Hub is found by its description there, and MiDaS, which has none, by its weights, anywhere."""
     reached = []
     monkeypatch.setattr("scoft.prepare.fetch.Fetch.run", lambda *_, **__: reached.append(1))
+    monkeypatch.setattr("scoft.prepare.clean.Clean.run", lambda *_, **__: [])
     hub.add("model", "org/blip", {"config.json": (flags["captioner"] / "config.json").read_bytes()})
     prepare(flags | {"captioner": "org/blip"}, output=tmp_path / "ccub", stages="fetch,caption")
     prepare(flags | {"depth_model": tiny_midas}, output=tmp_path / "ccub", stages="fetch,negatives")
