@@ -924,7 +924,7 @@ def test_large_photographs_are_not_cleaned_side_by_side(tmp_path, monkeypatch):
         "stages": "fetch,clean",
         "min_size": 16,
     }
-    clean, lock, now, most, first = cleaned, threading.Lock(), 0, 0, threading.Event()
+    make_clean, lock, now, most, first = cleaned, threading.Lock(), 0, 0, threading.Event()
 
     def counted(content, **options):
         nonlocal now, most
@@ -933,7 +933,7 @@ def test_large_photographs_are_not_cleaned_side_by_side(tmp_path, monkeypatch):
         if content == contents["0.jpg"]:
             assert first.wait(20)
         time.sleep(0.02)
-        result = clean(content, **options)
+        result = make_clean(content, **options)
         with lock:
             now -= 1
         return result
