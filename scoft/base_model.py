@@ -371,3 +371,17 @@ def add_lora(unet, *, rank: int, alpha: float, target_modules: list[str]) -> lis
         raise DataError(f"{','.join(target_modules)}: {error}", argument="lora_layers") from error
     cast_training_params(unet, dtype=torch.float32)
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+
+
+def load_controlnet_pipeline(name_or_path: str, *, controlnet: str, cache_dir: str | None):
+    """The pipeline that draws by DDIM what a ControlNet is shown. Raises DataError, which names the model's flag."""
+    from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline
+
+    with loading(controlnet, flag="--controlnet", kind="a ControlNet of Stable Diffusion in safetensors"):
+        model = load_whole(ControlNetModel, controlnet, cache_dir=cache_dir)
+    with loading(name_or_path):
+        pipeline = load_pipeline(
+            StableDiffusionControlNetPipeline, name_or_path, controlnet=model, cache_dir=cache_dir
+        )
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    return pipeline

@@ -17,6 +17,8 @@ from pocket import judge
 from scoft.base_model import StableDiffusion, load_pipeline
 from scoft.distances import load_distance
 from scoft.errors import DataError
+from scoft.prepare.caption import Captioner
+from scoft.prepare.negatives import DepthEstimator, NegativeGenerator
 from scoft.weights import load_whole
 
 
@@ -54,7 +56,7 @@ def evaluate(folder: Path):
 def prepare(depth_model: Path, controlnet: Path, base: Path):
     flags = f"--depth_model {depth_model} --controlnet {controlnet} --pretrained_model_name_or_path {base}"
     args = prepare_ccub.parse_args(["--culture", "korea", "--images", str(base), *flags.split()])
-    prepare_ccub.NegativeGenerator(args, device=torch.device("cpu"), dtype=torch.float32)
+    NegativeGenerator(prepare_ccub.negatives_of(args), device=torch.device("cpu"), dtype=torch.float32, cache_dir=None)
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["missing", "another shape"])
@@ -83,7 +85,7 @@ def test_what_prepares_a_dataset_is_whole(flag, model, weight, damaged, request,
     places = {name: request.getfixturevalue(name) for name in ("tiny_blip", "tiny_depth", "tiny_controlnet")}
     places[model] = damaged(places[model], weight)
     with pytest.raises(DataError, match=f"{flag} {places[model]} .*{weight} is missing"):
-        prepare_ccub.Captioner(str(places["tiny_blip"]), device="cpu", dtype=torch.float32, cache_dir=None)
+        Captioner(str(places["tiny_blip"]), device="cpu", dtype=torch.float32, cache_dir=None)
         prepare(places["tiny_depth"], places["tiny_controlnet"], tiny_pipeline)
 
 
@@ -130,7 +132,7 @@ def test_the_judge_is_whole(damaged):
 def test_what_is_never_asked_may_be_missing(damaged, tiny_depth, tiny_blip2):
     """Checkpoints on the Hub lack weights that no picture needs: the first fusion of a DPT has no residual."""
     folder = damaged(tiny_depth, "neck.fusion_stage.layers.0.residual_layer1.convolution1.weight")
-    prepare_ccub.DepthEstimator(str(folder), device="cpu", cache_dir=None)
+    DepthEstimator(str(folder), device="cpu", cache_dir=None)
     shutil.rmtree(folder)
     folder = damaged(tiny_blip2, "itm_head.weight")
     load_distance("blip2", model_name_or_path=str(folder), device="cpu")

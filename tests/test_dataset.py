@@ -27,6 +27,7 @@ from scoft import dataset, dataset_rows, dataset_source
 from scoft.dataset import read_dataset
 from scoft.dataset_source import DatasetSource, check_embedded, find_dataset
 from scoft.errors import DataError
+from scoft.prepare.sources import read_pictures
 
 
 ROOT = Path(dataset.__file__).parents[1]
@@ -927,7 +928,7 @@ def test_advice_for_a_folder_of_pictures(tmp_path, monkeypatch, where, asked):
     python, script, *argv = shlex.split(re.search("Make them with `(.*)`", str(error.value))[1])
     args = prepare_ccub.parse_args(argv)
     assert (python, script, args.culture) == ("python", "prepare_ccub.py", "igbo")
-    (picture,) = prepare_ccub.read_pictures(args.images)
+    (picture,) = read_pictures(args.images)
     assert picture.caption == "one" and args.output == Path("my pictures_prepared")
 
 
