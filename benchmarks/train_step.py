@@ -35,6 +35,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.optimization import get_scheduler
 from tokenizers.pre_tokenizers import ByteLevel
@@ -265,7 +266,11 @@ class Bench:
         torch.manual_seed(SEED)
         shapes = SIZES[size]
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision={"fp32": "no", "bf16": "bf16"}[precision])
+        self.accelerator = Accelerator(
+            cpu=device == "cpu",
+            mixed_precision={"fp32": "no", "bf16": "bf16"}[precision],
+            kwargs_handlers=[AutocastKwargs(enabled=False)],  # as the trainer's
+        )
         self.device = self.accelerator.device
         flags = f"--dataset noise --culture noise --method mpc --seed {SEED} --resolution {resolution}"
         flags += f" --rank {shapes['rank']} --train_batch_size {batch} --blip_captions_per_step all"

@@ -271,11 +271,13 @@ class StableDiffusion:
 
     def predict(self, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """eps_theta(z, c, t) (B, 4, h, w), or the velocity, with gradient in the LoRA."""
+        self.cast_lora()
         return self.trained(z.to(self.dtype), t, c, return_dict=False)[0]
 
     @torch.no_grad()
     def predict_frozen(self, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         """The same without gradient, and without the wrapper that would have the processes wait for each other."""
+        self.cast_lora()
         return self.unet(z.to(self.dtype), t, c, return_dict=False)[0]
 
     def predict_base(self, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
@@ -295,6 +297,27 @@ class StableDiffusion:
             self.unet.compile(dynamic=False)
 
     # The LoRA
+
+    @functools.cached_property
+    def lora_layers(self) -> list[nn.Module]:
+        """The layers whose weights are the LoRA's matrices."""
+        return [layer for layer in self.unet.modules() if "weight" in layer._parameters and layer.weight.requires_grad]
+
+    def cast_lora(self):
+        """Have the LoRA computed in the UNet's dtype; its parameters, their gradients and moments stay in float32.
+
+        All matrices are cast at once, where peft would cast what goes in and comes out of each.  A layer finds its own
+        as the attribute `weight`, before the parameter of that name: it holds until the next call, so that backward
+        passes which compute activations anew find it too.
+        """
+        if self.dtype is torch.float32:
+            return
+        parameters = [layer._parameters["weight"] for layer in self.lora_layers]
+        cast = torch.cat([each.flatten() for each in parameters]).to(self.dtype)
+        for layer, each, matrix in zip(
+            self.lora_layers, parameters, cast.split([each.numel() for each in parameters])
+        ):
+            object.__setattr__(layer, "weight", matrix.view_as(each))
 
     @contextlib.contextmanager
     def without_lora(self) -> Iterator[None]:
@@ -339,16 +362,22 @@ class StableDiffusion:
         """A PIL picture for each row of c, from noise by its seed, with the LoRA as it is."""
         from diffusers.image_processor import VaeImageProcessor
 
-        latents = self.pipeline(
-            prompt_embeds=c,
-            negative_prompt_embeds=c_null,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            num_inference_steps=inference_steps,
-            guidance_scale=guidance_scale,
-            height=resolution,
-            width=resolution,
-            output_type="latent",
-        ).images
+        self.cast_lora()
+
+        def in_dtype(unet, inputs: tuple) -> tuple:  # the scheduler goes on in the float32 of the predictions
+            return (inputs[0].to(self.dtype), *inputs[1:])
+
+        with self.unet.register_forward_pre_hook(in_dtype):
+            latents = self.pipeline(
+                prompt_embeds=c,
+                negative_prompt_embeds=c_null,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                num_inference_steps=inference_steps,
+                guidance_scale=guidance_scale,
+                height=resolution,
+                width=resolution,
+                output_type="latent",
+            ).images
         pictures = []
         for latent in latents:  # one by one: the decoder needs the most memory of all
             pictures += VaeImageProcessor().postprocess(self.decode(latent[None]), output_type="pil")

@@ -10,9 +10,13 @@ logger = logging.getLogger(__name__)
 
 
 def make_optimizer(parameters: list[torch.nn.Parameter], *, use_8bit: bool, **settings) -> torch.optim.Optimizer:
-    """AdamW, or bitsandbytes' with moments in 8 bits; settings: lr, betas, weight_decay, eps."""
+    """AdamW, on a GPU in one kernel, or bitsandbytes' with moments in 8 bits.
+
+    settings: lr, betas, weight_decay, eps, and what else AdamW takes.
+    """
     if not use_8bit:
-        return torch.optim.AdamW(parameters, **settings)
+        on_gpu = {"fused": True} if parameters[0].is_cuda else {}
+        return torch.optim.AdamW(parameters, **on_gpu | settings)
     import bitsandbytes
 
     return bitsandbytes.optim.AdamW8bit(parameters, **settings)

@@ -34,12 +34,14 @@ def start_processes(
     report_to: a tracker, `all`, or `none`.  logging_dir: of the trackers, inside output_dir.
     """
     from accelerate import Accelerator
-    from accelerate.utils import ProjectConfiguration
+    from accelerate.utils import AutocastKwargs, ProjectConfiguration
 
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
         log_with=None if report_to == "none" else report_to,
         project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / logging_dir),
+        # The UNet is in this precision itself; autocast would only cast each of its activations to and fro.
+        kwargs_handlers=[AutocastKwargs(enabled=False)],
     )
     if accelerator.gradient_accumulation_steps != 1:  # by which accelerate would divide the loss once more
         raise DataError(

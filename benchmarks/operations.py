@@ -1,0 +1,155 @@
+#!/usr/bin/env python
+"""What an update asks of a GPU beside its arithmetic, counted without one: operations, casts and bytes of each call.
+
+    python -m benchmarks.operations
+    python -m benchmarks.operations --precision fp32 --output results.json
+
+The models are Stable Diffusion 1.x at 512 pixels with the paper's CLIPConv, of full size and without weights, as the
+trainer sets them up.  Nothing is computed: tensors are fake, and each operation that reaches torch's dispatcher is
+counted but views, which start no kernel.  Each is a launch on a GPU where nothing is compiled; bytes are those that
+it reads and writes, nothing fused.  What the count cannot see is time.
+"""
+
+import argparse
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.train_step import SIZES, RandomClipConv, random_model
+from scoft.base_model import StableDiffusion, add_lora
+from scoft.files import write_atomically
+from scoft.train.optimizer import make_optimizer
+
+
+SIZE = SIZES["full"]
+NEGATIVES, STEPS, EVERY = 5, 20, 10  # of a photograph; of DDIM; updates from one with image losses to the next
+LORA_LAYERS = ["to_k", "to_q", "to_v", "to_out.0"]
+
+
+class Counter(TorchDispatchMode):
+    """Counts what is dispatched while it is entered."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = {"operations": 0, "casts": 0, "bytes": 0}
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        name = operation._schema.name
+        if name.startswith("aten::") and not operation.is_view and name != "aten::_unsafe_view":
+            tensors = [each for each in tree_leaves((args, kwargs, result)) if isinstance(each, torch.Tensor)]
+            self.counts["operations"] += 1
+            self.counts["casts"] += name == "aten::_to_copy" and args[0].dtype is not result.dtype
+            self.counts["bytes"] += sum(each.numel() * each.element_size() for each in tensors)
+        return result
+
+
+def counted(call: Callable) -> tuple[dict[str, int], object]:
+    """The counts of a call, and what it returned."""
+    with Counter() as counter:
+        result = call()
+    return counter.counts, result
+
+
+def empty_model(dtype: torch.dtype) -> tuple[StableDiffusion, list[torch.nn.Parameter]]:
+    """The base model as the trainer has it, and its LoRA's parameters; none of their memory is touched."""
+    with torch.device("meta"):
+        model = random_model(SIZE, dtype=dtype)
+    for part in (model.unet, model.vae):
+        part.to_empty(device="cpu")
+    parameters = add_lora(model.unet, rank=SIZE["rank"], alpha=SIZE["rank"], target_modules=LORA_LAYERS)
+    model.decode_in(model.image_dtype)
+    precision = {torch.float32: "no", torch.bfloat16: "bf16"}[dtype]
+    accelerator = Accelerator(
+        cpu=True, mixed_precision=precision, kwargs_handlers=[AutocastKwargs(enabled=False)]
+    )  # as the trainer's
+    model.trained = accelerator.prepare(model.unet)
+    return model, parameters
+
+
+def count_update(dtype: torch.dtype) -> dict[str, dict[str, int]]:
+    """The counts of each kind of call in an update of batch 1 and one naive caption, and how many ten updates make."""
+    model, parameters = empty_model(dtype)
+    distance = RandomClipConv(**SIZE["clip_conv"], device=torch.device("cpu"), dtype=model.image_dtype)
+    optimizer = make_optimizer(parameters, use_8bit=False, lr=1e-4, fused=True)  # as on a GPU
+    latent = model.latent_shape(SIZE["resolution"])
+    found = {}
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+
+        def inputs(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            width = SIZE["text"]["hidden_size"]
+            z, t = torch.empty(batch, *latent), torch.zeros(batch, dtype=torch.long)
+            return z, t, torch.empty(batch, 77, width, dtype=dtype)
+
+        def add(name: str, of_ten: int, call: Callable):
+            counts, result = counted(call)
+            found[name] = {"calls_in_10_updates": of_ten, **counts}
+            return result
+
+        for batch, name, of_ten in (
+            (1, "frozen, a naive caption", EVERY - 1),
+            (3, "frozen, with the guidance's pair", 1),
+            (2, "frozen, the guidance's pair", STEPS - 1),
+        ):
+            z, t, c = inputs(batch)
+            add(name, of_ten, functools.partial(model.predict_frozen, z, t, c))
+        z, t, c = inputs(1)
+        eps_theta = add("with gradient", EVERY, lambda: model.predict(z, t, c))
+        add("its backward pass", EVERY, lambda: eps_theta.sum().backward())
+
+        z_hat_0 = torch.empty(1, *latent, requires_grad=True)
+        f_pos = distance.embed(torch.empty(1 + NEGATIVES, 3, SIZE["resolution"], SIZE["resolution"]))
+        image = add("decoder", 1, lambda: model.decode(z_hat_0))
+        far = add("distances", 1, lambda: distance.compare(distance.embed(image), f_pos))
+        add("backward pass of both", 1, lambda: far.sum().backward())
+
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # makes the moments
+    counts, _ = counted(optimizer.step)
+    found["AdamW"] = {"calls_in_10_updates": EVERY, **counts}
+    return found
+
+
+def totals(calls: dict[str, dict[str, int]]) -> dict[str, float]:
+    """Of an update, the mean over ten."""
+    names = ("operations", "casts", "bytes")
+    return {name: sum(each["calls_in_10_updates"] * each[name] for each in calls.values()) / EVERY for name in names}
+
+
+def table(calls: dict[str, dict[str, int]]) -> str:
+    rows = [("call", "in 10 updates", "operations", "casts", "GB")]
+    for name, each in calls.items():
+        counts = (str(each[key]) for key in ("calls_in_10_updates", "operations", "casts"))
+        rows.append((name, *counts, f"{each['bytes'] / 1e9:.1f}"))
+    mean = totals(calls)
+    rows.append(
+        ("an update, the mean", "", f"{mean['operations']:.0f}", f"{mean['casts']:.0f}", f"{mean['bytes'] / 1e9:.1f}")
+    )
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"], help="of the UNet's weights")
+    parser.add_argument("--output", type=Path, help="JSON file for the counts")
+    args = parser.parse_args(argv)
+    calls = count_update({"fp32": torch.float32, "bf16": torch.bfloat16}[args.precision])
+    print(table(calls))
+    if args.output:
+        result = {"precision": args.precision, "torch": torch.__version__, "calls": calls, "update": totals(calls)}
+        write_atomically(args.output, json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
