@@ -5,13 +5,14 @@ import logging
 import os
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from scoft.errors import DataError
 from scoft.files import read_front_matter
 from scoft.hub import MAX_SAID, endpoint, hub_commit
 from scoft.lora_folder import CARD_FILE
-from scoft.weights import load_whole
+from scoft.weights import load_whole, loading
 
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,17 @@ def license_of(base_model: str, *, revision: str | None, cache_dir: str | os.Pat
     return found or ({"license": named[0]} if named else {})
 
 
+def own_resolution(name_or_path: str, *, commit: str | None, cache_dir: str | None) -> int:
+    """Pixels of what a pipeline draws unasked. Raises DataError."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    place = {"revision": commit, "cache_dir": cache_dir}
+    with loading(name_or_path):
+        latent = UNet2DConditionModel.load_config(name_or_path, subfolder="unet", **place)["sample_size"]
+        vae = AutoencoderKL.load_config(name_or_path, subfolder="vae", **place)
+    return latent * 2 ** (len(vae["block_out_channels"]) - 1)
+
+
 def load_pipeline(pipeline_class, name_or_path: str, *, revision=None, variant=None, cache_dir=None, **parts):
     """`pipeline_class.from_pretrained(name_or_path, **parts)` of diffusers, each of its models by `load_whole`.
 
@@ -79,3 +91,25 @@ def load_pipeline(pipeline_class, name_or_path: str, *, revision=None, variant=N
         if issubclass(part_class, nn.Module):
             parts[part] = load_whole(part_class, name_or_path, subfolder=part, variant=variant, **place)
     return pipeline_class.from_pretrained(name_or_path, variant=variant, **place, **parts)
+
+
+def drawing_pipeline(
+    name_or_path: str,
+    *,
+    commit: str | None,
+    variant: str | None,
+    cache_dir: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+):
+    """The whole pipeline, drawing by DDIM without a progress bar of its own. Raises DataError."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    with loading(name_or_path):
+        pipeline = load_pipeline(
+            StableDiffusionPipeline, name_or_path, revision=commit, variant=variant, cache_dir=cache_dir
+        )
+    pipeline.to(device, dtype)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
