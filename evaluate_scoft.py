@@ -19,13 +19,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scoft.launch import Parser, at_least, check_function, multiple_of, run_main, set_up_logging
+from scoft.launch import Parser, add_options, at_least, check_function, multiple_of, run_main, set_up_logging
 
 import torch
 
 from scoft import intervals
 from scoft.dataset_source import DEFAULTS_FILE, embedded_folder
-from scoft.distances import DREAMSIM_TYPES
+from scoft.distances import distance_options
 from scoft.errors import DataError
 from scoft.evaluate import generate, report, score
 from scoft.evaluate.encoders import ENCODERS, Encoders
@@ -125,9 +125,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="NAME=PLACE",
         help="Hub id, folder or file in place of an encoder's own: " + ", ".join(ENCODERS),
     )
-    score.add_argument(
-        "--dreamsim_type", default="ensemble", choices=DREAMSIM_TYPES, help="which model of the dreamsim package"
-    )
+    add_options(score, distance_options())
     score.add_argument(
         "--question",
         default=intervals.QUESTIONS[0],
@@ -254,7 +252,8 @@ def choices_of(args: argparse.Namespace) -> Choices:
 
 def encoders_of(args: argparse.Namespace) -> Encoders:
     places = dict(word.split("=", 1) for word in args.encoder)
-    return Encoders(places, device=args.device, cache_dir=args.cache_dir, dreamsim_type=args.dreamsim_type)
+    options = {name: getattr(args, name) for name in distance_options()}
+    return Encoders(places, device=args.device, cache_dir=args.cache_dir, options=options)
 
 
 def main(argv: list[str] | None = None):

@@ -26,6 +26,7 @@ from packaging.requirements import Requirement
 import train_scoft_lora as trainer
 from benchmarks.train_step import processor
 from scoft.files import write_atomically
+from scoft.train.validation import judge_table
 
 
 ROOT = Path(trainer.__file__).resolve().parent
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None):
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(args.output, json.dumps(record, indent=1) + "\n")
-    print(*trainer.judge_table(judge["base"], judge["lora"]), sep="\n")
+    print(*judge_table(judge["base"], judge["lora"]), sep="\n")
     print(f"{tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped")
 
 

@@ -28,6 +28,7 @@ from benchmarks.train_step import processor
 from scoft.dataset_source import embedded_folder
 from scoft.files import content_key, write_atomically
 from scoft.pages import with_interval
+from scoft.train.terms import METHODS
 
 
 ROOT = Path(trainer.__file__).resolve().parent
@@ -89,7 +90,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--dataset", default="pocket", help="another one needs a --validation_judge in --flags")
     parser.add_argument("--cultures", nargs="+", default=["veridia"])
-    parser.add_argument("--methods", nargs="+", default=["finetune", "m", "mpc"], choices=trainer.METHODS)
+    parser.add_argument("--methods", nargs="+", default=["finetune", "m", "mpc"], choices=METHODS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
         "--output", type=Path, default=ROOT / "benchmarks/results/pocket_cultures.json", help="results are added to it"

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from pocket import judge, world
-from prepare_ccub import Captioner, DepthEstimator
 from scoft.base_model import load_pipeline
 from scoft.cultures import CATEGORIES, culture_words
+from scoft.prepare.caption import Captioner
+from scoft.prepare.negatives import DepthEstimator
 from scoft.weights import load_whole
 
 

@@ -28,6 +28,8 @@ import prepare_ccub
 from benchmarks.train_step import SIZES, byte_tokenizer, processor, rounded
 from pocket.make_dataset import words, write_pictures
 from pocket.train_models import make_scheduler
+from scoft.prepare.negatives import NEGATIVE_QUALITY, NegativeGenerator
+from scoft.prepare.photograph import jpeg
 
 
 ROOT = Path(prepare_ccub.__file__).parent
@@ -157,7 +159,9 @@ def seconds_per_negative(*, size: str, device: str, precision: str, photographs:
         flags = build_models(Path(folder), size=size, device=device, dtype=dtype)
         flags |= {"culture": "korea", "resolution": resolution, "num_inference_steps": steps}
         args = prepare_ccub.parse_args(words(flags))
-        generate = prepare_ccub.NegativeGenerator(args, device=torch.device(device), dtype=dtype)
+        generate = NegativeGenerator(
+            prepare_ccub.negatives_of(args), device=torch.device(device), dtype=dtype, cache_dir=None
+        )
     noise = np.random.default_rng(0).integers(0, 256, (resolution, resolution, 3), dtype=np.uint8)
     photograph = Image.fromarray(noise)
     measured = {"seconds": {}, "peak_memory_mib": {}}
@@ -170,7 +174,7 @@ def seconds_per_negative(*, size: str, device: str, precision: str, photographs:
                 start = time.perf_counter()
             _, pictures = generate(photograph, {f"{i} {k}": f"a photograph {k} in Korea" for k in range(number)})
             for picture in pictures.values():
-                prepare_ccub.jpeg(picture, quality=prepare_ccub.NEGATIVE_QUALITY)
+                jpeg(picture, quality=NEGATIVE_QUALITY)
         synchronize()
         measured["seconds"][number] = (time.perf_counter() - start) / (photographs * number)
         if device == "cuda":

@@ -4,7 +4,7 @@
     python -m benchmarks.train_step --size small
     python -m benchmarks.train_step --size full --precision bf16 --compile --updates 20 --output results.json
 
-Both arms run in the trainer's own loop (`train_updates`: data, backward, clipping, AdamW) on the same models with
+Both arms run in the trainer's own loop (`update`: data, backward, clipping, AdamW) on the same models with
 random weights and on the same batches, which are noise: nothing is downloaded.
 
     ours    `training_losses` as it ships, with the caches of latents, text embeddings and image features warm
@@ -17,6 +17,8 @@ Memory and arithmetic are measured apart, each arm in a process of its own.
 
 import argparse
 import concurrent.futures
+import dataclasses
+import functools
 import importlib.metadata
 import json
 import multiprocessing
@@ -40,13 +42,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import train_scoft_lora as trainer
+from scoft.base_model import StableDiffusion, add_lora
 from scoft.distances import ClipConv, PerceptualDistance
-from scoft_losses import RecordedStepDenoiser, denoising_timetables, weighted_sum
+from scoft.train.examples import is_due
+from scoft.train.optimizer import make_optimizer
+from scoft.train.terms import DEFAULT_WEIGHTS
+from scoft_losses import denoising_timetables, weighted_sum
 
 
 ARMS = ("ours", "plain")
 KINDS = ("without_image_losses", "with_image_losses")
-WEIGHTS = trainer.DEFAULT_WEIGHTS
+WEIGHTS = DEFAULT_WEIGHTS
 GUIDANCE_SCALE, NEGATIVE_WEIGHT = 4.5, 1.0
 SEED, ROWS = 0, 2
 
@@ -212,11 +218,32 @@ def byte_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77)
 
 
-class Bench:
-    """The run that `train_scoft_lora.main` would set up, with an arm's losses in the place of `training_losses`.
+def random_model(shapes: dict, *, dtype: torch.dtype) -> StableDiffusion:
+    """Stable Diffusion with random weights, frozen, on the CPU.  shapes: see `SIZES`.  dtype: of the UNet."""
+    text_encoder = CLIPTextModel(CLIPTextConfig(**shapes["text"]))
+    levels = len(shapes["vae"]["block_out_channels"])
+    vae = AutoencoderKL(
+        **shapes["vae"],
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+    )
+    unet = UNet2DConditionModel(
+        **shapes["unet"], cross_attention_dim=shapes["text"]["hidden_size"], attention_head_dim=8
+    )
+    for model in (text_encoder, vae, unet):
+        model.requires_grad_(False).eval()
+    noise_scheduler = DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
+    )
+    return StableDiffusion(noise_scheduler, byte_tokenizer(), text_encoder, vae, unet.to(dtype), dtype=dtype)
 
-    arms: without "plain", VAE encoder and text encoder leave the device once the caches are filled, as in the trainer;
-    without "ours" there are no caches.  Other arguments: see `parse_args`.
+
+class Bench:
+    """The run that `train_scoft_lora.main` sets up, by its own builders, on models of random weights and on noise.
+
+    arms: without "plain", VAE encoder and text encoder leave the device once the constants are computed, as in the
+    trainer.  Other arguments: see `parse_args`.
     """
 
     def __init__(
@@ -238,166 +265,97 @@ class Bench:
         torch.manual_seed(SEED)
         shapes = SIZES[size]
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        self.batch = batch
-        self.perceptual_every = perceptual_every
-        self.num_denoising_steps = num_denoising_steps
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision={"fp32": "no", "bf16": "bf16"}[precision])
         self.device = self.accelerator.device
-        self.noise_scheduler = DDPMScheduler(
-            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
-        )
+        flags = f"--dataset noise --culture noise --method mpc --seed {SEED} --resolution {resolution}"
+        flags += f" --rank {shapes['rank']} --train_batch_size {batch} --blip_captions_per_step all"
+        flags += f" --num_denoising_steps {num_denoising_steps} --denoising_guidance_scale {GUIDANCE_SCALE}"
+        flags += f" --negative_weight {NEGATIVE_WEIGHT} --perceptual_every {perceptual_every}"
+        self.args = trainer.parse_args(flags.split())
 
-        self.text_encoder = CLIPTextModel(CLIPTextConfig(**shapes["text"]))
-        levels = len(shapes["vae"]["block_out_channels"])
-        self.vae = AutoencoderKL(
-            **shapes["vae"],
-            latent_channels=4,
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
+        self.model = random_model(shapes, dtype=dtype)
+        self.model.to(self.device)
+        self.parameters = add_lora(
+            self.model.unet,
+            rank=self.args.rank,
+            alpha=self.args.rank,
+            target_modules=self.args.lora_layers.split(","),
         )
-        self.unet = UNet2DConditionModel(
-            **shapes["unet"], cross_attention_dim=shapes["text"]["hidden_size"], attention_head_dim=8
-        )
-        for model in (self.text_encoder, self.vae, self.unet):
-            model.requires_grad_(False).eval()
-        self.vae.to(self.device)
-        self.unet.to(self.device, dtype)
-        self.parameters = trainer.add_lora(
-            self.unet,
-            rank=shapes["rank"],
-            alpha=shapes["rank"],
-            target_modules=["to_k", "to_q", "to_v", "to_out.0"],
-        )
-        if gradient_checkpointing:
-            self.unet.enable_gradient_checkpointing()
-            self.vae.enable_gradient_checkpointing()
-        if compile:
-            self.unet.compile(dynamic=False)
-        self.distance = RandomClipConv(**shapes["clip_conv"], device=self.device, dtype=dtype)
-
-        self.dataset = NoiseDataset(resolution=resolution, blip_captions=blip_captions, negatives=negatives)
-        captions = ["", *(text for row in self.dataset.captions + self.dataset.blip_captions for text in row)]
-        self.caption_index = {caption: i for i, caption in enumerate(captions)}
-        tokenizer = byte_tokenizer()
-        if "ours" in arms:
-            self.text = trainer.cache_text(
-                captions, tokenizer=tokenizer, text_encoder=self.text_encoder, device=self.device, precompute_dir=None
-            ).to(self.device, dtype)
-            self.latents = trainer.cache_latents(
-                self.dataset, transform=as_it_is, vae=self.vae, flips=(False,), device=self.device, precompute_dir=None
-            )
-            self.features = trainer.ImageFeatures(
-                self.dataset, transform=as_it_is, distance=self.distance, device=torch.device(device)
-            )
-            for row in range(ROWS):
-                self.features(row, 0)
-        if "plain" in arms:
-            self.token_ids = tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
-            self.text_encoder.to(self.device, dtype)
-        else:
-            self.vae.encoder = self.vae.quant_conv = None
-        self.vae.to(dtype)
-        self.image_terms = trainer.make_image_terms(
-            vae=self.vae,
-            distance=self.distance,
-            weights=WEIGHTS,
-            negative_weight=NEGATIVE_WEIGHT,
-            margin=self.distance.default_margin,
-        )
-        self.denoiser = RecordedStepDenoiser(
-            self.noise_scheduler.alphas_cumprod,
-            prediction_type="epsilon",
-            num_steps=num_denoising_steps,
-            guidance_scale=GUIDANCE_SCALE,
-        )
-        optimizer = trainer.make_optimizer(self.parameters, use_8bit=False, lr=1e-4)
+        self.model.speed_up(gradient_checkpointing=gradient_checkpointing, xformers=False, compile=compile)
+        optimizer = make_optimizer(self.parameters, use_8bit=False, lr=self.args.learning_rate)
         self.lr_scheduler = get_scheduler("constant", optimizer)
-        self.unet, self.optimizer = self.accelerator.prepare(self.unet, optimizer)
+        self.model.trained, self.optimizer = self.accelerator.prepare(self.model.unet, optimizer)
+
+        self.distance = RandomClipConv(**shapes["clip_conv"], device=self.device, dtype=dtype)
+        self.dataset = NoiseDataset(resolution=resolution, blip_captions=blip_captions, negatives=negatives)
+        vae = self.model.vae
+        encoder = {name: getattr(vae, name) for name in ("encoder", "quant_conv")}
+        self.objective = trainer.build_objective(
+            self.args,
+            model=self.model,
+            dataset=self.dataset,
+            prompts=[],
+            weights=WEIGHTS,
+            distance=self.distance,
+            transform=as_it_is,
+            device=self.device,
+        )
+        for row in range(ROWS):
+            self.objective.constants.features(row, 0)
+        if "plain" in arms:
+            captions = list(self.objective.constants.caption_index)
+            self.token_ids = self.model.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
+            self.model.text_encoder.to(self.device, dtype)
+            for name, module in encoder.items():  # which the trainer needs no more
+                setattr(vae, name, module.to(self.device, dtype))
 
     def batches(self, arm: str, steps: range) -> Iterator[dict]:
         """The collated batches of updates `steps`, the same for both arms; `plain` gets the pixels too."""
-        side = self.dataset.images.shape[-1] // 2 ** (len(self.vae.config.block_out_channels) - 1)
-        examples = trainer.TrainingExamples(
-            self.dataset,
+        examples = trainer.build_examples(
+            self.args,
+            objective=self.objective,
+            dataset=self.dataset,
             transform=as_it_is,
-            caption_index=self.caption_index,
-            seed=SEED,
-            entries_per_update=self.batch,
-            latent_shape=(4, side, side),
-            num_train_timesteps=self.noise_scheduler.config.num_train_timesteps,
-            blip_captions_per_step=None,
-            random_flip=False,
-            random_crop=False,
-            noise_offset=0.0,
-            load_photograph=arm == "plain",
-            load_negatives_every=self.perceptual_every if arm == "plain" else None,
+            images_per_update=self.args.train_batch_size,
         )
-        sampler = trainer.EntrySampler(
-            range(steps.start - 1, steps.stop - 1),
-            train_batch_size=self.batch,
-            accumulation=1,
-            num_processes=1,
-            process_index=0,
-        )
-        loader = torch.utils.data.DataLoader(
-            examples, batch_sampler=sampler, collate_fn=trainer.collate, pin_memory=self.device.type == "cuda"
-        )
-        return iter(loader)
+        if arm == "plain":
+            pixels = {"load_photograph": True, "load_negatives_every": self.args.perceptual_every}
+            examples = dataclasses.replace(examples, **pixels)
+        updates = range(steps.start - 1, steps.stop - 1)
+        return iter(trainer.build_loader(self.args, examples, updates, accelerator=self.accelerator))
 
     def losses(self, arm: str, batch: dict, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The objective and its terms on one batch; L_P and L_C are among them on every n-th step."""
-        due = trainer.is_due(step, self.perceptual_every)
-        if arm == "plain":
-            return plain_losses(
-                batch,
-                with_image_losses=due,
-                token_ids=self.token_ids,
-                null_caption=self.caption_index[""],
-                text_encoder=self.text_encoder,
-                vae=self.vae,
-                unet=self.unet,
-                noise_scheduler=self.noise_scheduler,
-                distance=self.distance,
-                num_denoising_steps=self.num_denoising_steps,
+        if arm == "ours":
+            return trainer.training_losses(self.objective.assemble(batch, step), self.objective)
+        return plain_losses(
+            batch,
+            with_image_losses=is_due(step, self.args.perceptual_every),
+            token_ids=self.token_ids,
+            null_caption=self.objective.constants.caption_index[""],
+            text_encoder=self.model.text_encoder,
+            vae=self.model.vae,
+            unet=self.model.trained,
+            noise_scheduler=self.model.noise_scheduler,
+            distance=self.distance,
+            num_denoising_steps=self.args.num_denoising_steps,
+        )
+
+    def updates(self, arm: str, steps: range) -> Iterator[dict]:
+        """An update of the trainer at each `next`."""
+        batches = self.batches(arm, steps)
+        for step in steps:
+            yield trainer.update(
+                self.args,
+                step,
+                batches,
+                functools.partial(self.losses, arm),
+                objective=self.objective,
+                accelerator=self.accelerator,
+                parameters=self.parameters,
+                optimizer=self.optimizer,
+                lr_scheduler=self.lr_scheduler,
             )
-
-        def predict(z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-            return self.unet(z, t, c, return_dict=False)[0]
-
-        return trainer.training_losses(
-            trainer.assemble(
-                batch,
-                device=self.device,
-                text=self.text,
-                null_caption=self.caption_index[""],
-                vae=self.vae,
-                latents=self.latents,
-                features=self.features if due else None,
-            ),
-            predict=predict,
-            predict_frozen=torch.no_grad()(predict),
-            predict_teacher=None,
-            noise_scheduler=self.noise_scheduler,
-            weights=WEIGHTS,
-            image_terms=self.image_terms if due else None,
-            denoiser=self.denoiser,
-        )
-
-    def updates(self, arm: str, steps: range) -> Iterator:
-        """The trainer's loop, an update at each `next`."""
-        return trainer.train_updates(
-            steps,
-            batches=self.batches(arm, steps),
-            losses=lambda batch, step: self.losses(arm, batch, step),
-            weights=WEIGHTS,
-            accelerator=self.accelerator,
-            model=self.unet,
-            parameters=self.parameters,
-            optimizer=self.optimizer,
-            lr_scheduler=self.lr_scheduler,
-            accumulation=1,
-            max_grad_norm=1.0,
-        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------

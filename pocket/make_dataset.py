@@ -25,6 +25,8 @@ from pocket import world
 from pocket.checksums import write_checksums
 from pocket.judge import SIZE, read, verdict
 from scoft.cultures import CATEGORIES
+from scoft.prepare.card import write_card
+from scoft.prepare.photograph import read_photographs
 
 
 HERE = Path(__file__).resolve().parent
@@ -84,7 +86,7 @@ def print_verdicts(culture: str, folder: Path):
     """What the negatives depict, by their distance from the photograph: the ground for the threshold."""
     found = [
         (distance, folder / "negatives" / f"{name}.jpg", photograph.category)
-        for photograph in prepare_ccub.read_manifest(folder)
+        for photograph in read_photographs(folder)
         for name, distance in photograph.negatives.items()
     ]
     if not found:
@@ -112,7 +114,7 @@ def main(argv: list[str] | None = None):
         for name in ("train-00000-of-00001.parquet", "test-00000-of-00001.parquet", "summary.json"):
             shutil.copy(args.work / "ccub" / culture / name, args.output / culture)
     summaries = [json.loads(file.read_text()) for file in sorted(args.output.glob("*/summary.json"))]
-    prepare_ccub.write_card(args.output, summaries, links_only=False)
+    write_card(args.output, summaries, links_only=False)
     write_checksums(args.output, made_by="python -m pocket.make_dataset")
 
 

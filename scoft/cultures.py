@@ -1,36 +1,53 @@
 """The cultures and categories of CCUB, and how a culture is called in a prompt."""
 
+from dataclasses import dataclass
+
 from scoft.errors import DataError
 
 
-# --culture name -> its words in a prompt ("a house in the United States"): six cultures of CCUB (paper, section 3).
+@dataclass(frozen=True)
+class Culture:
+    """A culture as CCUB and captions name it."""
+
+    words: str  # in a prompt: "a house in the United States"
+    code: str | None = None  # of three letters in CCUB's sheets of links; None: it has no such sheet
+    sheet_tab: int | None = None  # of the sheet of links; None: it is not publicly known
+    names: tuple[str, ...] = ()  # names and adjectives in captions, in small letters
+
+
+# The six cultures of CCUB (paper, section 3); those of the tabs that are known are on github.com/cmubig/CCUB.
 CULTURES = {
-    "korea": "Korea",
-    "china": "China",
-    "nigeria": "Nigeria",
-    "mexico": "Mexico",
-    "india": "India",
-    "united_states": "the United States",
+    "korea": Culture("Korea", code="KOR", sheet_tab=1345336179, names=("korea", "korean")),
+    "china": Culture("China", code="CHN", sheet_tab=567535443, names=("china", "chinese")),
+    "nigeria": Culture("Nigeria", code="NGA", names=("nigeria", "nigerian")),
+    "mexico": Culture("Mexico", code="MEX", names=("mexico", "mexican")),
+    "india": Culture("India", code="IND", names=("india", "indian")),
+    "united_states": Culture("the United States", code="USA", names=("usa", "america", "american")),
 }
-# CCUB is a sheet of links; these of its tabs are publicly known (github.com/cmubig/CCUB).
-SHEET_TABS = {"korea": 1345336179, "china": 567535443}
-# The nine categories of CCUB (paper, section 3).
-CATEGORIES = (
-    "food & drink",
-    "people & actions",
-    "clothing",
-    "architecture",
-    "city",
-    "dance music & visual arts",
-    "nature",
-    "utensils & tools",
-    "religion & festival",
-)
+# What else a captioner that knows none of them names: neighbours and continents.
+OTHER_NAMES = ("japan", "japanese", "africa", "african", "asia", "asian")
+CULTURE_NAMES = frozenset(OTHER_NAMES).union(*(culture.names for culture in CULTURES.values()))
+SHEET_TABS = {name: culture.sheet_tab for name, culture in CULTURES.items() if culture.sheet_tab is not None}
+CULTURE_OF_CODE = {culture.code: name for name, culture in CULTURES.items() if culture.code}
+# The nine categories of CCUB (paper, section 3) by their codes in its sheets.
+CATEGORY_CODES = {
+    "FOOD": "food & drink",
+    "PEOPLE": "people & actions",
+    "CLOTH": "clothing",
+    "ARCH": "architecture",
+    "CITIES": "city",
+    "DANCE": "dance music & visual arts",
+    "NATURE": "nature",
+    "UTENSIL": "utensils & tools",
+    "RELIG": "religion & festival",
+}
+CATEGORIES = tuple(CATEGORY_CODES.values())
 
 
 def culture_words(culture: str) -> str:
-    """A `--culture` as words in a prompt: 'united_states' -> 'the United States', 'new-zealand' -> 'New Zealand'."""
+    """A culture's words in a prompt: 'united_states' -> 'the United States', 'new-zealand' -> 'New Zealand'."""
     words = culture.replace("_", " ").replace("-", " ").split()
     if not words:
-        raise DataError(f"--culture {culture!r} is blank; give a name such as {', '.join(CULTURES)}.")
-    return CULTURES.get(culture) or " ".join(word[0].upper() + word[1:] for word in words)
+        raise DataError(f"{culture!r} is blank; give a name such as {', '.join(CULTURES)}.", argument="culture")
+    known = CULTURES.get(culture)
+    return known.words if known else " ".join(word[0].upper() + word[1:] for word in words)

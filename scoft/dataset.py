@@ -22,7 +22,18 @@ from scoft.launch import progress
 import numpy as np
 from PIL import Image
 
-from scoft.dataset_rows import ArrowCell, Columns, ImageFile, Place, Row, how_to_complete, hub_place, place_rows
+from scoft.dataset_rows import (
+    READER_REMEDIES,
+    ArrowCell,
+    Columns,
+    ImageFile,
+    Place,
+    Remedies,
+    Row,
+    how_to_complete,
+    hub_place,
+    place_rows,
+)
 from scoft.dataset_source import DatasetSource
 from scoft.errors import DataError, legible, listing
 from scoft.files import content_key
@@ -82,11 +93,12 @@ def read_dataset(
     negatives_column: str = "negatives",
     needs_blip: bool,
     needs_negatives: bool,
-    max_samples: int | None = None,
+    max_train_samples: int | None = None,
     seed: int = 0,
     skip_bad_images: bool = False,
     cache_dir: str | os.PathLike | None = None,
     revision: str | None = None,
+    remedies: Remedies = READER_REMEDIES,
 ) -> CulturalDataset:
     """Read one culture of a dataset and check all of it, decoding every image once, so that training cannot trip.
 
@@ -98,62 +110,86 @@ def read_dataset(
     commit of it. Without cultures it is taken whole. Only regular files of the dataset's own folder are read, and in
     parquet from the Hub only pictures that lie in the rows.
 
-    With `max_samples` rows are shuffled by `seed` and the first ones kept, the same as in diffusers' scripts.
+    With `max_train_samples` rows are shuffled by `seed` and the first ones kept, the same as in diffusers' scripts.
+    `remedies`: how whoever asks gets on without what is missing, for messages.
     Raises DataError for all that is wrong; with `skip_bad_images` bad images, and rows without a usable caption, are
     left out with a warning instead.
     """
-    if source.kind == "hub":
-        place = hub_place(source, culture, split=split, cache_dir=cache_dir, revision=revision)
-    elif revision is not None:
-        raise DataError(
-            f"--dataset_revision {revision} is of a Hub dataset, but --dataset {source.name} is a folder; leave it out"
-        )
-    else:
-        place = Place(Path(source.location), within=Path(source.location), called=source.location)
+    place = _place_of(source, culture, split=split, cache_dir=cache_dir, revision=revision)
+    blip, negatives = blip_caption_column if needs_blip else None, negatives_column if needs_negatives else None
     try:
-        columns = Columns(
-            image_column,
-            caption_column,
-            blip_caption_column if needs_blip else None,
-            negatives_column if needs_negatives else None,
-            completing=how_to_complete(source, culture),
-        )
+        completing = how_to_complete(source, culture)
+        columns = Columns(image_column, caption_column, blip, negatives, completing=completing, remedies=remedies)
         rows = place_rows(place, culture, split=split, columns=columns, cache_dir=cache_dir)
     except OSError as error:
-        raise DataError(f"--dataset {source.name} cannot be read: {error}") from error
+        raise DataError(f"{source.name} cannot be read: {error}", argument="dataset") from error
     if not rows:
-        raise DataError(f"--dataset {source.name}: split {split!r} is empty; give it rows, such as {EXAMPLE_LINE}")
-    if max_samples is not None:
-        if not 1 <= max_samples <= len(rows):
-            raise DataError(
-                f"--max_train_samples {max_samples} must be 1 to {len(rows)}, the rows of --dataset {source.name}."
-            )
-        # datasets' own shuffle(seed), hence diffusers' choice of rows
-        rows = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:max_samples]]
+        words = f"{source.name}: split {split!r} is empty; give it rows, such as {EXAMPLE_LINE}"
+        raise DataError(words, argument="dataset")
+    if max_train_samples is not None:
+        rows = _sample(rows, max_train_samples, seed=seed, dataset=source.name)
+    commit = place.root.name if place.is_hub else None
+    return _checked_dataset(rows, dataset=source.name, commit=commit, columns=columns, skip=skip_bad_images)
 
-    total = len(rows)
+
+def _place_of(
+    source: DatasetSource,
+    culture: str | None,
+    *,
+    split: str,
+    cache_dir: str | os.PathLike | None,
+    revision: str | None,
+) -> Place:
+    if source.kind == "hub":
+        return hub_place(source, culture, split=split, cache_dir=cache_dir, revision=revision)
+    if revision is not None:
+        words = f"{revision} is of a Hub dataset, but {source.name} is a folder; leave it out"
+        raise DataError(words, argument="dataset_revision")
+    return Place(Path(source.location), within=Path(source.location), called=source.location)
+
+
+def _sample(rows: list[Row], number: int, *, seed: int, dataset: str) -> list[Row]:
+    """As many rows, by datasets' own shuffle(seed), hence diffusers' choice of them."""
+    if not 1 <= number <= len(rows):
+        words = f"{number} must be 1 to {len(rows)}, the rows of the dataset {dataset}."
+        raise DataError(words, argument="max_train_samples")
+    return [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:number]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _checked_dataset(
+    rows: list[Row], *, dataset: str, commit: str | None, columns: Columns, skip: bool
+) -> CulturalDataset:
+    """What of the rows is usable; all of it must be but with `skip`. Raises DataError."""
+    total, skipping = len(rows), {"skip": skip, "how_to_skip": columns.remedies.bad_rows}
     captions = _checked_texts(
         [(row.name, row.caption) for row in rows],
-        problem=f"no usable caption in column {caption_column!r} (--caption_column)",
+        column=columns.caption,
+        argument="caption_column",
         fix="A caption is a string, or a list of strings, that is not blank.",
-        skip=skip_bad_images,
+        **skipping,
     )
     blip_captions: dict[int, list[str]] = {i: [] for i in range(total)}
-    if needs_blip:
+    if columns.blip_caption is not None:
         blip_captions = _checked_texts(
             [(row.name, row.blip_caption) for row in rows],
-            problem=f"no usable BLIP caption in column {blip_caption_column!r} (--blip_caption_column)",
+            column=columns.blip_caption,
+            argument="blip_caption_column",
             fix=columns.blip_fix,
-            skip=skip_bad_images,
+            **skipping,
         )
     usable = [i for i in range(total) if i in captions and i in blip_captions]
     rows, captions, blip_captions = ([each[i] for i in usable] for each in (rows, captions, blip_captions))
     warn_of_scripts([(row.name, text) for row, texts in zip(rows, captions) for text in texts])
 
-    checked = _checked_images(rows, dataset=source.name, skip_bad_images=skip_bad_images)
+    checked = _checked_images(rows, dataset=dataset, **skipping)
     kept = list(checked)
-    if needs_negatives and not any(checked[place].negative_files for place in kept):
-        raise DataError(f"--dataset {source.name}: no row has a usable negative. {columns.negatives_fix}")
+    if columns.negatives is not None and not any(checked[place].negative_files for place in kept):
+        raise DataError(f"{dataset}: no row has a usable negative. {columns.negatives_fix}", argument="dataset")
     row_keys = [
         content_key(checked[i].image_hash, captions[i], blip_captions[i], checked[i].negative_hashes) for i in kept
     ]
@@ -163,17 +199,12 @@ def read_dataset(
         num_negatives=[len(checked[i].negative_files) for i in kept],
         image_hashes=[checked[i].image_hash for i in kept],
         fingerprint=content_key(*row_keys),
-        commit=place.root.name if place.is_hub else None,
+        commit=commit,
         dropped=total - len(kept),
         names=[rows[i].name for i in kept],
         image_files=[rows[i].image_file for i in kept],
         negative_files=[checked[i].negative_files for i in kept],
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Checks
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def unusable(text: object) -> str:
@@ -185,9 +216,13 @@ def unusable(text: object) -> str:
     return f"{len(text)} characters, of which {MAX_TEXT} are allowed" if len(text) > MAX_TEXT else ""
 
 
-def _checked_texts(cells: Sequence[tuple[str, object]], *, problem: str, fix: str, skip: bool) -> dict[int, list[str]]:
-    """Place of a cell -> its strings. A DataError names the rows where one is missing, blank or not text; with `skip`
-    a warning does, unless none is left.
+def _checked_texts(
+    cells: Sequence[tuple[str, object]], *, column: str, argument: str, fix: str, skip: bool, how_to_skip: str
+) -> dict[int, list[str]]:
+    """Place of a cell, (row's name, what is written), of a column of captions -> its strings.
+
+    A DataError of `argument`, the column's parameter, names the rows where one is missing, blank or not text; with
+    `skip` a warning does, unless none is left.
     """
     good, bad = {}, []
     for i, (name, cell) in enumerate(cells):
@@ -197,11 +232,11 @@ def _checked_texts(cells: Sequence[tuple[str, object]], *, problem: str, fix: st
         else:
             good[i] = texts
     if bad:
-        message = f"{len(bad)} of {len(cells)} rows have {problem}"
+        message = f"{column!r} holds no usable caption in {len(bad)} of {len(cells)} rows"
         if not (skip and good):
-            skipping = " train_scoft_lora.py leaves such rows out with --skip_bad_images." if good else ""
-            raise DataError(f"{message}: {listing(bad)}. {fix}{skipping}")
-        logger.warning("--skip_bad_images: %s and are left out: %s", message, listing(bad, shown=len(bad)))
+            skipping = f" For bad rows alone: {how_to_skip}." if good else ""
+            raise DataError(f"{message}: {listing(bad)}. {fix}{skipping}", argument=argument)
+        logger.warning("Column %s, and they are left out: %s", message, listing(bad, shown=len(bad)))
     return good
 
 
@@ -231,7 +266,7 @@ class _CheckedImages:
     negative_files: list[ImageFile | ArrowCell]
 
 
-def _checked_images(rows: Sequence[Row], *, dataset: str, skip_bad_images: bool) -> dict[int, _CheckedImages]:
+def _checked_images(rows: Sequence[Row], *, dataset: str, skip: bool, how_to_skip: str) -> dict[int, _CheckedImages]:
     """Decode every image once and hash its bytes. Returns place in `rows` -> what passed; without the rows dropped."""
     files = [file for row in rows for file in (row.image_file, *row.negative_files)]
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
@@ -254,17 +289,18 @@ def _checked_images(rows: Sequence[Row], *, dataset: str, skip_bad_images: bool)
             hashes, usable = [digest for digest, _ in negatives], [file for _, file in negatives]
             checked[place] = _CheckedImages(image_hash, hashes, usable)
 
-    if problems and not skip_bad_images:
+    if problems and not skip:
         raise DataError(
-            f"--dataset {dataset}: {len(problems)} of {len(files)} images cannot be used: {listing(problems)}. "
-            "Repair or remove them; train_scoft_lora.py leaves them out with --skip_bad_images."
+            f"{dataset}: {len(problems)} of {len(files)} images cannot be used: {listing(problems)}. "
+            f"Repair or remove them; {how_to_skip}.",
+            argument="dataset",
         )
     if problems:
-        logger.warning(
-            "--skip_bad_images leaves out %d images: %s", len(problems), listing(problems, shown=len(problems))
-        )
+        logger.warning("Left out are %d bad images: %s", len(problems), listing(problems, shown=len(problems)))
     if not checked:
-        raise DataError(f"--dataset {dataset}: no usable image is left of {len(rows)} rows: {listing(problems)}.")
+        raise DataError(
+            f"{dataset}: no usable image is left of {len(rows)} rows: {listing(problems)}.", argument="dataset"
+        )
     return checked
 
 

@@ -31,6 +31,17 @@ _SPLITS = ("train", "validation", "test")
 MAX_FILES = 100_000  # that a dataset's folder may hold
 
 
+class Remedies(NamedTuple):
+    """Ways out that depend on who reads a dataset: clauses of messages, in which a command names its own flags."""
+
+    no_blip_captions: str = "or read it without needs_blip"
+    no_negatives: str = "or read it without needs_negatives"
+    bad_rows: str = "skip_bad_images leaves them out"
+
+
+READER_REMEDIES = Remedies()  # of the functions' own parameters
+
+
 class Columns(NamedTuple):
     """The user's names of the columns, None where the method needs none, and what to do when one is missing."""
 
@@ -39,14 +50,15 @@ class Columns(NamedTuple):
     blip_caption: str | None
     negatives: str | None
     completing: str
+    remedies: Remedies
 
     @property
     def blip_fix(self) -> str:
-        return f"{self.completing}, or train with --method finetune, which needs none."
+        return f"{self.completing}, {self.remedies.no_blip_captions}."
 
     @property
     def negatives_fix(self) -> str:
-        return f"{self.completing}, or train with --method mp, which needs none."
+        return f"{self.completing}, {self.remedies.no_negatives}."
 
 
 class Place(NamedTuple):
@@ -110,14 +122,17 @@ class ArrowCell:
         return f"column {self.column!r}"
 
 
-def _require_column(found: Iterable[str], spellings: Sequence[str], *, flag: str, where: object, fix: str = "") -> str:
+def _require_column(
+    found: Iterable[str], spellings: Sequence[str], *, argument: str, where: object, fix: str = ""
+) -> str:
+    """The first of the column's spellings that is there. Raises DataError of `argument`, which names the column."""
     for spelling in spellings:
         if spelling in found:
             return spelling
     columns = legible(", ".join(sorted(map(str, found))), most=500) or "none"
     raise DataError(
-        f"{where} has no column {spellings[0]!r} ({flag}); its columns are: {columns}. "
-        f"Name the right one with {flag}. {fix}".rstrip()
+        f"{spellings[0]!r} is no column of {where}; its columns are: {columns}. Name the right one. {fix}".rstrip(),
+        argument=argument,
     )
 
 
@@ -253,9 +268,10 @@ def _only(cultures: Iterable[str], culture: str | None, place: Place) -> str:
 
 
 def _unknown_culture(where: object, culture: str | None, cultures: Iterable[str]) -> DataError:
-    asked = "no --culture was given" if culture is None else f"--culture {culture} is not among them"
+    asked = "was not given" if culture is None else f"{culture} is not there"
     return DataError(
-        f"{where} holds one dataset per culture ({', '.join(sorted(cultures))}) and {asked}. Name one of them."
+        f"{asked}: {where} holds one dataset per culture ({', '.join(sorted(cultures))}). Name one of them.",
+        argument="culture",
     )
 
 
@@ -286,7 +302,7 @@ def how_to_complete(source: DatasetSource, culture: str | None) -> str:
     images = Path(source.name).expanduser() / metadata[0].parent.relative_to(root)
     output = f"{root.name}_prepared"
     command = prepare_command(culture or "my_culture", images=images, output=output)
-    return f"Make them with `{command}` and train with --dataset {shlex.quote(output)}"
+    return f"Make them with `{command}` and take the dataset {shlex.quote(output)}"
 
 
 def _metadata_rows(file: Path, *, within: Path, columns: Columns) -> list[Row]:
@@ -300,16 +316,18 @@ def _metadata_rows(file: Path, *, within: Path, columns: Columns) -> list[Row]:
     found = {name for record in records for name in record}
     # imagefolder's rule: column X of images is written as X_file_name(s), and `image` as file_name
     image_spellings = [columns.image, f"{columns.image}_file_name"] + ["file_name"] * (columns.image == "image")
-    image = _require_column(found, image_spellings, flag="--image_column", where=file)
-    caption = _require_column(found, [columns.caption], flag="--caption_column", where=file)
+    image = _require_column(found, image_spellings, argument="image_column", where=file)
+    caption = _require_column(found, [columns.caption], argument="caption_column", where=file)
     blip = negatives = None
     if columns.blip_caption is not None:
         spellings = [columns.blip_caption]
-        blip = _require_column(found, spellings, flag="--blip_caption_column", where=file, fix=columns.blip_fix)
+        blip = _require_column(found, spellings, argument="blip_caption_column", where=file, fix=columns.blip_fix)
     if columns.negatives is not None:
         spellings = [columns.negatives, f"{columns.negatives}_file_names"]
         spellings += ["negative_imgpath"] * (columns.negatives == "negatives")  # the authors' name for it
-        negatives = _require_column(found, spellings, flag="--negatives_column", where=file, fix=columns.negatives_fix)
+        negatives = _require_column(
+            found, spellings, argument="negatives_column", where=file, fix=columns.negatives_fix
+        )
 
     def path(written: object, row: int, column: str) -> ImageFile:
         if not isinstance(written, str) or not written.strip():
@@ -385,7 +403,9 @@ def _parquet_table(files: Sequence[Path], place: Place, *, split: str, cache_dir
         return Dataset.from_parquet(paths, features=features, cache_dir=cache_dir)
     except (DatasetsError, ValueError, TypeError, RuntimeError, OSError, pa.ArrowException) as error:
         names = ", ".join(legible(file) for file in files)
-        raise DataError(f"--dataset {place.called}, split {split!r} cannot be read: {names}: {error}") from error
+        raise DataError(
+            f"{place.called}, split {split!r} cannot be read: {names}: {error}", argument="dataset"
+        ) from error
 
 
 def _table_rows(table: datasets.Dataset, place: Place, *, columns: Columns) -> list[Row]:
@@ -396,8 +416,8 @@ def _table_rows(table: datasets.Dataset, place: Place, *, columns: Columns) -> l
     if not len(table):
         return []
     found = table.column_names
-    image = _require_column(found, [columns.image], flag="--image_column", where=place.called)
-    caption = _require_column(found, [columns.caption], flag="--caption_column", where=place.called)
+    image = _require_column(found, [columns.image], argument="image_column", where=place.called)
+    caption = _require_column(found, [columns.caption], argument="caption_column", where=place.called)
     captions = _texts(table.data.column(caption), f"{place.called}, column {caption!r}")
 
     images = table.data.column(image)
@@ -409,18 +429,18 @@ def _table_rows(table: datasets.Dataset, place: Place, *, columns: Columns) -> l
     if columns.blip_caption is not None:
         spellings = [columns.blip_caption]
         blip = _require_column(
-            found, spellings, flag="--blip_caption_column", where=place.called, fix=columns.blip_fix
+            found, spellings, argument="blip_caption_column", where=place.called, fix=columns.blip_fix
         )
         blip_captions = _texts(table.data.column(blip), f"{place.called}, column {blip!r}")
 
     negative_places: list[Sequence[int | None]] = [()] * len(table)
     if columns.negatives is not None:
         spellings, fix = [columns.negatives], columns.negatives_fix
-        negatives = _require_column(found, spellings, flag="--negatives_column", where=place.called, fix=fix)
+        negatives = _require_column(found, spellings, argument="negatives_column", where=place.called, fix=fix)
         cells = table.data.column(negatives)
         if not (pa.types.is_list(cells.type) or pa.types.is_large_list(cells.type)):
             raise DataError(
-                f"{place.called}: column {negatives!r} (--negatives_column) must hold lists, not {cells.type}."
+                f"{negatives!r} of {place.called} must hold lists, not {cells.type}.", argument="negatives_column"
             )
         negative_places = [range(count or 0) for count in pc.list_value_length(cells).to_pylist()]
 

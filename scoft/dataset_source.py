@@ -31,47 +31,51 @@ class DatasetSource:
     name: str
 
 
-def find_dataset(name: str, *, culture: str | None) -> DatasetSource:
-    """Resolve `--dataset`: embedded beside this file, then an existing folder, then `org/name` on the Hub, then
+def find_dataset(dataset: str, *, culture: str | None) -> DatasetSource:
+    """Resolve a dataset's name: embedded beside this file, then an existing folder, then `org/name` on the Hub, then
     `<logged-in user>/name` on the Hub.
 
     A folder wins over the Hub because CCUB's photographs belong to third parties, so each user prepares a private
     copy. Whether a Hub dataset exists turns out when it is read. Raises DataError with all that was tried.
     """
     if culture is not None:
-        checked_name(culture, what="--culture")
-    embedded = embedded_folder(name)
+        checked_name(culture, what="culture")
+    embedded = embedded_folder(dataset)
     if embedded is not None:
-        return DatasetSource("folder", str(embedded / "ccub"), name)
+        return DatasetSource("folder", str(embedded / "ccub"), dataset)
     try:
-        if not name:  # which would be the folder at hand
+        if not dataset:  # which would be the folder at hand
             raise ValueError("it is blank")
-        folder = Path(name).expanduser()
+        folder = Path(dataset).expanduser()
         if stat.S_ISDIR(folder.stat().st_mode):
-            return DatasetSource("folder", str(folder.resolve()), name)
-        raise DataError(f"--dataset {name}: this is a file. Give the folder it lies in, or a dataset of the Hub.")
+            return DatasetSource("folder", str(folder.resolve()), dataset)
+        raise DataError(
+            f"{dataset} is a file. Give the folder it lies in, or a dataset of the Hub.", argument="dataset"
+        )
     except (FileNotFoundError, NotADirectoryError):
         pass
     except DataError:
         raise
     except (OSError, ValueError, RuntimeError) as error:  # too long, not for this user, a NUL, nobody's home
-        raise DataError(f"--dataset {legible(name)!r} is no folder, nor a dataset of the Hub: {error}") from error
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        return DatasetSource("hub", name, name)
-    if not _is_bare(name):
-        raise not_found(name, culture, "the Hub: not asked, since its ids look like `name` or `org/name`")
+        raise DataError(
+            f"{legible(dataset)!r} is no folder, nor a dataset of the Hub: {error}", argument="dataset"
+        ) from error
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", dataset):
+        return DatasetSource("hub", dataset, dataset)
+    if not _is_bare(dataset):
+        raise not_found(dataset, culture, "the Hub: not asked, since its ids look like `name` or `org/name`")
 
     from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 
     try:
         user = ask(lambda api: text_of(api.whoami()["name"], r"\w[\w.-]*"))
     except LocalTokenNotFoundError as error:
-        tried = f"the Hub: <your name>/{name}, but nobody is logged in (`hf auth login`)"
-        raise not_found(name, culture, tried) from error
+        tried = f"the Hub: <your name>/{dataset}, but nobody is logged in (`hf auth login`)"
+        raise not_found(dataset, culture, tried) from error
     except (HTTPError, OSError) as error:
-        tried = f"the Hub: <your name>/{name}, but it did not say who is logged in ({error})"
-        raise not_found(name, culture, tried) from error
-    return DatasetSource("hub", f"{user}/{name}", name)
+        tried = f"the Hub: <your name>/{dataset}, but it did not say who is logged in ({error})"
+        raise not_found(dataset, culture, tried) from error
+    return DatasetSource("hub", f"{user}/{dataset}", dataset)
 
 
 def embedded_folder(name: str) -> Path | None:
@@ -106,11 +110,14 @@ def check_embedded(name: str) -> None:
             try:
                 found = file_sha256(file)
             except OSError as error:
-                raise DataError(f"--dataset {name}: {file} cannot be read ({error.strerror}). {remedy}") from error
+                raise DataError(
+                    f"{name}: {file} cannot be read ({error.strerror}). {remedy}", argument="dataset"
+                ) from error
             if found != expected:
                 raise DataError(
-                    f"--dataset {name}: {file} is not the file that belongs here: its sha256 is {found}, not "
-                    f"{expected}. {remedy}"
+                    f"{name}: {file} is not the file that belongs here: its sha256 is {found}, not {expected}. "
+                    f"{remedy}",
+                    argument="dataset",
                 )
 
 
@@ -124,10 +131,11 @@ def not_found(name: str, culture: str | None, hub: str) -> DataError:
         tried.insert(0, f"embedded here: {', '.join(EMBEDDED)} alone")
     return DataError(
         "\n".join(
-            [f"--dataset {name} was not found. Tried, in this order:"]
+            [f"{name} was not found. Tried, in this order:"]
             + [f"  {place}. {what}" for place, what in enumerate(tried, start=1)]
             + [_how_to_build(name, culture)]
-        )
+        ),
+        argument="dataset",
     )
 
 

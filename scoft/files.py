@@ -53,15 +53,6 @@ def content_key(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=stable).encode()).hexdigest()
 
 
-def model_key(name_or_path: str | None) -> str:
-    """What a model is known by in keys: the content of a folder, wherever it lies, or its name on the Hub."""
-    folder = Path(name_or_path or "")
-    if not name_or_path or not folder.is_dir():
-        return str(name_or_path)
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json", ".pt", ".tar"))
-    return content_key([path.relative_to(folder).as_posix() for path in files], [file_sha256(path) for path in files])
-
-
 def file_sha256(path: Path) -> str:
     """The sha256 of a file's content, which is not read into memory at once. Raises OSError."""
     with path.open("rb") as content:
@@ -372,7 +363,8 @@ def checked_name(name: str, *, what: str) -> str:
     sound = re.match(r"[^\W_]", name) and re.fullmatch(r"[\w-]+", bare)
     if not sound or len(name) > MAX_NAME or len(name.encode()) > MAX_NAME_BYTES:
         raise DataError(
-            f"{what} is 1 to {MAX_NAME} letters, digits, - and _, a letter or digit first (at most {MAX_NAME_BYTES} "
-            f"bytes), got {name!r}."
+            f"is 1 to {MAX_NAME} letters, digits, - and _, a letter or digit first (at most {MAX_NAME_BYTES} bytes), "
+            f"got {name!r}.",
+            argument=what,
         )
     return name

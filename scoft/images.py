@@ -274,11 +274,9 @@ class ImageTransform:
 
     def __post_init__(self) -> None:
         if self.resolution < 1:
-            raise ValueError(f"--resolution {self.resolution} must be at least 1.")
+            raise ValueError(f"resolution {self.resolution} must be at least 1.")
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(
-                f"--image_interpolation_mode {self.interpolation!r} must be one of {', '.join(INTERPOLATIONS)}."
-            )
+            raise ValueError(f"interpolation {self.interpolation!r} must be one of {', '.join(INTERPOLATIONS)}.")
 
     def __call__(
         self, image: Image.Image, *, flip: bool = False, crop: tuple[float, float] = (0.5, 0.5)

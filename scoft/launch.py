@@ -19,7 +19,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from scoft.errors import DataError
@@ -204,6 +204,12 @@ positive = number(float, lambda value: value > 0, "is a positive number")
 share = number(float, lambda value: 0 <= value < 1, "is a number from 0 up and below 1")
 
 
+def add_options(group: argparse._ActionsContainer, options: Mapping[str, Mapping[str, object]]):
+    """Make a flag of each option of a part that brings its own: name -> what argparse has to know of it."""
+    for name, option in options.items():
+        group.add_argument(f"--{name}", **option)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Functions of users
 # ---------------------------------------------------------------------------------------------------------------------
@@ -327,7 +333,9 @@ def run_main(main: Callable[[], None], *, memory_advice: str):
 
 def told(error: Exception, *, memory_advice: str) -> str | None:
     """The words for an error that a user can cause; None for any other, which is ours and needs a traceback."""
-    if isinstance(error, (DataError, FloatingPointError)):
+    if isinstance(error, DataError):
+        return f"error: {error.for_command}"
+    if isinstance(error, FloatingPointError):
         return f"error: {error}"
     # torch's on a GPU is an OutOfMemoryError, its allocator's on a CPU a RuntimeError without a type of its own
     torch = sys.modules.get("torch")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.metadata
+import importlib.util
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from scoft.errors import DataError
 from scoft.files import checked_name, file_sha256, read_record, write_atomically
@@ -14,14 +19,18 @@ from scoft.files import checked_name, file_sha256, read_record, write_atomically
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 # torch and diffusers are imported where they are used, so that a mistyped flag is answered at once.
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 KOHYA_FILE = "scoft-{}-kohya.safetensors"  # the same for ComfyUI and A1111, by the culture's name
 CARD_FILE = "README.md"
-RECORD_FILE = "training_args.json"
-JUDGED_FILE = "images/judge.json"  # of --validation_judge
-EVALUATION_FILE = "evaluation.json"  # of evaluate_scoft.py
+RECORD_FILE = "training_args.json"  # TrainingRecord, by the trainer
+JUDGED_FILE = "images/judge.json"  # Judged, by the trainer
+EVALUATION_FILE = "evaluation.json"  # Evaluation, by evaluate_scoft.py
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -129,9 +138,61 @@ class Evaluation:
     lora_sha256: str
 
 
+def run_record(arguments: Mapping[str, object], resolved: Facts) -> dict:
+    """What RECORD_FILE holds: all arguments, what they resolved to, and the versions that ran."""
+    packages = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "timm", "dreamsim")
+    installed = [package for package in packages if importlib.util.find_spec(package)]
+    return {
+        "arguments": {flag: str(value) if isinstance(value, Path) else value for flag, value in arguments.items()},
+        "resolved": dataclasses.asdict(resolved),
+        "versions": {package: importlib.metadata.version(package) for package in installed},
+    }
+
+
+def write_run_record(folder: Path, record: dict):
+    """Write RECORD_FILE; `record`: of `run_record`, or as `read_run_record` has it."""
+    write_atomically(folder / RECORD_FILE, json.dumps(record, indent=2) + "\n")
+
+
+def read_run_record(folder: Path, *, remedy: str) -> dict[str, dict]:
+    """All that RECORD_FILE holds, also what no page tells; `remedy`: for a damaged one. Raises DataError."""
+    return read_record(folder / RECORD_FILE, dict[str, dict], remedy=remedy)
+
+
 def read_training_record(file: Path) -> TrainingRecord:
     """RECORD_FILE of a LoRA folder. Raises DataError."""
     return read_record(file, TrainingRecord, remedy="train_scoft_lora.py writes it: copy it whole, or train again.")
+
+
+def write_judged(folder: Path, *, base: dict[str, int | float], lora: dict[str, int | float]):
+    """Write JUDGED_FILE: a judge's numbers of the base model and of the LoRA that is in the folder."""
+    judged = Judged(base=base, lora=lora, lora_sha256=lora_sha256(folder))
+    write_atomically(folder / JUDGED_FILE, json.dumps(vars(judged), indent=2, default=float) + "\n")
+
+
+def read_judged(folder: Path) -> Judged | None:
+    """JUDGED_FILE; None, if there is none or it is of another LoRA than the folder's. Raises DataError."""
+    return _of_this_lora(folder, JUDGED_FILE, Judged, remedy=f"Train again, or remove {JUDGED_FILE}.")
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation):
+    write_atomically(folder / EVALUATION_FILE, json.dumps(dataclasses.asdict(evaluation), indent=1) + "\n")
+
+
+def read_evaluation(folder: Path) -> Evaluation | None:
+    """EVALUATION_FILE; None, if there is none or it is of another LoRA than the folder's. Raises DataError."""
+    remedy = f"Let evaluate_scoft.py write it again, or remove {EVALUATION_FILE}."
+    return _of_this_lora(folder, EVALUATION_FILE, Evaluation, remedy=remedy)
+
+
+def _of_this_lora(folder: Path, name: str, kind: type[T], *, remedy: str) -> T | None:
+    if not (folder / name).is_file():
+        return None
+    found = read_record(folder / name, kind, remedy=remedy)
+    if found.lora_sha256 == lora_sha256(folder):
+        return found
+    logger.warning("%s is of another LoRA than its folder's, and is left off the page. %s", folder / name, remedy)
+    return None
 
 
 def lora_sha256(folder: Path) -> str:
@@ -224,9 +285,10 @@ def load_lora(folder: Path, unet):
     if shapes != own_shapes:
         names = sorted(name for name in shapes.keys() | own_shapes if shapes.get(name) != own_shapes.get(name))
         raise DataError(
-            f"--resume_from_checkpoint {folder} does not fit this run's LoRA at {len(names)} weights, first "
-            f"{names[0]}: {shapes.get(names[0])} there, {own_shapes.get(names[0])} here; give the --rank, "
-            "--lora_layers and --pretrained_model_name_or_path it was made with"
+            f"{folder} does not fit this run's LoRA at {len(names)} weights, first "
+            f"{names[0]}: {shapes.get(names[0])} there, {own_shapes.get(names[0])} here; give the rank, the "
+            "LoRA's layers and the base model that it was made with",
+            argument="resume_from_checkpoint",
         )
     with torch.no_grad():
         for name, weight in own.items():

@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 import json
-import logging
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
 from scoft.cultures import culture_words
-from scoft.files import read_record, write_atomically
+from scoft.files import write_atomically
 from scoft.hub import files_on_hub, push
 from scoft.lora_folder import (
     CARD_FILE,
-    EVALUATION_FILE,
-    JUDGED_FILE,
     KOHYA_FILE,
     LORA_FILE,
     RECORD_FILE,
     Evaluation,
-    Judged,
+    Facts,
+    TrainingRecord,
     lora_sha256,
+    read_evaluation,
+    read_judged,
+    read_run_record,
     read_training_record,
+    write_run_record,
 )
 from scoft.pages import code_text, comparison_rows, page_values
 
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
 
-T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
+TAGS = [
+    "text-to-image",
+    "diffusers",
+    "diffusers-training",
+    "lora",
+    "template:sd-lora",
+    "stable-diffusion",
+    "stable-diffusion-diffusers",
+    "scoft",
+]
 # All of a LoRA folder that loading it and reading its page need; checkpoints, logs and metrics stay at home, and so do
 # the sheets in images/photographs, which show the dataset's.
 PICTURES = ("images/before_after.png", "images/lora-*.png", "images/evaluation.png")
@@ -40,61 +53,26 @@ def write_model_card(folder: Path, *, repo_id: str | None = None):
     """README.md of a LoRA folder, from model_card.md and what lies in the folder: a page of the Hub.
 
     `repo_id`: where it is or will be on the Hub, which training_args.json then tells later calls. Reads that file,
-    and where they exist images/before_after.png, images/lora-<i>.png, one for each prompt, JUDGED_FILE, and
-    EVALUATION_FILE with images/evaluation.png. Numbers of another LoRA than the folder's are left out, with a warning.
+    and where they exist images/before_after.png, images/lora-<i>.png, one for each prompt, Judged, and
+    Evaluation with images/evaluation.png. Numbers of another LoRA than the folder's are left out, with a warning.
     Raises DataError for a record that is not as it was written.
     """
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+    from huggingface_hub import ModelCard
 
     record = read_training_record(folder / RECORD_FILE)
     arguments, facts = record.arguments, record.resolved
     if repo_id and facts.hub_model_id != repo_id:
         facts = replace(facts, hub_model_id=repo_id)
-        whole = read_record(folder / RECORD_FILE, dict, remedy="")
+        whole = read_run_record(folder, remedy="")
         whole["resolved"]["hub_model_id"] = repo_id
-        write_atomically(folder / RECORD_FILE, json.dumps(whole, indent=2) + "\n")
+        write_run_record(folder, whole)
     name, prompts = facts.name, facts.prompts
-    culture = culture_words(arguments.culture) if arguments.culture else None
+    culture, dataset = words_of_culture(record), dataset_name(facts)
     # A folder's place on a machine is nobody's business; its name is enough.
     base_model = facts.base_model if facts.base_revision else Path(facts.base_model).name
     pictures = [f"images/lora-{i}.png" for i in range(len(prompts)) if (folder / f"images/lora-{i}.png").is_file()]
-    judged = numbers_of(folder, JUDGED_FILE, Judged, remedy=f"Train again, or remove {JUDGED_FILE}.")
-    evaluation = numbers_of(folder, EVALUATION_FILE, Evaluation, remedy="Run evaluate_scoft.py report --card again.")
-    dataset = facts.dataset_id or Path(facts.dataset).name
-    data = ModelCardData(
-        base_model=base_model if facts.base_revision else None,
-        base_model_relation="adapter" if facts.base_revision else None,
-        library_name="diffusers",
-        pipeline_tag="text-to-image",
-        datasets=[facts.dataset_id] if facts.dataset_id else None,
-        tags=[
-            "text-to-image",
-            "diffusers",
-            "diffusers-training",
-            "lora",
-            "template:sd-lora",
-            "stable-diffusion",
-            "stable-diffusion-diffusers",
-            "scoft",
-        ],
-        instance_prompt=prompts[0] if prompts else None,
-        widget=[{"text": prompt, "output": {"url": url}} for prompt, url in zip(prompts, pictures)] or None,
-        eval_results=evaluation
-        and [
-            EvalResult(
-                task_type="text-to-image",
-                dataset_type=dataset,
-                dataset_name=f"{dataset}, {culture}",
-                metric_type=row.metric,
-                metric_name=row.name,
-                metric_value=round(row.value, 4),
-            )
-            for row in evaluation.rows
-            if row.method == evaluation.method
-        ],
-        model_name=name if evaluation else None,
-        **facts.license,
-    )
+    judged, evaluation = read_judged(folder), read_evaluation(folder)
+    data = metadata_of(record, prompts=prompts, pictures=pictures, evaluation=evaluation)
     card = ModelCard.from_template(
         data,
         template_path=str(ROOT / "model_card.md"),
@@ -124,15 +102,48 @@ def write_model_card(folder: Path, *, repo_id: str | None = None):
     write_atomically(folder / CARD_FILE, str(card))
 
 
-def numbers_of(folder: Path, name: str, kind: type[T], *, remedy: str) -> T | None:
-    """The Judged or Evaluation in this file of a LoRA folder; None, if there is none or it is of another LoRA."""
-    if not (folder / name).is_file():
-        return None
-    found = read_record(folder / name, kind, remedy=remedy)
-    if found.lora_sha256 == lora_sha256(folder):
-        return found
-    logger.warning("%s is of another LoRA than its folder's, and is left off the page. %s", folder / name, remedy)
-    return None
+def metadata_of(
+    record: TrainingRecord, *, prompts: Sequence[str], pictures: Sequence[str], evaluation: Evaluation | None
+) -> ModelCardData:
+    """The YAML with which the page begins, from which the Hub makes its filters, widget and table of results."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    facts, culture = record.resolved, words_of_culture(record)
+    dataset = dataset_name(facts)
+    return ModelCardData(
+        base_model=facts.base_model if facts.base_revision else None,
+        base_model_relation="adapter" if facts.base_revision else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        datasets=[facts.dataset_id] if facts.dataset_id else None,
+        tags=TAGS,
+        instance_prompt=prompts[0] if prompts else None,
+        widget=[{"text": prompt, "output": {"url": url}} for prompt, url in zip(prompts, pictures)] or None,
+        eval_results=evaluation
+        and [
+            EvalResult(
+                task_type="text-to-image",
+                dataset_type=dataset,
+                dataset_name=f"{dataset}, {culture}",
+                metric_type=row.metric,
+                metric_name=row.name,
+                metric_value=round(row.value, 4),
+            )
+            for row in evaluation.rows
+            if row.method == evaluation.method
+        ],
+        model_name=facts.name if evaluation else None,
+        **facts.license,
+    )
+
+
+def words_of_culture(record: TrainingRecord) -> str | None:
+    return culture_words(record.arguments.culture) if record.arguments.culture else None
+
+
+def dataset_name(facts: Facts) -> str:
+    """A Hub id; of a folder its name alone, since its place on a machine is nobody's business."""
+    return facts.dataset_id or Path(facts.dataset).name
 
 
 def evaluation_rows(evaluation: Evaluation) -> list[list[str]]:
@@ -152,7 +163,7 @@ def push_lora(folder: Path, *, repo_id: str, private: bool, retry: str):
     """
     record = read_training_record(folder / RECORD_FILE)
     files = {path.relative_to(folder).as_posix(): path for name in LORA_FILES for path in sorted(folder.glob(name))}
-    whole = read_record(folder / RECORD_FILE, dict, remedy="")
+    whole = read_run_record(folder, remedy="")
     files[RECORD_FILE] = json.dumps(without_places(whole), indent=2).encode()
     there = files_on_hub(repo_id, repo_type="model")
     stale = [path for path in there if path.endswith(".safetensors") or path.startswith("images/")]

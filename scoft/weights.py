@@ -1,6 +1,7 @@
 """Frozen models of others: loaded whole or not at all, and recognised by what they hold."""
 
 import contextlib
+import hashlib
 import pickle
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from scoft.errors import DataError
+from scoft.files import content_key, file_sha256
 
 
 def load_whole(model_class, name_or_path: str | Path, *, unused: tuple[str, ...] = (), **options) -> nn.Module:
@@ -41,16 +43,46 @@ def load_whole(model_class, name_or_path: str | Path, *, unused: tuple[str, ...]
 def loading(
     name_or_path: str,
     *,
-    flag: str = "--pretrained_model_name_or_path",
+    flag: str = "pretrained_model_name_or_path",
     kind: str = "a Stable Diffusion pipeline in safetensors",
 ) -> Iterator[None]:
     """Raise DataError, which names flag and model, for whatever keeps a library from loading it inside as `kind`."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise DataError(f"{flag} {name_or_path} cannot be loaded as {kind}: {error}") from error
+        raise DataError(f"{name_or_path} cannot be loaded as {kind}: {error}", argument=flag) from error
 
 
 def precision(accelerator) -> torch.dtype:
     """The dtype of frozen weights under accelerate's mixed precision."""
     return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Keys
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def model_key(name_or_path: str | None) -> str:
+    """A model that is not loaded, in keys: the content of its folder, wherever that lies, or its name on the Hub."""
+    folder = Path(name_or_path or "")
+    if not name_or_path or not folder.is_dir():
+        return str(name_or_path)
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json", ".pt", ".tar"))
+    return content_key([path.relative_to(folder).as_posix() for path in files], [file_sha256(path) for path in files])
+
+
+def weights_key(model: nn.Module) -> str:
+    """A loaded model, in keys of caches: sha256 of its weights' bytes in their order, whatever they are called."""
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def encoder_key(model: nn.Module, *, kind: str) -> str:
+    """An encoder, in records that others compare: sha256 of its `kind`, and of its weights by name and bytes."""
+    digest = hashlib.sha256(kind.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

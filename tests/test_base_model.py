@@ -1,5 +1,6 @@
 """Models are whole: a door refuses one that lacks a weight, or has it in another shape, by flag, model and name."""
 
+import ast
 import re
 import shutil
 from pathlib import Path
@@ -13,9 +14,11 @@ import evaluate_scoft
 import prepare_ccub
 import train_scoft_lora
 from pocket import judge
-from scoft.base_model import load_pipeline
+from scoft.base_model import StableDiffusion, load_pipeline
 from scoft.distances import load_distance
 from scoft.errors import DataError
+from scoft.prepare.caption import Captioner
+from scoft.prepare.negatives import DepthEstimator, NegativeGenerator
 from scoft.weights import load_whole
 
 
@@ -40,7 +43,7 @@ def damaged(tmp_path):
 
 def train(folder: Path):
     options = dict.fromkeys(("revision", "variant", "cache_dir", "prediction_type"))
-    train_scoft_lora.load_models(str(folder), **options, unet_dtype=torch.float32)
+    StableDiffusion.load(str(folder), **options, dtype=torch.float32)
 
 
 def evaluate(folder: Path):
@@ -53,7 +56,7 @@ def evaluate(folder: Path):
 def prepare(depth_model: Path, controlnet: Path, base: Path):
     flags = f"--depth_model {depth_model} --controlnet {controlnet} --pretrained_model_name_or_path {base}"
     args = prepare_ccub.parse_args(["--culture", "korea", "--images", str(base), *flags.split()])
-    prepare_ccub.NegativeGenerator(args, device=torch.device("cpu"), dtype=torch.float32)
+    NegativeGenerator(prepare_ccub.negatives_of(args), device=torch.device("cpu"), dtype=torch.float32, cache_dir=None)
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["missing", "another shape"])
@@ -62,7 +65,7 @@ def prepare(depth_model: Path, controlnet: Path, base: Path):
 def test_a_base_model_is_whole(door, part, cut, damaged, tiny_pipeline, tiny_depth, tiny_controlnet):
     """Each door names --pretrained_model_name_or_path, the folder and the weight."""
     folder = damaged(tiny_pipeline, WEIGHTS[part], part=part, cut=cut)
-    with pytest.raises(DataError, match=f"--pretrained_model_name_or_path {folder} .*{WEIGHTS[part]}"):
+    with pytest.raises(DataError, match=f"^pretrained_model_name_or_path {folder} .*{WEIGHTS[part]}"):
         if door == "prepare":
             prepare(tiny_depth, tiny_controlnet, folder)
         else:
@@ -82,7 +85,7 @@ def test_what_prepares_a_dataset_is_whole(flag, model, weight, damaged, request,
     places = {name: request.getfixturevalue(name) for name in ("tiny_blip", "tiny_depth", "tiny_controlnet")}
     places[model] = damaged(places[model], weight)
     with pytest.raises(DataError, match=f"{flag} {places[model]} .*{weight} is missing"):
-        prepare_ccub.Captioner(str(places["tiny_blip"]), device="cpu", dtype=torch.float32, cache_dir=None)
+        Captioner(str(places["tiny_blip"]), device="cpu", dtype=torch.float32, cache_dir=None)
         prepare(places["tiny_depth"], places["tiny_controlnet"], tiny_pipeline)
 
 
@@ -97,7 +100,7 @@ def test_what_prepares_a_dataset_is_whole(flag, model, weight, damaged, request,
 def test_a_distance_is_whole(name, weight, damaged, request):
     """The encoders of the perceptual distances, by transformers and timm; the flag is the caller's."""
     folder = damaged(request.getfixturevalue(f"tiny_{name}"), weight)
-    with pytest.raises(OSError, match=re.compile(f"--filter_model: '{folder}' .*{weight}", re.DOTALL)):
+    with pytest.raises(DataError, match=re.compile(f"--filter_model '{folder}' .*{weight}", re.DOTALL)):
         load_distance(name, model_name_or_path=str(folder), device="cpu", flags=("", "--filter_model"))
 
 
@@ -105,7 +108,7 @@ def test_dreamsim_is_whole(damaged, tiny_dreamsim):
     """Peft merely warns of a LoRA that lacks a weight."""
     weight = "base_model.model.extractor_list.0.model.blocks.0.attn.qkv.lora_B.weight"
     folder = damaged(tiny_dreamsim, weight, part="open_clip_vitb32_single_lora")
-    with pytest.raises(OSError, match=f"--perceptual_model_name_or_path: '{folder}' .*blocks.0.attn.qkv.lora_B"):
+    with pytest.raises(DataError, match=f"^model_name_or_path '{folder}' .*blocks.0.attn.qkv.lora_B"):
         load_distance("dreamsim", model_name_or_path=str(folder), device="cpu", dreamsim_type="open_clip_vitb32")
 
 
@@ -116,7 +119,7 @@ def test_an_encoder_of_the_metrics_is_whole(damaged, tmp_path):
         ["score", str(tmp_path), "--dataset", "pocket", "--culture", "veridia", "--encoder", f"clip={folder}"]
     )
     with pytest.raises(DataError, match=f"{folder} .*visual_projection.weight is missing[^$]*--encoder clip=PLACE"):
-        evaluate_scoft.Features(args).encoder("clip")
+        evaluate_scoft.encoders_of(args).load("clip")
 
 
 def test_the_judge_is_whole(damaged):
@@ -129,7 +132,7 @@ def test_the_judge_is_whole(damaged):
 def test_what_is_never_asked_may_be_missing(damaged, tiny_depth, tiny_blip2):
     """Checkpoints on the Hub lack weights that no picture needs: the first fusion of a DPT has no residual."""
     folder = damaged(tiny_depth, "neck.fusion_stage.layers.0.residual_layer1.convolution1.weight")
-    prepare_ccub.DepthEstimator(str(folder), device="cpu", cache_dir=None)
+    DepthEstimator(str(folder), device="cpu", cache_dir=None)
     shutil.rmtree(folder)
     folder = damaged(tiny_blip2, "itm_head.weight")
     load_distance("blip2", model_name_or_path=str(folder), device="cpu")
@@ -168,3 +171,36 @@ def test_files_of_stable_diffusion_1_are_whole(tmp_path, tiny_pipeline):
         old = load_whole(model_class, folder, subfolder=part).state_dict()
         new = load_whole(model_class, tiny_pipeline, subfolder=part).state_dict()
         assert all(torch.equal(weight, old[name]) for name, weight in new.items())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One room alone knows its classes
+# ---------------------------------------------------------------------------------------------------------------------
+
+OWN = re.compile(
+    r"StableDiffusion\w+|UNet2DConditionModel|AutoencoderKL|DDPMScheduler|DDIMScheduler|CLIPText\w+|CLIPTokenizer"
+)
+ROOT = Path(train_scoft_lora.__file__).parent
+TRAINING = [ROOT / "train_scoft_lora.py", ROOT / "scoft_losses.py", *sorted(ROOT.glob("scoft/train/*.py"))]
+
+
+def names_of_a_family(source: str) -> list[str]:
+    """What stands in the code, not in its words, of diffusers' and transformers' classes of Stable Diffusion."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        names = [getattr(node, "id", None), getattr(node, "attr", None), getattr(node, "name", None)]
+        found += [name for name in names if isinstance(name, str) and OWN.fullmatch(name)]
+    return found
+
+
+@pytest.mark.parametrize("file", TRAINING, ids=lambda file: str(file.relative_to(ROOT)))
+def test_training_names_no_class_of_a_family(file):
+    """Another family is put beside scoft/base_model.py without touching these."""
+    assert names_of_a_family(file.read_text()) == []
+
+
+def test_a_named_class_is_seen():
+    assert names_of_a_family((ROOT / "scoft/base_model.py").read_text())
+    assert names_of_a_family("def f():\n    from diffusers import DDIMScheduler") == ["DDIMScheduler"]
+    assert names_of_a_family("import diffusers\ndiffusers.UNet2DConditionModel()") == ["UNet2DConditionModel"]
+    assert names_of_a_family("StableDiffusion.load('a StableDiffusionPipeline')") == []

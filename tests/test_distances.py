@@ -8,7 +8,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from scoft.distances import DISTANCES, load_distance
+import evaluate_scoft
+import prepare_ccub
+import train_scoft_lora
+from scoft.distances import DISTANCES, distance_options, load_distance
+from scoft.distances.clip_conv import ClipConv
+from scoft.errors import DataError
 
 
 TYPED = [name for name in DISTANCES if name != "dreamsim"]  # those that compute in the dtype they are asked for
@@ -130,26 +135,26 @@ def test_refuses_what_is_not_a_batch_of_images(distance):
 @pytest.mark.parametrize("name", DISTANCES)
 def test_missing_folder_names_the_flag_and_the_value(name, tmp_path):
     """A path that is not there is reported with the flag it came by."""
-    with pytest.raises(OSError, match="^--perceptual_model_name_or_path: .*absent.*cannot be loaded as"):
+    with pytest.raises(DataError, match="^model_name_or_path .*absent.*cannot be loaded as"):
         load(name, tmp_path / "absent")
-    with pytest.raises(OSError, match="^--filter_model: .*absent.*cannot be loaded as") as raised:
+    with pytest.raises(DataError, match="^--filter_model .*absent.*cannot be loaded as") as raised:
         load(name, tmp_path / "absent", flags=("--filter_distance", "--filter_model"))
-    assert "perceptual_model" not in str(raised.value)
+    assert "name_or_path" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name, package", [("clip_conv", "timm"), ("dreamsim", "dreamsim")])
 def test_missing_package_names_the_pip_line(name, package, tmp_path, monkeypatch):
     """Without its package a distance says how to install it."""
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=f"^--filter_distance {name}: .*pip install {package}"):
+    with pytest.raises(DataError, match=f"^--filter_distance {name}: .*pip install {package}"):
         load(name, tmp_path, flags=("--filter_distance", "--filter_model"))
 
 
 def test_bad_choices_are_refused(tmp_path):
     """An unknown distance or DreamSim type lists what is allowed; float16 is refused."""
-    with pytest.raises(ValueError, match="--perceptual_distance: got 'vgg', allowed are clip_conv, "):
+    with pytest.raises(DataError, match="^name 'vgg' is none of clip_conv, "):
         load("vgg", tmp_path)
-    with pytest.raises(ValueError, match="--dreamsim_type: got 'vgg', allowed are ensemble, "):
+    with pytest.raises(DataError, match="^dreamsim_type 'vgg' is none of ensemble, "):
         load_distance("dreamsim", model_name_or_path=None, device="cpu", dreamsim_type="vgg")
     with pytest.raises(ValueError, match="torch.float16 is not supported"):
         load("clip_conv", tmp_path, dtype=torch.float16)
@@ -283,3 +288,44 @@ def test_dreamsim_holds_no_graph(tiny_dreamsim):
     inner.extract_feats_list = [inner._get_extract_fn("open_clip_vitb32", "cls")[0]]
     assert distance.embed(images(1).requires_grad_()).requires_grad
     assert [extractor._feats for extractor in inner.extractor_list] == [[]]
+
+
+class Dull(ClipConv):
+    """A distance with an option of its own."""
+
+    options = {"dullness": {"type": int, "default": 3, "help": "how little it sees"}}
+
+    def __init__(self, model_name_or_path: str | None = None, *, dullness: int, **common):
+        super().__init__(model_name_or_path, **common)
+        self.dullness = dullness
+
+
+def test_a_distance_brings_its_options_to_all_commands(monkeypatch, tiny_clip_conv, capsys):
+    """A row of the table gives each command the flag, in its help, its parser and the distance; no other gets it."""
+    monkeypatch.setitem(DISTANCES, "dull", Dull)
+    for door, words in (
+        (train_scoft_lora, ["--dataset", "d", "--method", "finetune"]),
+        (prepare_ccub, ["--culture", "korea"]),
+        (evaluate_scoft, ["score", "folder", "--dataset", "d", "--culture", "korea"]),
+    ):
+        assert door.parse_args(words).dullness == 3
+        args = door.parse_args([*words, "--dullness", "5"])
+        with pytest.raises(SystemExit):
+            door.parse_args([*words, "--dullness", "very"])
+        assert "dullness: invalid int value: 'very'" in capsys.readouterr().err
+    options = {option: getattr(args, option) for option in distance_options()}
+    assert load_distance("dull", model_name_or_path=str(tiny_clip_conv), device="cpu", **options).dullness == 5
+    load_distance("clip_conv", model_name_or_path=str(tiny_clip_conv), device="cpu", **options)
+    with pytest.raises(TypeError, match="no perceptual distance has an option sharpness"):
+        load_distance("clip_conv", model_name_or_path=str(tiny_clip_conv), device="cpu", sharpness=1)
+
+
+def test_the_trainer_names_its_own_flag_of_a_bad_encoder(tmp_path):
+    """Through its true command line: the trainer's flag and the folder, in one line of its own, before any update."""
+    absent, out = tmp_path / "absent", tmp_path / "out"
+    flags = f"--dataset pocket --culture veridia --perceptual_model_name_or_path {absent} --output_dir {out}"
+    with pytest.raises(
+        DataError, match="^--perceptual_model_name_or_path .*absent.* cannot be loaded as a timm model"
+    ):
+        train_scoft_lora.main([*flags.split(), "--cache_dir", str(tmp_path / "cache")])
+    assert not (out / "metrics.jsonl").exists()

@@ -13,14 +13,17 @@ from pathlib import Path
 from scoft.launch import Parser
 
 import pytest
+from PIL import Image
 
 import evaluate_scoft
 import prepare_ccub
 import scoft.dataset
+import scoft.dataset_source
 import scoft.files
 import scoft.hub
 import train_scoft_lora
 from scoft import launch
+from scoft.dataset_rows import READER_REMEDIES
 from scoft.errors import DataError
 
 
@@ -237,6 +240,7 @@ def test_an_error_of_ours_keeps_its_traceback(ours):
 
 ENDING = """
 from scoft import launch
+from scoft.dataset_rows import READER_REMEDIES
 import sys, time
 
 def main():
@@ -307,3 +311,35 @@ def test_our_line_is_the_last_under_accelerates_launcher():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, timeout=120)
     assert done.returncode == 1 and "Traceback" in done.stderr
     assert "error: --dataset ./nope was not found" in done.stderr.rpartition("CalledProcessError")[2]
+
+
+@pytest.mark.parametrize(
+    ("argument", "in_python", "told"),
+    [
+        ("culture", "culture peru is not there", "--culture peru is not there"),
+        ("--filter_model", "--filter_model peru is not there", "--filter_model peru is not there"),
+        ("NAME of --lora", "NAME of --lora peru is not there", "NAME of --lora peru is not there"),
+        (None, "peru is not there", "peru is not there"),
+    ],
+)
+def test_a_parameter_at_fault_is_told_as_a_flag(argument, in_python, told):
+    """A function of ours names its parameter; a command, whose flag has that name, tells it with its dashes."""
+    error = DataError("peru is not there", argument=argument)
+    assert str(error) == in_python and launch.told(error, memory_advice="") == f"error: {told}"
+
+
+@pytest.mark.parametrize(
+    ("remedies", "said"),
+    [
+        (READER_REMEDIES, "or read it without needs_blip."),
+        (train_scoft_lora.REMEDIES, "or train with --method finetune, which needs none."),
+    ],
+)
+def test_a_command_hands_in_its_own_way_out(tmp_path, remedies, said):
+    """What to do about missing captions is said in parameters to users of Python, and in flags to those of a door."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a"}')
+    source = scoft.dataset_source.find_dataset(str(tmp_path), culture=None)
+    with pytest.raises(DataError, match=said) as raised:
+        scoft.dataset.read_dataset(source, culture=None, needs_blip=True, needs_negatives=False, remedies=remedies)
+    assert raised.value.for_command.startswith("--blip_caption_column 'blip_text' is no column of ")

@@ -1,8 +1,15 @@
-"""The rule of imports: a command, its own wing, the common ground, scoft_losses; nothing looks back up or sideways."""
+"""The rule of imports: a command, its own wing, the common ground, scoft_losses; nothing looks back up or sideways.
+
+And that of words: only commands have flags, so the ground speaks of none, and a wing of its own command's alone.
+"""
 
 import ast
+import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
+
+from scoft.launch import Parser
 
 import pytest
 
@@ -10,8 +17,9 @@ import train_scoft_lora
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
-WINGS = {path.parent.name for path in ROOT.glob("scoft/*/__init__.py")}
 LAYERED = [ROOT / "scoft_losses.py", *sorted((ROOT / "scoft").rglob("*.py"))]
+DOORS = {"train": "train_scoft_lora", "prepare": "prepare_ccub", "evaluate": "evaluate_scoft"}
+WINGS = set(DOORS)  # other folders of scoft/ are ground
 OURS = {path.stem for path in ROOT.glob("*.py")} | {"scoft", "pocket", "benchmarks"}
 
 
@@ -60,3 +68,68 @@ def test_a_module_imports_only_what_lies_below_it(file):
 )
 def test_a_violation_is_seen(file, line, wrong):
     assert bool(violations(ROOT / file, line)) == wrong
+
+
+def flags_named(source: str) -> set[str]:
+    """The flags in a module's strings; docstrings, which no user sees, may name any."""
+    tree = ast.parse(source)
+    described = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, described) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    texts = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+    ]
+    return {flag for text in texts for flag in re.findall(r"(?<![\w-])--[a-z]\w*", text)}
+
+
+def flags_of(door: str) -> set[str]:
+    """All flags of a command, those of its subcommands included."""
+
+    class Found(Exception):
+        pass
+
+    def stop(parser, *_):
+        raise Found(parser)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Found) as found:
+        patch.setattr(Parser, "parse_args", stop)
+        importlib.import_module(door).parse_args([])
+    (parser,) = found.value.args
+    return {flag for action in parser.all_actions() for flag in action.option_strings}
+
+
+def foreign_flags(file: Path, source: str) -> set[str]:
+    """The flags that a module of scoft names and may not: on the ground all, in a wing those of other commands."""
+    _, *wing, name = file.relative_to(ROOT).parts
+    if name == "launch.py":  # the room of command lines
+        return set()
+    allowed = flags_of(DOORS[wing[0]]) if wing and wing[0] in DOORS else set()
+    return flags_named(source) - allowed
+
+
+@pytest.mark.parametrize("file", LAYERED[1:], ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_module_names_only_flags_that_its_user_has(file):
+    """The ground serves all commands and Python: its messages name parameters, of which `launch` makes flags."""
+    assert foreign_flags(file, file.read_text()) == set()
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "foreign"),
+    [
+        ("scoft/files.py", "raise DataError('--dataset is blank')", {"--dataset"}),
+        ("scoft/files.py", "def f(x):\n    'Of --dataset.'\n    return f'--dataset {x}', '<!-- x -->'", {"--dataset"}),
+        ("scoft/files.py", "'Of --dataset.'\nclass A:\n    'Of --culture.'", set()),
+        ("scoft/distances/base.py", "f('--filter_model')", {"--filter_model"}),
+        ("scoft/launch.py", "f('--culture')", set()),
+        ("scoft/train/checkpoints.py", "f('give --rank, not --filter_model or --method')", {"--filter_model"}),
+        ("scoft/prepare/fetch.py", "f('--filter_model', '--rank')", {"--rank"}),
+        ("scoft/evaluate/score.py", "f('--encoder', '--lora', '--captioner')", {"--captioner"}),
+    ],
+)
+def test_a_foreign_flag_is_seen(file, line, foreign):
+    assert foreign_flags(ROOT / file, line) == foreign

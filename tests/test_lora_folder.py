@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from pocket.train_models import HERE as POCKET
 from scoft import lora_folder
+from scoft.base_model import add_lora
 from scoft.errors import DataError
 from scoft.lora_folder import LORA_FILE, check_whole, load_into_pipeline, load_lora, read_lora, save_lora
-from train_scoft_lora import add_lora
 
 
 KOHYA = "kohya.safetensors"

@@ -683,7 +683,7 @@ def test_a_repository_that_cannot_be_pushed_to_stops_the_run_first(
         monkeypatch.setenv("HF_TOKEN", token)
     alice.add("model", "alice/open", {})
     argv = f"--method finetune --dataset {tiny_ccub} --culture veridia --output_dir {tmp_path / 'out'} --push_to_hub"
-    monkeypatch.setattr(train_scoft_lora, "load_models", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(train_scoft_lora.StableDiffusion, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(DataError, match=message):
         train_scoft_lora.main([*argv.split(), "--pretrained_model_name_or_path", str(tiny_pipeline), *flags])
     assert is_empty(tmp_path / "out")
@@ -756,10 +756,10 @@ def test_a_base_model_that_cannot_be_had_is_named(hub, tiny_ccub, tmp_path, monk
     argv = f"--method finetune --dataset {tiny_ccub} --culture veridia --output_dir {tmp_path / 'out'}"
     for base in ("bob/private-sd", "bob/nothing"):
         with pytest.raises(
-            DataError, match=f"--pretrained_model_name_or_path {base} is no folder, and {hub.url} has no"
+            DataError, match=f"^pretrained_model_name_or_path {base} is no folder, and {hub.url} has no"
         ):
             train_scoft_lora.main([*argv.split(), "--pretrained_model_name_or_path", base])
-    with pytest.raises(DataError, match="--revision v9 is of a Hub model"):
+    with pytest.raises(DataError, match="^revision v9 is of a Hub model"):
         train_scoft_lora.main([*argv.split(), "--pretrained_model_name_or_path", str(tmp_path), "--revision", "v9"])
 
 

@@ -10,11 +10,12 @@ import pytest
 
 import prepare_ccub
 from pocket import judge, make_dataset, world
-from prepare_ccub import cleaned
 from scoft.cultures import CATEGORIES
 from scoft.dataset import read_dataset
 from scoft.dataset_source import find_dataset
 from scoft.errors import DataError
+from scoft.prepare.card import MODELS, public_name
+from scoft.prepare.clean import cleaned
 
 
 CCUB = Path(make_dataset.__file__).parent / "ccub"
@@ -61,7 +62,7 @@ def test_its_settings_are_the_worlds_defaults(culture):
     args = prepare_ccub.parse_args(["--defaults", "pocket", "--culture", culture, "--images", str(CCUB)])
     made = json.loads((CCUB / culture / "summary.json").read_text())["settings"]
     set_now = {name: getattr(args, name) for name in made}
-    set_now |= {name: prepare_ccub.public_name(set_now[name]) for name in prepare_ccub.MODELS}
+    set_now |= {name: public_name(set_now[name]) for name in MODELS}
     assert set_now | {"prompt_suffix": prepare_ccub.prompt_suffix(args)} == made
 
 

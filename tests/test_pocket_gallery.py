@@ -5,10 +5,9 @@ import pytest
 from PIL import Image
 
 from pocket import gallery, world
-from scoft.base_model import load_pipeline
+from scoft.base_model import add_lora, load_pipeline
 from scoft.errors import DataError
 from scoft.lora_folder import LORA_FILE, save_lora
-from train_scoft_lora import add_lora
 
 
 def test_columns_stand_in_their_order():

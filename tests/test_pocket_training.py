@@ -13,7 +13,7 @@ from PIL import Image
 
 from pocket.train_models import HERE
 from scoft.lora_folder import LORA_FILE, check_whole, read_lora
-from train_scoft_lora import judge_table
+from scoft.train.validation import judge_table
 
 
 ROOT = HERE.parent

@@ -28,26 +28,45 @@ import pytest
 import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
-import evaluate_scoft
 import prepare_ccub
 import train_scoft_lora
 from loopback import HEAD, drip, png_of
 from pocket import make_dataset, world
-from prepare_ccub import NegativeGenerator, Photograph, Row, read_links, read_manifest
 from scoft.cultures import CATEGORIES
 from scoft.dataset import read_dataset
 from scoft.dataset_source import find_dataset
 from scoft.distances import load_distance
 from scoft.errors import DataError
-from scoft.files import LOCK, Ledger, content_key, sole_writer
+from scoft.evaluate.prompts import read_prompts
+from scoft.files import LOCK, Ledger, content_key, model_key, sole_writer
 from scoft.images import FORMATS, UnusableImage
+from scoft.lora_folder import LORA_FILE
+from scoft.prepare import caption, card, clean, fetch, negatives, write
+from scoft.prepare import photograph as photograph_room
+from scoft.prepare.caption import Captioner, culture_mentions, is_degenerate
+from scoft.prepare.card import MODELS
+from scoft.prepare.clean import assign_splits, clean_photographs
+from scoft.prepare.fetch import fetch_links, known_again
+from scoft.prepare.filter import Negative, distances_to
+from scoft.prepare.negatives import (
+    MIDAS,
+    MIDAS_FILE,
+    DepthEstimator,
+    Drawing,
+    NegativeGenerator,
+    prompts_of_negatives,
+    size_of_negative,
+)
+from scoft.prepare.photograph import Photograph, read_photographs, write_photographs
+from scoft.prepare.sources import read_links, read_pictures
 from scoft.prepare.web import Fetcher
+from scoft.prepare.write import Row, contact_sheet, features
 
 
 ROOT = Path(prepare_ccub.__file__).parent
 POCKET = ROOT / "pocket" / "models"
 
-cleaned = functools.partial(prepare_ccub.cleaned, jpeg_quality=95)
+cleaned = functools.partial(clean.cleaned, jpeg_quality=95)
 
 pytestmark = pytest.mark.usefixtures("threads_given_back")
 
@@ -106,7 +125,7 @@ def keys(ledger: Path) -> list[str]:
 
 
 def statuses(folder: Path) -> dict[str, str]:
-    return {photograph.origin: photograph.status for photograph in read_manifest(folder)}
+    return {photograph.origin: photograph.status for photograph in read_photographs(folder)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -180,10 +199,10 @@ def test_the_trainers_advice_makes_what_it_lacks(flags, pictures, tmp_path, monk
 def test_the_dataset_keeps_the_contract(made):
     """Two splits with the declared features; K captions a row, negatives of the photograph's aspect in train alone."""
     train, test = rows_of(made / "korea", "train"), rows_of(made / "korea", "test")
-    assert train.features == test.features == prepare_ccub.features(links_only=False)
+    assert train.features == test.features == features(links_only=False)
     assert train.features["category"].names == list(CATEGORIES)
     assert (len(train), len(test)) == (6, 2)
-    photographs = {photograph.sha256: photograph for photograph in read_manifest(made / "korea")}
+    photographs = {photograph.sha256: photograph for photograph in read_photographs(made / "korea")}
     for row in [*train, *test]:
         photograph = photographs[row["sha256"]]
         assert row["text"] == photograph.caption == f"the picture {photograph.picture}"
@@ -192,7 +211,7 @@ def test_the_dataset_keeps_the_contract(made):
         assert row["image"].size == (photograph.width, photograph.height)
         assert row["source_url"] is None and row["license"] is None
     for row in train:
-        size = prepare_ccub.size_of_negative(*row["image"].size, short_side=16)
+        size = size_of_negative(*row["image"].size, short_side=16)
         assert [negative.size for negative in row["negatives"]] == [size] * 2
     assert not any(row["negatives"] for row in test)
     raw = test.cast_column("image", datasets.Image(decode=False))
@@ -212,11 +231,11 @@ def test_the_card_tells_the_true_counts(made, flags):
     counts = {"train rows": 6, "test rows": 2, "city": 4, "food & drink": 3, "no category": 1, "ok": 8}
     counts |= {"naive captions": 24, "negatives": 12, "too near the photograph, left out": 0}
     assert {name: table[name] for name in counts} == {name: str(count) for name, count in counts.items()}
-    fingerprint = content_key(*(photograph.sha256 for photograph in read_manifest(made / "korea")))
+    fingerprint = content_key(*(photograph.sha256 for photograph in read_photographs(made / "korea")))
     assert table["fingerprint of the photographs"] == fingerprint[:16]
     assert table["`num_inference_steps`"] == "2" and table["`prompt_suffix`"] == "in Korea"
     assert table["`captioner`"].startswith(flags["captioner"].name)
-    assert "{{" not in card.text and not any(str(flags[name].parent) in card.text for name in prepare_ccub.MODELS)
+    assert "{{" not in card.text and not any(str(flags[name].parent) in card.text for name in MODELS)
 
 
 def test_rerunning_changes_no_byte_and_loads_no_model(copy, flags, monkeypatch):
@@ -226,9 +245,9 @@ def test_rerunning_changes_no_byte_and_loads_no_model(copy, flags, monkeypatch):
     def fail(*_, **__):
         raise AssertionError("a model was loaded")
 
-    for name in ("Captioner", "NegativeGenerator", "DepthEstimator"):
-        monkeypatch.setattr(prepare_ccub, name, fail)
-    monkeypatch.setattr("load_distance", fail)
+    for module, name in ((caption, "Captioner"), (negatives, "NegativeGenerator"), (negatives, "DepthEstimator")):
+        monkeypatch.setattr(module, name, fail)
+    monkeypatch.setattr("scoft.prepare.filter.load_distance", fail)
     for stages in (",".join(prepare_ccub.STAGES), *prepare_ccub.STAGES):
         prepare(flags, output=copy, stages=stages)
         assert {file: file.read_bytes() for file in copy.rglob("*") if file.is_file()} == before
@@ -246,10 +265,10 @@ def test_writing_under_other_flags_overwrites_nothing(copy, flags, flag, value, 
 def test_the_card_says_who_chose_and_under_what_licence(copy, flags, tmp_path):
     """--about opens the card, a licence that all photographs share is the dataset's; nothing is said of fetching."""
     (tmp_path / "about.md").write_text("Chosen by a choir of twelve.\n")
-    photographs = read_manifest(copy / "korea")
+    photographs = read_photographs(copy / "korea")
     for photograph in photographs:
         photograph.license = "CC-BY-4.0"
-    prepare_ccub.write_manifest(copy / "korea", photographs)
+    write_photographs(copy / "korea", photographs)
     prepare(flags, output=copy, stages="write", about=tmp_path / "about.md")
     card = huggingface_hub.DatasetCard.load(copy / "README.md")
     assert card.data.license == "cc-by-4.0" and "CC-BY-4.0 (8)" in card.text
@@ -266,7 +285,7 @@ def test_nobody_else_looks_into_it_and_one_run_writes_into_it(made, flags, tmp_p
     (shared / "korea").mkdir(parents=True, mode=0o755)
     shared.chmod(0o755)
     monkeypatch.setattr("scoft.files.PATIENCE", 0.1)
-    monkeypatch.setattr(prepare_ccub, "gather", None)
+    monkeypatch.setattr("scoft.prepare.fetch.Fetch.run", None)
     with sole_writer(shared / "korea", flag="--output"):
         with pytest.raises(DataError, match="--output .*korea: another run is writing into it"):
             prepare(flags, output=shared)
@@ -306,9 +325,10 @@ def test_interrupted_at_any_write_it_ends_in_the_same_dataset(made, flags, tmp_p
         with open(ledger.path, "a") as file:
             file.write(f'\n{{"key": "{key}", "capt')
 
-    monkeypatch.setattr(prepare_ccub, "write_atomically", fused(prepare_ccub.write_atomically, tear_file))
+    for module in (photograph_room, fetch, clean, negatives, write, card):
+        monkeypatch.setattr(module, "write_atomically", fused(module.write_atomically, tear_file))
     monkeypatch.setattr(Ledger, "add", fused(Ledger.add, tear_line))
-    monkeypatch.setattr(prepare_ccub, "write_split", fused(prepare_ccub.write_split, lambda *_: None))
+    monkeypatch.setattr(write, "write_split", fused(write.write_split, lambda *_: None))
     while True:
         left = rng.randint(1, 45)
         try:
@@ -373,7 +393,7 @@ def test_a_domain_that_is_no_place(flags, tmp_path):
     assert f'pipe("{prompt}"' in page and "depict Prosthetics" in page
     template = tmp_path / "prompts.txt"
     template.write_text(f"{prompt}\n")
-    assert evaluate_scoft.read_prompts(template, "prosthetics", flag="--prompts") == [prompt]
+    assert read_prompts(template, "prosthetics", flag="--prompts") == [prompt]
     card = (tmp_path / "domain" / "README.md").read_text()
     assert "what the same model family makes of the scene. Made for" in card.replace("\n", " ")
     assert not re.search("in Prosthetics", page + card, re.I)
@@ -429,7 +449,7 @@ def test_the_trainer_learns_from_what_the_pocket_world_gives(tmp_path, monkeypat
         )
     )
     (update,) = map(json.loads, (tmp_path / "lora" / "metrics.jsonl").read_text().splitlines())
-    assert update["loss"] > 0 and (tmp_path / "lora" / train_scoft_lora.LORA_FILE).exists()
+    assert update["loss"] > 0 and (tmp_path / "lora" / LORA_FILE).exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -523,7 +543,7 @@ def test_every_way_in_which_a_link_goes_wrong_has_its_status(web, site, other, t
         "allow_host": [site.place, f"busy.example:{site.port}"],
     }
     prepare(flags)
-    *photographs, repeated = read_manifest(tmp_path / "ccub" / "korea")
+    *photographs, repeated = read_photographs(tmp_path / "ccub" / "korea")
     assert {photograph.url: photograph.status for photograph in photographs} == expected
     assert (repeated.url, repeated.status) == (site.url("/good.jpg"), "duplicate")
     assert all(photograph.detail for photograph in [*photographs, repeated] if photograph.status != "ok")
@@ -562,7 +582,7 @@ def test_links_are_asked_again_if_they_failed_and_on_request_or_if_what_came_is_
     prepare(flags, retry_failed=True)
     assert set(statuses(tmp_path / "ccub" / "korea").values()) == {"ok"}
     assert (site.hits["/ok.jpg"], site.hits["/later.jpg"]) == (1, 2)
-    first, _ = read_manifest(tmp_path / "ccub" / "korea")
+    first, _ = read_photographs(tmp_path / "ccub" / "korea")
     (tmp_path / "ccub" / "korea" / "fetched" / first.id).unlink()
     prepare(flags)
     assert (site.hits["/ok.jpg"], site.hits["/later.jpg"]) == (2, 2)
@@ -604,10 +624,10 @@ def test_the_sheet_may_be_a_url_and_is_by_default_ccubs(site, tmp_path, monkeypa
     prepare(flags, links=site.url("/sheet"), allow_host=site.place)
     assert statuses(tmp_path / "ccub" / "korea") == {site.url("/a.jpg"): "ok"}
 
-    tab = prepare_ccub.SHEET_TABS["korea"]
-    assert prepare_ccub.SHEET.format(tab).endswith(f"format=csv&gid={tab}")
+    tab = fetch.SHEET_TABS["korea"]
+    assert fetch.SHEET.format(tab).endswith(f"format=csv&gid={tab}")
     site.pages[f"/tab-{tab}"] = (200, {}, sheet)
-    monkeypatch.setattr(prepare_ccub, "SHEET", site.url("/tab-{}"))
+    monkeypatch.setattr(fetch, "SHEET", site.url("/tab-{}"))
     prepare(flags, allow_host=site.place)
     assert site.hits[f"/tab-{tab}"] == 1
 
@@ -615,7 +635,7 @@ def test_the_sheet_may_be_a_url_and_is_by_default_ccubs(site, tmp_path, monkeypa
 @pytest.mark.usefixtures("web", "quick")
 def test_the_archive_is_asked_on_request_alone(site, tmp_path, monkeypatch):
     """--archive looks for a link that is gone in the archive, and says where the photograph came from."""
-    monkeypatch.setattr(prepare_ccub, "ARCHIVE", site.url("/archive/{}"))
+    monkeypatch.setattr(fetch, "ARCHIVE", site.url("/archive/{}"))
     gone = site.url("/gone.jpg")
     site.pages |= {f"/archive/{gone}": (200, {}, encoded(picture(0)))}
     flags = {"culture": "korea", "links": write_sheet(tmp_path / "sheet.csv", [gone]), "stages": "fetch"}
@@ -626,7 +646,7 @@ def test_the_archive_is_asked_on_request_alone(site, tmp_path, monkeypatch):
         "/gone.jpg",
     }
     prepare(flags, output=tmp_path / "with", archive=True)
-    (photograph,) = read_manifest(tmp_path / "with" / "korea")
+    (photograph,) = read_photographs(tmp_path / "with" / "korea")
     assert (photograph.status, photograph.final_url) == ("ok", site.url(f"/archive/{gone}"))
 
 
@@ -638,7 +658,7 @@ def test_what_is_denied_later_leaves_the_dataset(site, tmp_path):
     flags = {"culture": "korea", "links": write_sheet(tmp_path / "sheet.csv", urls), "output": tmp_path / "ccub"}
     flags |= {"stages": "fetch,clean", "min_size": 16, "allow_host": site.place}
     prepare(flags)
-    first, second, third, _ = read_manifest(tmp_path / "ccub" / "korea")
+    first, second, third, _ = read_photographs(tmp_path / "ccub" / "korea")
     (tmp_path / "deny.txt").write_text(f"{first.url}\n{second.source_sha256}\n{third.sha256}\n")
     prepare(flags, deny_list=tmp_path / "deny.txt")
     for later in ({}, {"retry_failed": True}, {"stages": "clean"}):  # the list is not needed again
@@ -657,7 +677,7 @@ def test_what_was_published_is_denied_though_it_is_encoded_otherwise_now(site, t
     flags = {"culture": "korea", "links": write_sheet(tmp_path / "sheet.csv", urls), "output": tmp_path / "ccub"}
     flags |= {"stages": "fetch,clean", "min_size": 16, "allow_host": site.place}
     prepare(flags)
-    before, _ = read_manifest(tmp_path / "ccub" / "korea")
+    before, _ = read_photographs(tmp_path / "ccub" / "korea")
     (tmp_path / "deny.txt").write_text(before.sha256)
     prepare(flags, deny_list=tmp_path / "deny.txt", jpeg_quality=80)
     assert list(statuses(tmp_path / "ccub" / "korea").values()) == ["denied", "ok"]
@@ -871,7 +891,7 @@ def test_versions_of_one_picture_are_found_across_splits_and_the_first_is_kept(t
         "stages": "fetch,clean",
     }
     prepare(flags, min_size=64)
-    found = {photograph.picture: photograph for photograph in read_manifest(tmp_path / "ccub" / "korea")}
+    found = {photograph.picture: photograph for photograph in read_photographs(tmp_path / "ccub" / "korea")}
     assert found["original.jpg"].split == "test"
     assert {name for name, photograph in found.items() if photograph.status == "ok"} == {"original.jpg", *others}
     for name in list(versions)[1:]:
@@ -884,9 +904,7 @@ def test_versions_of_one_picture_are_found_across_splits_and_the_first_is_kept(t
 def test_a_photograph_is_a_duplicate_up_to_the_number_of_bits(tmp_path, monkeypatch):
     """--near_duplicate_bits itself counts as near; one bit more does not."""
     contents = {f"{i}.jpg": encoded(picture(i, (80 + i, 80))) for i in range(3)}
-    monkeypatch.setattr(
-        prepare_ccub, "difference_hash", lambda image: {80: 0, 81: 0b1110, 82: 0b11110000}[image.width]
-    )
+    monkeypatch.setattr(clean, "difference_hash", lambda image: {80: 0, 81: 0b1110, 82: 0b11110000}[image.width])
     flags = {"culture": "korea", "output": tmp_path / "ccub", "stages": "fetch,clean", "min_size": 16}
     flags["images"] = write_images(tmp_path / "pictures", dict.fromkeys(contents, {}), contents)
     prepare(flags, near_duplicate_bits=3)
@@ -905,7 +923,7 @@ def test_large_photographs_are_not_cleaned_side_by_side(tmp_path, monkeypatch):
         "stages": "fetch,clean",
         "min_size": 16,
     }
-    clean, lock, now, most, first = prepare_ccub.cleaned, threading.Lock(), 0, 0, threading.Event()
+    make_clean, lock, now, most, first = cleaned, threading.Lock(), 0, 0, threading.Event()
 
     def counted(content, **options):
         nonlocal now, most
@@ -914,7 +932,7 @@ def test_large_photographs_are_not_cleaned_side_by_side(tmp_path, monkeypatch):
         if content == contents["0.jpg"]:
             assert first.wait(20)
         time.sleep(0.02)
-        result = clean(content, **options)
+        result = make_clean(content, **options)
         with lock:
             now -= 1
         return result
@@ -924,14 +942,14 @@ def test_large_photographs_are_not_cleaned_side_by_side(tmp_path, monkeypatch):
         if path.parent.name == "photographs" and len(list(path.parent.glob("*.jpg"))) == 11:
             first.set()
 
-    write = prepare_ccub.write_atomically
-    monkeypatch.setattr(prepare_ccub, "write_atomically", written)
-    monkeypatch.setattr(prepare_ccub, "cleaned", counted)
-    monkeypatch.setattr(prepare_ccub, "MAX_PIXELS", 2 * 40 * 32 + 1)
-    monkeypatch.setattr(prepare_ccub, "MAX_BYTES", 9000)
+    write = clean.write_atomically
+    monkeypatch.setattr(clean, "write_atomically", written)
+    monkeypatch.setattr(clean, "cleaned", counted)
+    monkeypatch.setattr(clean, "MAX_PIXELS", 2 * 40 * 32 + 1)
+    monkeypatch.setattr(clean, "MAX_BYTES", 9000)
     prepare(flags)
     assert most == 2
-    *rest, last = read_manifest(tmp_path / "ccub" / "korea")
+    *rest, last = read_photographs(tmp_path / "ccub" / "korea")
     assert {photograph.status for photograph in rest} == {"ok"}
     assert last.status == "too_large" and "9000 are allowed" in last.detail
 
@@ -954,7 +972,7 @@ def test_own_pictures_come_in_more_formats_than_links(tmp_path):
         (tmp_path / link.id).write_bytes(content)
     options = {"min_size": 16, "near_duplicate_bits": 16, "jpeg_quality": 95}
     fetcher = Fetcher(contact="curator@example.org")
-    prepare_ccub.clean_photographs(links, tmp_path / "photographs", source=tmp_path, fetcher=fetcher, **options)
+    clean_photographs(links, tmp_path / "photographs", source=tmp_path, fetcher=fetcher, **options)
     assert [link.status for link in links] == ["ok"] * 3 + ["not_an_image"] * 5
 
 
@@ -1005,7 +1023,7 @@ def unsplit(count: int, *, categories: int = 2, first: int = 0) -> list[Photogra
 
 
 def split_of(photographs: list[Photograph], **more) -> dict[str, str]:
-    prepare_ccub.assign_splits(photographs, **{"test_share": 0.2, "seed": 0} | more)
+    assign_splits(photographs, **{"test_share": 0.2, "seed": 0} | more)
     return {photograph.id: photograph.split for photograph in photographs}
 
 
@@ -1032,7 +1050,7 @@ def test_a_picture_that_is_replaced_stays_in_its_split_and_is_cleaned_anew():
     """Under the same name other bytes keep the split, and nothing of what was found out of the old ones."""
     old = Photograph(id="a", caption="", source_sha256="1", split="test", file="a.jpg", sha256="2", status="ok")
     for sha256, found_out in (("1", ("a.jpg", "2", "ok")), ("3", ("", "", "pending"))):
-        (new,) = prepare_ccub.known_again([Photograph(id="a", caption="new", source_sha256=sha256)], [old])
+        (new,) = known_again([Photograph(id="a", caption="new", source_sha256=sha256)], [old])
         assert (new.split, new.caption) == ("test", "new")
         assert (new.file, new.sha256, new.status) == found_out
 
@@ -1053,7 +1071,7 @@ def test_splits_that_are_given_are_kept():
 
 @pytest.fixture(scope="module")
 def captioner(tiny_blip):
-    return prepare_ccub.Captioner(str(tiny_blip), device=torch.device("cpu"), dtype=torch.float32, cache_dir=None)
+    return Captioner(str(tiny_blip), device=torch.device("cpu"), dtype=torch.float32, cache_dir=None)
 
 
 @pytest.mark.parametrize(
@@ -1071,13 +1089,13 @@ def captioner(tiny_blip):
 )
 def test_stuttering_is_degenerate(caption, expected):
     """A caption is degenerate if it is shorter than two words, says a word thrice in a row or three words twice."""
-    assert prepare_ccub.is_degenerate(caption) is expected
+    assert is_degenerate(caption) is expected
 
 
 def test_captions_are_different_and_a_function_of_picture_and_key(captioner):
     """K different captions, the same ones whatever was captioned or drawn before; another key says other ones."""
     first = captioner(picture(0), number=5, key="a")
-    assert len(set(first)) == 5 and not any(map(prepare_ccub.is_degenerate, first))
+    assert len(set(first)) == 5 and not any(map(is_degenerate, first))
     torch.manual_seed(1)
     other = captioner(picture(1), number=5, key="b")
     before = torch.random.get_rng_state()
@@ -1098,13 +1116,13 @@ def test_degenerate_and_repeated_captions_are_drawn_again(captioner, monkeypatch
     assert captioner(picture(0), number=3, key="a") == ["a red house", "a blue house", "a roof"]
     said = iter([["a red house"] * 3] * 99)
     assert captioner(picture(0), number=3, key="a") == ["a red house"]
-    assert len(list(said)) == 99 - prepare_ccub.ATTEMPTS
+    assert len(list(said)) == 99 - caption.ATTEMPTS
 
 
 def test_culture_words_are_counted_once_a_caption():
     """Captions that name a culture are counted, by the word, and longer words that hold one are not."""
     captions = ["a Chinese temple in china", "chinese food, chinese tea", "fine chinaware", "a korean-style house"]
-    assert prepare_ccub.culture_mentions(captions) == {"chinese": 2, "china": 1, "korean": 1}
+    assert culture_mentions(captions) == {"chinese": 2, "china": 1, "korean": 1}
 
 
 def test_the_card_counts_the_culture_words(made):
@@ -1132,13 +1150,15 @@ def test_the_card_counts_the_culture_words(made):
 )
 def test_negatives_have_the_photographs_aspect(size, expected):
     """The short side is the resolution and the aspect the photograph's, at most 2 : 1, in multiples of 8."""
-    assert prepare_ccub.size_of_negative(*size, short_side=512) == expected
+    assert size_of_negative(*size, short_side=512) == expected
 
 
 @pytest.fixture
 def generate(flags):
     args = prepare_ccub.parse_args(words(flags))
-    return NegativeGenerator(args, device=torch.device("cpu"), dtype=torch.float32)
+    return NegativeGenerator(
+        prepare_ccub.negatives_of(args), device=torch.device("cpu"), dtype=torch.float32, cache_dir=None
+    )
 
 
 def test_any_negative_can_be_drawn_again_alone(generate):
@@ -1185,7 +1205,7 @@ def test_what_the_safety_checker_blanks_is_drawn_again(generate, monkeypatch):
     _, undisturbed = generate(picture(0), {"a": "a red house", "b": "a roof"})
     monkeypatch.setattr(generate.pipeline, "run_safety_checker", check)
     _, pictures = generate(picture(0), {"a": "a red house", "b": "a roof"})
-    assert asked == [2, 2, 1, 1, 1] and len(asked) == prepare_ccub.ATTEMPTS
+    assert asked == [2, 2, 1, 1, 1] and len(asked) == caption.ATTEMPTS
     assert set(pictures) == {"a"} and not np.array_equal(pictures["a"], undisturbed["a"])
 
 
@@ -1197,7 +1217,7 @@ def test_blanked_negatives_are_left_out_and_recorded(copy, flags, made, monkeypa
         return image, [False] * (len(image) - 1) + [True]
 
     monkeypatch.setattr(StableDiffusionControlNetPipeline, "run_safety_checker", blank_the_last)
-    monkeypatch.setattr(prepare_ccub, "ATTEMPTS", 2)
+    monkeypatch.setattr(negatives, "ATTEMPTS", 2)
     prepare(flags, output=copy, seed=1)
     entries = Ledger(copy / "korea" / "negatives.jsonl").read()
     new = [entry for key, entry in entries.items() if key not in Ledger(made / "korea" / "negatives.jsonl").read()]
@@ -1223,7 +1243,7 @@ def test_blanked_negatives_are_left_out_and_recorded(copy, flags, made, monkeypa
 @pytest.mark.parametrize("wrong", ["absent/model", "folder/empty", "folder/no weights", "of another kind", "torn"])
 def test_a_model_that_cannot_be_had_is_named_before_the_work(flag, stages, wrong, flags, tmp_path, hub, monkeypatch):
     """A model that is no folder of its kind, nor on the Hub, ends the run before its first stage, under its flag."""
-    monkeypatch.setattr(prepare_ccub, "gather", lambda *_, **__: pytest.fail("it went to work"))
+    monkeypatch.setattr("scoft.prepare.fetch.Fetch.run", lambda *_, **__: pytest.fail("it went to work"))
     if wrong == "of another kind":
         wrong = flags["captioner" if flag != "captioner" else "depth_model"]
     elif wrong == "torn":
@@ -1243,18 +1263,19 @@ def test_a_model_that_cannot_be_had_is_named_before_the_work(flag, stages, wrong
 def test_models_of_the_hub_pass_the_check(flags, tmp_path, hub, tiny_midas, monkeypatch):
     """A model on the Hub is found by its description there, and MiDaS, which has none, by its weights, anywhere."""
     reached = []
-    monkeypatch.setattr(prepare_ccub, "gather", lambda *_, **__: reached.append(1))
+    monkeypatch.setattr("scoft.prepare.fetch.Fetch.run", lambda *_, **__: reached.append(1))
+    monkeypatch.setattr("scoft.prepare.clean.Clean.run", lambda *_, **__: [])
     hub.add("model", "org/blip", {"config.json": (flags["captioner"] / "config.json").read_bytes()})
     prepare(flags | {"captioner": "org/blip"}, output=tmp_path / "ccub", stages="fetch,caption")
     prepare(flags | {"depth_model": tiny_midas}, output=tmp_path / "ccub", stages="fetch,negatives")
-    hub.add("model", prepare_ccub.MIDAS, {prepare_ccub.MIDAS_FILE: b""})
-    prepare(flags | {"depth_model": prepare_ccub.MIDAS}, output=tmp_path / "ccub", stages="fetch,negatives")
+    hub.add("model", MIDAS, {MIDAS_FILE: b""})
+    prepare(flags | {"depth_model": MIDAS}, output=tmp_path / "ccub", stages="fetch,negatives")
     assert len(reached) == 3
 
 
 def test_a_model_of_a_stage_that_is_not_run_may_be_anything(copy, flags):
     """The stages that no model is needed for ask for none."""
-    prepare(flags | dict.fromkeys(prepare_ccub.MODELS, "absent/model"), output=copy, stages="fetch,clean")
+    prepare(flags | dict.fromkeys(MODELS, "absent/model"), output=copy, stages="fetch,clean")
 
 
 def test_prompts_are_the_captions_in_turn_with_the_suffix(flags):
@@ -1262,27 +1283,27 @@ def test_prompts_are_the_captions_in_turn_with_the_suffix(flags):
     args = prepare_ccub.parse_args(words(flags | {"culture": "united_states"}))
     assert prepare_ccub.prompt_suffix(args) == "in the United States"
     assert prepare_ccub.prompt_suffix(prepare_ccub.parse_args(words(flags | {"prompt_suffix": ""}))) == ""
-    drawing = prepare_ccub.Drawing(
+    drawing = Drawing(
         base_model="a", controlnet="b", depth_model="c", resolution=16, num_inference_steps=2, guidance_scale=7.5,
         precision="no", seed=0,
     )  # fmt: skip
     common = {"captions": ["a house", "a roof"], "number": 3, "drawing": drawing}
     photograph = Photograph(id="a", caption="", sha256="1")
-    prompts = prepare_ccub.prompts_of_negatives(photograph, suffix="in the United States", **common)
+    prompts = prompts_of_negatives(photograph, suffix="in the United States", **common)
     assert list(prompts.values()) == [f"a {thing} in the United States" for thing in ("house", "roof", "house")]
-    plain = prepare_ccub.prompts_of_negatives(photograph, suffix="", **common)
+    plain = prompts_of_negatives(photograph, suffix="", **common)
     assert list(plain.values()) == ["a house", "a roof", "a house"]
-    other = prepare_ccub.prompts_of_negatives(Photograph(id="a", caption="", sha256="2"), suffix="", **common)
+    other = prompts_of_negatives(Photograph(id="a", caption="", sha256="2"), suffix="", **common)
     assert len({*prompts, *plain, *other}) == 9
 
 
 def test_a_model_is_known_by_its_content(tiny_clip_conv, tmp_path):
     """A folder's key does not change with its place, and does with its content; a Hub id is its own."""
     moved = shutil.copytree(tiny_clip_conv, tmp_path / "moved")
-    assert prepare_ccub.model_key(str(moved)) == prepare_ccub.model_key(str(tiny_clip_conv))
+    assert model_key(str(moved)) == model_key(str(tiny_clip_conv))
     (moved / "config.json").write_text("{}")
-    assert prepare_ccub.model_key(str(moved)) != prepare_ccub.model_key(str(tiny_clip_conv))
-    assert prepare_ccub.model_key("org/name") == "org/name"
+    assert model_key(str(moved)) != model_key(str(tiny_clip_conv))
+    assert model_key("org/name") == "org/name"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1298,10 +1319,10 @@ def test_negatives_nearer_than_the_threshold_are_dropped_and_recorded(copy, flag
     threshold = sorted(distances)[6]
     false = sum(distance < threshold for distance in distances)
     assert len(distances) == 12 and 0 < false < 12
-    monkeypatch.setattr("load_distance", None)
+    monkeypatch.setattr("scoft.prepare.filter.load_distance", None)
     prepare(flags, output=copy, stages="filter,write", false_negative_threshold=threshold)
     rows = rows_of(copy / "korea")
-    photographs = {photograph.sha256: photograph for photograph in read_manifest(copy / "korea")}
+    photographs = {photograph.sha256: photograph for photograph in read_photographs(copy / "korea")}
     assert sum(len(row["negatives"]) for row in rows) == 12 - false
     for row in rows:
         found = photographs[row["sha256"]].negatives
@@ -1320,9 +1341,10 @@ def test_the_contact_sheet_says_all_of_a_photograph(tmp_path, monkeypatch):
     train = Row(
         photograph=Photograph(id="a", picture="market.jpg", caption="궁 " * 200, file="photograph.png", split="train"),
         captions=["a house"],
-        negatives=[(tmp_path / "near.png", 0.1), (tmp_path / "far.png", 0.3)],
-        prompts={"near": "a house in Korea", "far": "a roof in Korea"},
-        threshold=0.3,
+        negatives=[
+            Negative(file=tmp_path / "near.png", prompt="a house in Korea", distance=0.1, is_kept=False),
+            Negative(file=tmp_path / "far.png", prompt="a roof in Korea", distance=0.3, is_kept=True),
+        ],
     )
     test = dataclasses.replace(
         train,
@@ -1332,7 +1354,7 @@ def test_the_contact_sheet_says_all_of_a_photograph(tmp_path, monkeypatch):
     )
     drawn = []
     monkeypatch.setattr("scoft.sheets.grid", lambda rows, **look: drawn.extend(rows))
-    prepare_ccub.contact_sheet([train, test], tmp_path, title="Korea")
+    contact_sheet([train, test], tmp_path, title="Korea")
     first, second = drawn
     assert first.above == f"market.jpg, no category, train\n{'궁 ' * 200}"
     assert second.above.startswith("photograph.png, city, test\n")
@@ -1408,7 +1430,7 @@ def test_links_are_not_written_where_photographs_are(copy, flags, alice, monkeyp
         (links / "peru").mkdir(parents=True)
         (copy / "korea" / place).rename(links / "peru" / place)
         with monkeypatch.context() as patch, pytest.raises(DataError, match=f"--links_only: {links}/peru/{place} "):
-            patch.setattr(prepare_ccub, "gather", lambda *_, **__: pytest.fail("it went to work"))
+            patch.setattr("scoft.prepare.fetch.Fetch.run", lambda *_, **__: pytest.fail("it went to work"))
             prepare(flags, **common)
         (links / "peru" / place).rename(copy / "korea" / place)
         shutil.rmtree(links)
@@ -1417,8 +1439,8 @@ def test_links_are_not_written_where_photographs_are(copy, flags, alice, monkeyp
         write_card(*args, **kwargs)
         shutil.copy(copy / "korea" / "test-00000-of-00001.parquet", links / "korea" / "more.parquet")
 
-    write_card = prepare_ccub.write_card
-    monkeypatch.setattr(prepare_ccub, "write_card", sneak_in)
+    write_card = write.write_card
+    monkeypatch.setattr(write, "write_card", sneak_in)
     with pytest.raises(DataError, match="--links_only: .*more.parquet"):
         prepare(flags, **common, push_to_hub=True, public=True)
     assert not alice.asked("/commit/")
@@ -1557,10 +1579,10 @@ def test_a_ledger_of_fetches_that_somebody_changed_is_named(entry, tmp_path):
     options = {"fetcher": None, "archive": False, "retry_failed": False}
     ledger.add("aa", status="denied", detail="", source_sha256="", spare=1)
     links = [Photograph(id="aa", url="http://a/", caption="x")]
-    assert prepare_ccub.fetch_links(links, tmp_path, **options)[0].status == "denied"
+    assert fetch_links(links, tmp_path, **options)[0].status == "denied"
     ledger.add("aa", **entry)
     with pytest.raises(DataError, match="fetches.jsonl, the entry of 'aa', is not as it was written: .*Remove that"):
-        prepare_ccub.fetch_links(links, tmp_path, **options)
+        fetch_links(links, tmp_path, **options)
 
 
 def test_nothing_is_written_through_a_link(made, copy, flags, tmp_path):
@@ -1601,7 +1623,7 @@ def test_metadata_outside_of_the_folder_is_named(tmp_path):
     (tmp_path / "secret.csv").write_text("file_name,text\n")
     (folder / "metadata.csv").symlink_to(tmp_path / "secret.csv")
     with pytest.raises(DataError, match=f"{folder}/metadata.csv cannot be read: lies outside of"):
-        prepare_ccub.read_pictures(folder)
+        read_pictures(folder)
 
 
 def test_a_picture_outside_of_the_folder_is_not_read(copy, flags, tmp_path):
@@ -1614,7 +1636,7 @@ def test_a_picture_outside_of_the_folder_is_not_read(copy, flags, tmp_path):
     secret.write_bytes(encoded(picture(0)))
     prepare(flags, output=copy, stages="clean")
     secret.unlink()
-    first = read_manifest(copy / "korea")[0]
+    first = read_photographs(copy / "korea")[0]
     assert first.status == "corrupt" and "lies outside of" in first.detail
 
 
@@ -1638,7 +1660,7 @@ def test_a_push_does_not_unlist_a_culture_that_is_not_here(copy, flags, alice):
 
 def test_who_may_not_push_learns_it_before_the_work(copy, flags, alice, monkeypatch):
     """Whether the dataset can be pushed is asked first; the token is in no message."""
-    monkeypatch.setattr(prepare_ccub, "gather", lambda *_, **__: pytest.fail("it went to work"))
+    monkeypatch.setattr("scoft.prepare.fetch.Fetch.run", lambda *_, **__: pytest.fail("it went to work"))
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(DataError, match="--hub_dataset_id ccub: nobody is logged in"):
         prepare(flags, output=copy, push_to_hub=True)
@@ -1681,7 +1703,7 @@ def test_arguments_that_cannot_be_meant_are_refused(argv, message, capsys):
 @pytest.mark.parametrize("content", [None, b"\xff\xfea\0"])
 def test_a_text_that_cannot_be_read_is_named_before_the_work(flag, content, flags, tmp_path, monkeypatch):
     """A folder, and what is not UTF-8, end the run before it begins."""
-    monkeypatch.setattr(prepare_ccub, "run_stages", None)
+    monkeypatch.setattr(prepare_ccub, "run_of", None)
     file = tmp_path / "file"
     file.mkdir() if content is None else file.write_bytes(content)
     with pytest.raises(DataError, match=f"--{flag} {file} cannot be read .*a text file in UTF-8"):
@@ -1799,7 +1821,7 @@ def test_a_row_without_a_caption_is_named_and_left_out(tmp_path, caplog):
         file.write('\n{"file_name": "0.jpg", "text": "now with a caption"}')
     flags = {"culture": "korea", "images": folder, "output": tmp_path / "ccub", "min_size": 16}
     prepare(flags, stages="fetch,clean,write")
-    found = read_manifest(tmp_path / "ccub" / "korea")
+    found = read_photographs(tmp_path / "ccub" / "korea")
     assert [photograph.status for photograph in found] == ["no_caption", "ok", "no_caption", "ok"]
     assert found[0].detail == "text is ' '" and len({photograph.id for photograph in found}) == 4
     (message,) = [record.getMessage() for record in caplog.records if "no caption" in record.getMessage()]
@@ -1824,7 +1846,7 @@ def test_who_chose_and_from_when_is_kept_and_counted(tmp_path):
     contents = {name: encoded(picture(i)) for i, name in enumerate(rows)}
     flags = {"culture": "korea", "output": tmp_path / "ccub", "min_size": 16, "stages": "fetch,clean,write"}
     prepare(flags, images=write_images(tmp_path / "pictures", rows, contents), test_share=0)
-    photographs = {photograph.picture: photograph for photograph in read_manifest(tmp_path / "ccub" / "korea")}
+    photographs = {photograph.picture: photograph for photograph in read_photographs(tmp_path / "ccub" / "korea")}
     assert (photographs["4.jpg"].collector, photographs["4.jpg"].period) == ("c0", "traditional")
     found = rows_of(tmp_path / "ccub" / "korea")
     assert found["collector"][:] == ["c0", "c1", "c0", "c1", "c0", "7", None]
@@ -1855,7 +1877,7 @@ def test_a_folder_with_a_csv_is_read_as_one_with_jsonl(tmp_path):
     prepare(
         {"culture": "korea", "images": folder, "output": tmp_path / "ccub", "stages": "fetch,clean", "min_size": 16}
     )
-    (photograph,) = read_manifest(tmp_path / "ccub" / "korea")
+    (photograph,) = read_photographs(tmp_path / "ccub" / "korea")
     assert (photograph.caption, photograph.category, photograph.split) == ("rice, beans", "food & drink", "test")
     assert (photograph.url, photograph.license, photograph.status) == ("https://example.org/a", "CC0-1.0", "ok")
 
@@ -1915,7 +1937,7 @@ def test_a_ledger_survives_torn_lines(tmp_path):
 
 def test_midas_estimates_depth_by_controlnet_aux(tiny_midas):
     """controlnet_aux's own MidasDetector, on random weights: a depth of the photograph's size over the full range."""
-    estimate = prepare_ccub.DepthEstimator(str(tiny_midas), device="cpu", cache_dir=None)
+    estimate = DepthEstimator(str(tiny_midas), device="cpu", cache_dir=None)
     assert type(estimate.model).__name__ == "MidasDetector"
     depth = estimate(picture(0, (80, 64)))
     assert depth.size == (80, 64) and depth.mode == "RGB"
@@ -1932,9 +1954,9 @@ def test_midas_is_what_is_used_by_default(monkeypatch):
     )
     monkeypatch.setattr("controlnet_aux.midas.MiDaSInference", lambda **_: torch.nn.Identity())
     args = prepare_ccub.parse_args(["--culture", "korea"])
-    estimate = prepare_ccub.DepthEstimator(args.depth_model, device="cpu", cache_dir=None)
+    estimate = DepthEstimator(args.depth_model, device="cpu", cache_dir=None)
     assert isinstance(estimate.model, MidasDetector)
-    assert asked == [(prepare_ccub.MIDAS, prepare_ccub.MIDAS_FILE)]
+    assert asked == [(MIDAS, MIDAS_FILE)]
 
 
 def test_dreamsim_filters_by_its_own_package(copy, flags, tiny_dreamsim):
@@ -1949,11 +1971,11 @@ def test_dreamsim_filters_by_its_own_package(copy, flags, tiny_dreamsim):
     )
     options = {"model_name_or_path": str(tiny_dreamsim), "dreamsim_type": "open_clip_vitb32"}
     distance = load_distance("dreamsim", device="cpu", **options)
-    photograph = next(p for p in read_manifest(copy / "korea") if p.negatives)
+    photograph = next(p for p in read_photographs(copy / "korea") if p.negatives)
     with Image.open(copy / "korea" / photograph.file) as image:
         image = image.convert("RGB")
     negatives = [
         Image.open(copy / "korea" / "negatives" / f"{name}.jpg").convert("RGB") for name in photograph.negatives
     ]
-    expected = prepare_ccub.distances_to(image, negatives, distance=distance)
+    expected = distances_to(image, negatives, distance=distance)
     assert list(photograph.negatives.values()) == pytest.approx(expected, abs=2e-4)

@@ -15,7 +15,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditi
 from diffusers.training_utils import compute_snr
 from peft import LoraConfig
 
+from scoft.base_model import StableDiffusion
 from scoft.distances import load_distance
+from scoft.train.objective import ImageLosses, Objective
 from scoft_losses import (
     RECORDED_STEPS,
     RecordedStepDenoiser,
@@ -35,7 +37,7 @@ from scoft_losses import (
     weighted_sum,
 )
 from tiny import seeded
-from train_scoft_lora import make_image_terms, training_losses, without_lora
+from train_scoft_lora import image_losses, training_losses
 
 
 NUM_STEPS, GUIDANCE_SCALE = 20, 4.5
@@ -409,31 +411,41 @@ class World(NamedTuple):
         return self.predict(z, t, c)
 
     def predict_base(self, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        with without_lora(self.unet):
-            return self.predict_frozen(z, t, c)
+        self.unet.disable_adapters()
+        prediction = self.predict_frozen(z, t, c)
+        self.unet.enable_adapters()
+        return prediction
 
     def image_terms(self, z: torch.Tensor, batch: dict) -> dict[str, torch.Tensor]:
-        """As `make_image_terms`, which decodes to float32, but in float64 throughout."""
+        """L_P and L_C, written anew."""
         f_hat = self.distance.embed(self.vae.decode(z / self.vae.config.scaling_factor).sample)
         d_pos = perceptual_loss(self.distance, f_hat, batch["f_pos"])
         d_neg = self.distance.compare(f_hat[:, None], batch["f_neg"])
         contrast = self_contrastive_loss(d_pos, d_neg, batch["is_negative"], negative_weight=LAMBDA, margin=MARGIN)
         return {"perceptual": d_pos, "contrastive": contrast}
 
+    def objective(self, prediction: str, *, recorded_step: str = "first", weights: dict, **options) -> Objective:
+        noise_scheduler, parts = noise_scheduler_of(prediction), {"tokenizer": None, "text_encoder": None}
+        images = ImageLosses(
+            distance=self.distance,
+            denoiser=denoiser_of(prediction, recorded_step=recorded_step),
+            negative_weight=LAMBDA,
+            margin=MARGIN,
+            every=1,
+        )
+        model = StableDiffusion(noise_scheduler, **parts, vae=self.vae, unet=self.unet, dtype=torch.float64)
+        decided = {"model": model, "constants": None, "weights": weights, "images": images}
+        return Objective(**{"teacher": "current", "snr_gamma": None} | decided | options)
+
     def losses(
-        self, prediction: str, *, recorded_step: str = "first", **options
+        self, prediction: str, *, batch: dict | None = None, **options
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """`training_losses` of the trainer on this world's batch."""
-        arguments = {
-            "batch": self.batch,
-            "predict": self.predict,
-            "predict_frozen": self.predict_frozen,
-            "predict_teacher": None,
-            "noise_scheduler": noise_scheduler_of(prediction),
-            "image_terms": self.image_terms,
-            "denoiser": denoiser_of(prediction, recorded_step=recorded_step),
-        }
-        return training_losses(**arguments | options)
+        return training_losses(batch or self.batch, self.objective(prediction, **options))
+
+    def without_images(self) -> dict[str, torch.Tensor]:
+        """The batch of an update in which L_P and L_C are not due."""
+        return {name: part for name, part in self.batch.items() if name not in ("f_pos", "f_neg", "is_negative")}
 
     def lora_gradient(self, value: torch.Tensor, *, retain_graph: bool = False) -> torch.Tensor:
         gradients = torch.autograd.grad(value, self.lora, retain_graph=retain_graph)
@@ -631,7 +643,7 @@ def test_all_losses_of_the_trainer(world, chain):
 
 def test_base_teacher(world):
     """With the base model as the teacher, L_M compares with the predictions that the LoRA has no part in."""
-    _, terms = world.losses("epsilon", weights=WEIGHTS, image_terms=None, predict_teacher=world.predict_base)
+    _, terms = world.losses("epsilon", weights=WEIGHTS, batch=world.without_images(), teacher="base")
     current, base = (
         text_losses(world, "epsilon", teacher=teacher)["memorization"].detach()
         for teacher in (world.predict_frozen, world.predict_base)
@@ -648,7 +660,7 @@ def test_min_snr_weighs_the_trainers_ldm_loss(world):
     )
     snr = compute_snr(scheduler, t).double()
     expected = (snr.clamp(max=5) / snr * (eps_theta - world.batch["eps"]).square().mean((1, 2, 3))).mean()
-    _, terms = world.losses("epsilon", weights={"ldm": 1.0}, image_terms=None, snr_gamma=5.0)
+    _, terms = world.losses("epsilon", weights={"ldm": 1.0}, batch=world.without_images(), snr_gamma=5.0)
     torch.testing.assert_close(terms["ldm"], expected, rtol=1e-5, atol=0)
 
 
@@ -688,7 +700,7 @@ def test_unet_calls_of_an_update_with_image_losses(
         "epsilon",
         recorded_step=recorded_step,
         weights=weights,
-        predict_teacher=world.predict_base if teacher == "base" else None,
+        teacher=teacher,
     )
     assert unet_calls == constant + [(graph, True)]
 
@@ -698,7 +710,7 @@ def test_unet_calls_of_an_update_with_image_losses(
 )
 def test_unet_calls_of_an_update_without_image_losses(world, unet_calls, weights, constant):
     """L_LDM costs one call with gradients, L_M one without for all captions."""
-    world.losses("epsilon", weights=weights, image_terms=None)
+    world.losses("epsilon", weights=weights, batch=world.without_images())
     assert unet_calls == constant + [(8, True)]
 
 
@@ -716,11 +728,9 @@ def test_rollout_ends_with_its_longest_row(world, unet_calls):
     "weights", [IMAGE_WEIGHTS, {"perceptual": 1.0}, {"contrastive": 1.0}], ids=lambda w: "+".join(w)
 )
 def test_image_terms_of_the_trainer(world, weights):
-    """make_image_terms decodes, embeds once and returns the losses that have a weight."""
-    image_terms = make_image_terms(
-        vae=world.vae, distance=world.distance, weights=weights, negative_weight=LAMBDA, margin=MARGIN
-    )
-    terms, expected = (of(world.batch["z_0"], world.batch) for of in (image_terms, world.image_terms))
+    """image_losses decodes, embeds once and returns the losses that have a weight."""
+    terms = image_losses(world.batch["z_0"], world.batch, world.objective("epsilon", weights=weights))
+    expected = world.image_terms(world.batch["z_0"], world.batch)
     assert terms.keys() == weights.keys()
     for name in terms:
         torch.testing.assert_close(terms[name], expected[name], rtol=1e-4, atol=1e-6, check_dtype=False)

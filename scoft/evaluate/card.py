@@ -1,7 +1,5 @@
 """A method's numbers on the page of the LoRA that drew its pictures."""
 
-import dataclasses
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +9,8 @@ from scoft.errors import DataError
 from scoft.evaluate.figures import method_grid
 from scoft.evaluate.results import Results
 from scoft.evaluate.tables import headline, number_text
-from scoft.files import write_atomically
 from scoft.images import write_png
-from scoft.lora_folder import EVALUATION_FILE, LORA_FILE, RECORD_FILE, lora_sha256
+from scoft.lora_folder import LORA_FILE, RECORD_FILE, lora_sha256, write_evaluation
 from scoft.lora_page import write_model_card
 from scoft.pictures import BASE, is_checkpoint
 
@@ -60,7 +57,7 @@ def fill_card(folder: Path, method: str, results: Mapping[Path, Results]):
         ],
         lora_sha256=sha256,
     )
-    write_atomically(folder / EVALUATION_FILE, json.dumps(dataclasses.asdict(record), indent=1) + "\n")
+    write_evaluation(folder, record)
     if grid := method_grid(scored, only=(BASE, method)):
         write_png(folder / "images/evaluation.png", grid)
     write_model_card(folder)

@@ -19,7 +19,7 @@ from PIL import Image
 from scoft.distances import load_distance
 from scoft.errors import DataError
 from scoft.files import read_regular
-from scoft.weights import load_whole
+from scoft.weights import encoder_key, load_whole
 
 
 logger = logging.getLogger(__name__)
@@ -33,10 +33,7 @@ class Encoder:
 
     def __init__(self, place: str, model: torch.nn.Module, processor: Callable | None, *, device: str):
         self.place, self.model, self.processor, self.device = place, model.eval().to(device), processor, device
-        digest = hashlib.sha256(self.hashed_as.encode())
-        for name, tensor in sorted(model.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        self.sha256 = digest.hexdigest()
+        self.sha256 = encoder_key(model, kind=self.hashed_as)
 
     def __call__(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         inputs = self.processor(images=list(pictures), return_tensors="pt").to(self.device)
@@ -48,7 +45,7 @@ class PretrainedEncoder(Encoder):
 
     unused: tuple[str, ...] = ()
 
-    def __init__(self, place: str, *, device: str, cache_dir: str | None, dreamsim_type: str):
+    def __init__(self, place: str, *, device: str, cache_dir: str | None, options: Mapping[str, object]):
         from transformers import AutoModel, AutoProcessor
 
         model = load_whole(AutoModel, place, unused=self.unused, dtype=torch.float32, cache_dir=cache_dir)
@@ -97,16 +94,16 @@ class DreamSimEncoder(Encoder):
     hashed_as = "DreamSim"
     default = None
 
-    def __init__(self, place: str | None, *, device: str, cache_dir: str | None, dreamsim_type: str):
+    def __init__(self, place: str | None, *, device: str, cache_dir: str | None, options: Mapping[str, object]):
         distance = load_distance(
             "dreamsim",
             model_name_or_path=place,
             device=device,
-            dreamsim_type=dreamsim_type,
             cache_dir=cache_dir,
             flags=("--encoder", "--encoder dreamsim"),
+            **options,
         )
-        super().__init__(f"{place or 'dreamsim'} ({dreamsim_type})", distance, None, device=device)
+        super().__init__(f"{place or 'dreamsim'} ({options['dreamsim_type']})", distance, None, device=device)
 
     def __call__(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         return torch.cat([self.model.embed(as_pixels(picture).to(self.device))[:, 0] for picture in pictures])
@@ -124,7 +121,7 @@ class InceptionEncoder(Encoder):
     default = None
     usual = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"  # sha256 of torch-fidelity's file
 
-    def __init__(self, place: str | None, *, device: str, cache_dir: str | None, dreamsim_type: str):
+    def __init__(self, place: str | None, *, device: str, cache_dir: str | None, options: Mapping[str, object]):
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
         except ImportError as error:
@@ -159,11 +156,16 @@ ENCODERS: dict[str, type[Encoder]] = {
 
 
 class Encoders:
-    """The rows of ENCODERS, each loaded when it is first asked for, from its own place or one of `places`."""
+    """The rows of ENCODERS, each loaded when it is first asked for, from its own place or one of `places`.
 
-    def __init__(self, places: Mapping[str, str], *, device: str, cache_dir: str | None, dreamsim_type: str):
+    options: of scoft.distances.distance_options.
+    """
+
+    def __init__(
+        self, places: Mapping[str, str], *, device: str, cache_dir: str | None, options: Mapping[str, object]
+    ):
         self.places = places
-        self.options = {"device": device, "cache_dir": cache_dir, "dreamsim_type": dreamsim_type}
+        self.common = {"device": device, "cache_dir": cache_dir, "options": options}
         self.loaded: dict[str, Encoder] = {}
 
     def load(self, name: str) -> Encoder:
@@ -171,7 +173,7 @@ class Encoders:
         if name not in self.loaded:
             place = self.places.get(name, ENCODERS[name].default)
             try:
-                self.loaded[name] = ENCODERS[name](place, **self.options)
+                self.loaded[name] = ENCODERS[name](place, **self.common)
             except (OSError, ImportError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
                 source = f" from {place}" if place else ""
                 raise DataError(

@@ -21,7 +21,7 @@ from scoft.evaluate.prompts import prompts_of_sets
 from scoft.evaluate.sample import Choices
 from scoft.evaluate.score import foretell
 from scoft.evaluate.sources import Photographs
-from scoft.files import file_sha256, model_key, sole_writer
+from scoft.files import file_sha256, sole_writer
 from scoft.images import is_blank, write_png
 from scoft.lora_folder import load_into_pipeline
 from scoft.pictures import (
@@ -33,7 +33,7 @@ from scoft.pictures import (
     pictures_by_file,
     write_pictures,
 )
-from scoft.weights import precision
+from scoft.weights import model_key, precision
 
 
 logger = logging.getLogger("scoft")

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from scoft.dataset import CulturalDataset, read_dataset
+from scoft.dataset_rows import Remedies
 from scoft.dataset_source import find_dataset
 from scoft.errors import DataError
 from scoft.files import read_regular
@@ -64,6 +65,7 @@ class Dataset:
             caption_column=self.caption_column,
             cache_dir=self.cache_dir,
             revision=self.revision,
+            remedies=Remedies(bad_rows="train_scoft_lora.py leaves them out with --skip_bad_images"),
         )
 
 

@@ -1,0 +1,102 @@
+"""How the processes of a run start together, and stop together with a checkpoint."""
+
+import logging
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scoft.launch import is_orphan
+
+import torch
+
+from scoft.errors import DataError
+
+
+if TYPE_CHECKING:
+    import accelerate
+
+logger = logging.getLogger(__name__)
+
+
+def start_processes(
+    *,
+    mixed_precision: str | None,
+    report_to: str,
+    output_dir: Path,
+    logging_dir: str,
+    allow_tf32: bool,
+    cpu_threads: int | None,
+) -> "accelerate.Accelerator":
+    """accelerate's object for this process, set up; raises DataError where the launch is not what the run needs.
+
+    report_to: a tracker, `all`, or `none`.  logging_dir: of the trackers, inside output_dir.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration
+
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision,
+        log_with=None if report_to == "none" else report_to,
+        project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / logging_dir),
+    )
+    if accelerator.gradient_accumulation_steps != 1:  # by which accelerate would divide the loss once more
+        raise DataError(
+            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is {accelerator.gradient_accumulation_steps} in the environment: "
+            "unset it, and give --gradient_accumulation_steps to this command"
+        )
+    if int(os.environ.get("WORLD_SIZE", 1)) != accelerator.num_processes:
+        raise DataError(
+            f"{os.environ['WORLD_SIZE']} processes were launched, but accelerate sees {accelerator.num_processes}: "
+            "each would train alone and write over the other. On CPUs set ACCELERATE_USE_CPU=true for the launch"
+        )
+    is_cpu = accelerator.device.type == "cpu"
+    if is_cpu and accelerator.mixed_precision == "fp16":
+        raise DataError("--mixed_precision fp16 needs a GPU; bf16 works on CPUs too")
+    if torch.backends.mps.is_available():
+        accelerator.native_amp = False
+    if allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+    if cpu_threads and is_cpu:
+        torch.set_num_threads(cpu_threads)
+    return accelerator
+
+
+class StopRequest:
+    """Ctrl-C, a scheduler's SIGTERM or the launcher's end asks for a checkpoint; a second Ctrl-C ends at once."""
+
+    def __init__(self, accelerator):
+        self.accelerator = accelerator
+        self.signalled = False
+        self.previous: dict = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.previous[number] = signal.signal(number, self.request)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def request(self, number, frame):
+        self.signalled = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        logger.warning("Stopping after this update, with a checkpoint.")
+
+    @property
+    def requested(self) -> bool:
+        """Whether this process was told to stop, or has nobody left to tell it so: launchers die of a SIGTERM."""
+        return self.signalled or is_orphan()
+
+    @property
+    def requested_here(self) -> bool:
+        """Whether this process may act at once: several processes only stop where all of them ask together."""
+        return self.requested and self.accelerator.num_processes == 1
+
+    def agreed(self) -> bool:
+        """Whether any process was asked to stop; every process must ask together."""
+        flag = torch.tensor(float(self.requested), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, reduction="sum") > 0)

@@ -1,0 +1,160 @@
+"""Pictures of the base model beside those of the LoRA, drawn while training and judged."""
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scoft.launch import progress
+
+import torch
+from PIL import Image
+
+from scoft import sheets
+from scoft.base_model import StableDiffusion
+from scoft.dataset import CulturalDataset
+from scoft.files import private_folder
+from scoft.images import is_blank, write_png
+from scoft.lora_folder import write_judged
+from scoft.pages import comparison_rows
+from scoft.train.trackers import show_picture
+
+
+if TYPE_CHECKING:
+    import accelerate
+
+logger = logging.getLogger(__name__)
+
+IMAGES_PER_CALL = 8  # pictures drawn in one pipeline call
+
+
+@dataclasses.dataclass(kw_only=True)
+class Validation:
+    """Draws the base model beside the LoRA at the same seeds, with the live modules, shared out over the processes."""
+
+    accelerator: "accelerate.Accelerator"
+    model: StableDiffusion
+    embed: Callable[[list[str]], torch.Tensor]  # prompts -> (B, 77, D) on the device
+    prompts: list[str]
+    images_per_prompt: int
+    seed: int  # of each prompt's first picture; the next ones count on
+    resolution: int
+    inference_steps: int
+    guidance_scale: float
+    judge: Callable[[list, list[str]], dict[str, float]] | None
+    folder: Path
+    subject: str  # whom or what the pictures are to show
+    dataset: CulturalDataset
+    compiled: bool
+    base_images: list | None = None
+
+    def __post_init__(self):
+        self.jobs = [(prompt, self.seed + i) for prompt in self.prompts for i in range(self.images_per_prompt)]
+
+    def draw(self) -> list:
+        """A picture per job, in order, on every process."""
+        from accelerate.utils import gather_object
+
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        mine = list(enumerate(self.jobs))[rank::world]
+        drawn = []
+        with contextlib.ExitStack() as stack:
+            if self.compiled:  # a few pictures of yet other shapes are not worth compiling for
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            for start in progress(range(0, len(mine), IMAGES_PER_CALL), "Drawing", leave=False, disable=rank > 0):
+                chunk = mine[start : start + IMAGES_PER_CALL]
+                pictures = self.model.draw(
+                    self.embed([prompt for _, (prompt, _) in chunk]),
+                    self.embed([""] * len(chunk)),
+                    seeds=[seed for _, (_, seed) in chunk],
+                    inference_steps=self.inference_steps,
+                    guidance_scale=self.guidance_scale,
+                    resolution=self.resolution,
+                )
+                drawn += [(index, picture) for (index, _), picture in zip(chunk, pictures)]
+        return [image for _, image in sorted(gather_object(drawn), key=lambda pair: pair[0])]
+
+    def __call__(self, step: int, *, final: bool):
+        """Draw, judge, save the sheet, log to the trackers; at the end also save pictures and the judge's numbers."""
+        if self.base_images is None:
+            with self.model.without_lora():
+                self.base_images = self.draw()
+        images = self.draw()
+        if all(map(is_blank, images)) and not all(map(is_blank, self.base_images)):
+            raise FloatingPointError(
+                f"update {step}: each picture that the LoRA draws is of one colour, the base model's are not. A lower "
+                "--learning_rate may help; --resume_from_checkpoint goes back to an earlier checkpoint"
+            )
+        if self.accelerator.is_main_process:
+            sheet = self.save(images, step=step, final=final)
+            if self.judge:
+                self.rate(images, step=step, final=final)
+            show_picture(self.accelerator.trackers, sheet, step=step)
+        self.accelerator.wait_for_everyone()
+
+    def save(self, images: list, *, step: int, final: bool) -> Image.Image:
+        """Write the sheet of pictures base beside LoRA, and return it; at the end also the LoRA's alone.
+
+        The photographs belong to others: the sheet that shows some of them lies in a folder that only this user sees,
+        and goes neither to a tracker nor to the Hub.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        drawn = (self.prompts, self.base_images, images)
+        title = f"{self.subject}: the base model, and the LoRA after {step} updates"
+        sheet = comparison_grid(*drawn, title=title)
+        write_png(self.folder / ("before_after.png" if final else f"step-{step:06d}.png"), sheet)
+        if final:
+            count = min(max(self.images_per_prompt, 4), len(self.dataset))
+            rows = (row * len(self.dataset) // count for row in range(count))
+            photographs = [sheets.fitted(self.dataset.image(row), sheet_side(images)) for row in rows]
+            beside_them = comparison_grid(*drawn, title=title, photographs=photographs)
+            place = private_folder(self.folder / "photographs", flag="--output_dir") / "before_after.png"
+            write_png(place, beside_them)
+            for i, image in enumerate(images[:: self.images_per_prompt]):
+                write_png(self.folder / f"lora-{i}.png", image)
+        return sheet
+
+    def rate(self, images: list, *, step: int, final: bool):
+        """Tell the judge's numbers of both sets of pictures, and at the end keep them."""
+        prompts = [prompt for prompt, _ in self.jobs]
+        judged = {"base": self.judge(self.base_images, prompts), "lora": self.judge(images, prompts)}
+        logger.info("Judged, %d pictures each, after update %d:", len(images), step)
+        for row in judge_table(**judged):
+            logger.info("  %s", row)
+        if final:
+            write_judged(self.folder.parent, **judged)
+        flat = {
+            f"judge/{of}/{name}": value
+            for of, numbers in judged.items()
+            for name, value in numbers.items()
+            if not name.endswith(("_low", "_high"))  # bounds of an interval are no curves
+        }
+        self.accelerator.log(flat, step=step)
+
+
+def judge_table(base: dict[str, float], lora: dict[str, float]) -> list[str]:
+    """A judge's numbers as aligned rows of text, base beside LoRA."""
+    rows = comparison_rows(base, lora)
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["   ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+
+
+def comparison_grid(prompts: list[str], base: list, lora: list, *, title: str, photographs: Sequence = ()):
+    """A block for each prompt: its words, a row of base pictures, and below them the LoRA's at the same seeds.
+
+    Above them all a row of `photographs`, if there are any. An RGB picture.
+    """
+    columns = len(base) // len(prompts)
+    rows = [sheets.Row(above="The dataset's photographs", cells=[sheets.Cell(picture=each) for each in photographs])]
+    for p, prompt in enumerate(prompts):
+        for above, heading, images in ((prompt, "base", base), ("", "LoRA", lora)):
+            cells = [sheets.Cell(picture=image) for image in images[p * columns : (p + 1) * columns]]
+            rows.append(sheets.Row(above=above, heading=heading, cells=cells))
+    return sheets.grid(rows if photographs else rows[1:], title=title, side=sheet_side(base))
+
+
+def sheet_side(images: list) -> int:
+    """Pixels of a picture in a sheet: of small ones enough to see them, of large ones enough to compare them."""
+    return min(max(images[0].width, 128), 256)
