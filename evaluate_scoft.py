@@ -40,7 +40,7 @@ import torch
 from PIL import Image
 
 from scoft import intervals, lora_folder
-from scoft.base_model import base_commit, load_pipeline
+from scoft.base_model import base_commit, load_into_pipeline, load_pipeline
 from scoft.cultures import culture_words
 from scoft.dataset import CulturalDataset, read_dataset
 from scoft.dataset_rows import Remedies
@@ -66,7 +66,6 @@ from scoft.lora_folder import (
     LORA_FILE,
     RECORD_FILE,
     TrainingRecord,
-    load_into_pipeline,
     lora_sha256,
     read_training_record,
     write_evaluation,

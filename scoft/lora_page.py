@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from scoft.cultures import culture_words
 from scoft.files import write_atomically
-from scoft.hub import files_on_hub, push
+from scoft.hub import add_to_collection, files_on_hub, push
 from scoft.lora_folder import (
     CARD_FILE,
     KOHYA_FILE,
@@ -154,6 +154,18 @@ def evaluation_rows(evaluation: Evaluation) -> list[list[str]]:
     return page_values(
         [[name, each.get("base", ""), each.get(evaluation.method, "")] for name, each in numbers.items()]
     )
+
+
+def publish(folder: Path, *, repo_id: str | None, private: bool, collection: str | None, retry: str):
+    """Write the page of a finished run's folder and, given a repository of the Hub, push what belongs there.
+
+    collection: the title of one that the LoRA joins.  retry: the command that tries the push again.
+    """
+    write_model_card(folder, repo_id=repo_id)
+    if repo_id:
+        push_lora(folder, repo_id=repo_id, private=private, retry=retry)
+        if collection:
+            add_to_collection(collection, repo_id=repo_id, private=private, retry=retry)
 
 
 def push_lora(folder: Path, *, repo_id: str, private: bool, retry: str):

@@ -18,12 +18,13 @@ import evaluate_scoft
 import tiny
 import train_scoft_lora
 from scoft import cultures, files
+from scoft.base_model import load_into_pipeline
 from scoft.cultures import culture_words
 from scoft.dataset import read_dataset
 from scoft.dataset_source import find_dataset
 from scoft.errors import DataError
 from scoft.evaluate import figures, formulas
-from scoft.lora_folder import LORA_FILE, load_into_pipeline
+from scoft.lora_folder import LORA_FILE
 
 
 ROOT = Path(evaluate_scoft.__file__).parent

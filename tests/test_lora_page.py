@@ -29,13 +29,13 @@ from safetensors.torch import load_file, save_file
 import scoft.hub
 import train_scoft_lora
 from hub import Commit, Repo
-from scoft.base_model import base_commit, license_of
+from scoft.base_model import base_commit, check_whole, license_of
 from scoft.dataset import read_dataset
 from scoft.dataset_source import find_dataset
 from scoft.errors import DataError
 from scoft.files import is_empty
 from scoft.hub import add_to_collection, files_on_hub, push, ready_repo
-from scoft.lora_folder import LORA_FILE, check_whole, lora_sha256, read_training_record
+from scoft.lora_folder import LORA_FILE, lora_sha256, read_training_record
 from scoft.lora_page import push_lora, without_places, write_model_card
 from scoft.pages import markdown_text
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from scoft import sheets
 from scoft.base_model import StableDiffusion
+from scoft.cultures import culture_words
 from scoft.dataset import CulturalDataset
 from scoft.files import private_folder
 from scoft.images import is_blank, write_png
@@ -27,7 +28,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_PROMPTS = ("Photo of a traditional building, in {}", "Two people wearing traditional clothing, in {}")
 IMAGES_PER_CALL = 8  # pictures drawn in one pipeline call
+
+
+def validation_prompts(prompts: list[str] | None, *, culture: str | None) -> list[str]:
+    """The prompts, by default the paper's two, with `{}` in them replaced by the culture in words; none without both.
+
+    Any other brace stays as it is.
+    """
+    if culture is None:
+        return prompts or []
+    words = culture_words(culture)
+    return [prompt.replace("{}", words) for prompt in prompts or DEFAULT_PROMPTS]
 
 
 @dataclasses.dataclass(kw_only=True)
