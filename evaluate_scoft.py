@@ -44,7 +44,7 @@ from scoft.base_model import base_commit, load_into_pipeline, load_pipeline
 from scoft.cultures import culture_words
 from scoft.dataset import CulturalDataset, read_dataset
 from scoft.dataset_rows import Remedies
-from scoft.dataset_source import DEFAULTS_FILE, embedded_folder, find_dataset
+from scoft.dataset_source import embedded_flags, embedded_folder, find_dataset
 from scoft.distances import distance_options, load_distance
 from scoft.errors import DataError
 from scoft.evaluate import figures, formulas
@@ -249,9 +249,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     argv = sys.argv[1:] if argv is None else argv
     stage = stages.choices.get(argv[0]) if argv else None
     if stage and (embedded := embedded_folder(peek(argv).dataset or "")):
-        table = embedded / DEFAULTS_FILE
-        source = f"{table}, the defaults of --dataset {embedded.name}"
-        flags = stage.table(table, source=source, section=argv[0])
+        asked_by = f"the defaults of --dataset {embedded.name}"
+        flags, source = embedded_flags(stage, embedded, section=argv[0], asked_by=asked_by)
         required = ["folder", "--dataset", "any", "--culture", "any"]
         words = stage.words_of(flags, here=embedded, source=source, required=required)
         # A list of the table would take the folder for its last item, so a word of another flag stands between them.
@@ -1641,7 +1640,7 @@ def fill_card(args: argparse.Namespace, results: dict[Path, Results]):
     )
     write_evaluation(args.card, record)
     if grid := method_grid(folder, only=(BASE, args.method)):
-        write_png(args.card / "images/evaluation.png", grid)
+        write_png(args.card / lora_folder.EVALUATION_GRID_FILE, grid)
     write_model_card(args.card)
     logger.info("The page %s has the numbers; push it with the command that trained it", args.card / "README.md")
 

@@ -32,7 +32,7 @@ from scoft.launch import (
 import torch
 
 from scoft.cultures import SHEET_TABS, culture_words
-from scoft.dataset_source import DEFAULTS_FILE, EMBEDDED, embedded_folder
+from scoft.dataset_source import EMBEDDED, embedded_flags, embedded_folder
 from scoft.distances import DISTANCES, distance_options
 from scoft.errors import DataError
 from scoft.files import checked_name, private_folder, read_regular, sole_writer
@@ -198,9 +198,7 @@ def with_defaults(parser: Parser, argv: list[str]) -> list[str]:
     folder = embedded_folder(given.defaults or "")
     if folder is None:
         return argv
-    table = folder / DEFAULTS_FILE
-    source = f"{table}, for --defaults {given.defaults}"
-    flags = parser.table(table, source=source, section="prepare")
+    flags, source = embedded_flags(parser, folder, section="prepare", asked_by=f"for --defaults {given.defaults}")
     if isinstance(flags, dict) and given.filter_distance not in (None, flags.get("filter_distance")):
         flags = {name: value for name, value in flags.items() if name not in FILTER_SETTINGS}
     return parser.words_of(flags, here=folder, source=source, required=["--culture", "any"]) + argv

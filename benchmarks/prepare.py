@@ -152,7 +152,9 @@ def seconds_per_negative(*, size: str, device: str, precision: str, photographs:
     """
     import torch
 
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    from scoft.weights import DTYPES
+
+    dtype = DTYPES[precision]
     resolution = SIZES[size]["resolution"]
     synchronize = torch.get_device_module(device).synchronize
     with tempfile.TemporaryDirectory() as folder:

@@ -47,6 +47,7 @@ from scoft.distances import ClipConv, PerceptualDistance
 from scoft.train.examples import is_due, make_loader
 from scoft.train.optimizer import make_optimizer
 from scoft.train.terms import DEFAULT_WEIGHTS
+from scoft.weights import DTYPES
 from scoft_losses import denoising_timetables, weighted_sum
 
 
@@ -264,7 +265,7 @@ class Bench:
     ):
         torch.manual_seed(SEED)
         shapes = SIZES[size]
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        dtype = DTYPES[precision]
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision={"fp32": "no", "bf16": "bf16"}[precision])
         self.device = self.accelerator.device
         flags = f"--dataset noise --culture noise --method mpc --seed {SEED} --resolution {resolution}"

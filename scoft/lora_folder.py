@@ -29,6 +29,9 @@ CARD_FILE = "README.md"
 RECORD_FILE = "training_args.json"  # TrainingRecord, by the trainer
 JUDGED_FILE = "images/judge.json"  # Judged, by the trainer
 EVALUATION_FILE = "evaluation.json"  # Evaluation, by evaluate_scoft.py
+GRID_FILE = "images/before_after.png"  # each prompt by the base model and by the LoRA, by the trainer
+PICTURE_FILE = "images/lora-{}.png"  # a picture by the LoRA, by the place of its prompt, by the trainer
+EVALUATION_GRID_FILE = "images/evaluation.png"  # by evaluate_scoft.py
 
 
 # ---------------------------------------------------------------------------------------------------------------------
