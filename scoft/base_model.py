@@ -377,7 +377,7 @@ def load_controlnet_pipeline(name_or_path: str, *, controlnet: str, cache_dir: s
     """The pipeline that draws by DDIM what a ControlNet is shown. Raises DataError, which names the model's flag."""
     from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline
 
-    with loading(controlnet, flag="--controlnet", kind="a ControlNet of Stable Diffusion in safetensors"):
+    with loading(controlnet, flag="controlnet", kind="a ControlNet of Stable Diffusion in safetensors"):
         model = load_whole(ControlNetModel, controlnet, cache_dir=cache_dir)
     with loading(name_or_path):
         pipeline = load_pipeline(

@@ -314,7 +314,7 @@ def test_nothing_told_on_a_models_page_can_break_it(run, text):
 
 def test_nothing_told_on_a_datasets_page_can_break_it(tmp_path):
     """The same for a dataset: licences, settings, statuses and mentions; --about alone is Markdown, without HTML."""
-    import prepare_ccub
+    from scoft.prepare.card import write_card
 
     def page(text: str) -> str:
         culture = {
@@ -333,7 +333,7 @@ def test_nothing_told_on_a_datasets_page_can_break_it(tmp_path):
             "fingerprint": "f" * 64,
             "settings": {"prompt_suffix": f"in {text}"},
         }
-        prepare_ccub.write_card(tmp_path, [culture], links_only=False)
+        write_card(tmp_path, [culture], links_only=False)
         return (tmp_path / "README.md").read_text()
 
     assert kinds(page(HOSTILE)) == kinds(page(""))

@@ -38,7 +38,7 @@ from scoft.dataset import read_dataset
 from scoft.dataset_source import find_dataset
 from scoft.distances import load_distance
 from scoft.errors import DataError
-from scoft.files import LOCK, Ledger, content_key, model_key, sole_writer
+from scoft.files import LOCK, Ledger, content_key, sole_writer
 from scoft.images import FORMATS, UnusableImage
 from scoft.lora_folder import LORA_FILE
 from scoft.prepare import caption, card, clean, fetch, negatives, write
@@ -61,6 +61,7 @@ from scoft.prepare.photograph import Photograph, read_photographs, write_photogr
 from scoft.prepare.sources import read_links, read_pictures
 from scoft.prepare.web import Fetcher
 from scoft.prepare.write import Row, contact_sheet, features
+from scoft.weights import model_key
 
 
 ROOT = Path(prepare_ccub.__file__).parent
@@ -187,7 +188,7 @@ def test_the_trainers_advice_makes_what_it_lacks(flags, pictures, tmp_path, monk
 
     with pytest.raises(DataError) as refused:
         read("my pictures")
-    advice = re.search("Make them with `(.*)` and train with --dataset '(.*)', or", str(refused.value))
+    advice = re.search("Make them with `(.*)` and take the dataset '(.*)', or", str(refused.value))
     command, name = advice.groups()
     python, script, *argv = shlex.split(command)
     assert (python, script) == ("python", "prepare_ccub.py")
@@ -1191,7 +1192,7 @@ def test_the_depth_is_embedded_once_for_all_steps_and_nothing_else_changes(gener
     for seed, expected in enumerate(pictures):
         _, found = generate(picture(seed), {"a": "a red house", "b": "a roof"})
         assert all(np.array_equal(found[key], expected[key]) for key in expected)
-    assert len(asked) == 2 + 2 * generate.args.num_inference_steps
+    assert len(asked) == 2 + 2 * generate.draw.num_inference_steps
 
 
 def test_what_the_safety_checker_blanks_is_drawn_again(generate, monkeypatch):
@@ -1685,7 +1686,7 @@ def test_who_may_not_push_learns_it_before_the_work(copy, flags, alice, monkeypa
         (["--culture", "korea", "--resolution", "100"], "--resolution is a multiple of 8, got 100"),
         (["--culture", "korea", "--num_negatives", "0"], "--num_negatives is at least 1, got 0"),
         (["--culture", "korea", "--jpeg_quality", "0"], "--jpeg_quality is a number from 1 to 100, got 0"),
-        (["--culture", "korea", "--test_share", "1"], "--test_share is a number from 0 up and below 1, got 1.0"),
+        (["--culture", "korea", "--test_share", "1"], "--test_share is a number from 0 up and below 1, got 1"),
         (["--culture", "korea", "--public"], "--public needs --links_only"),
         (["--culture", "korea", "--push_to_hub", "--stages", "fetch"], "--push_to_hub belongs to the stage write"),
         (["--culture", "korea", "--links", "a", "--images", "b"], "not allowed with argument"),
