@@ -156,7 +156,7 @@ class Clock:
 
 def fetcher(*sites, clock=None, **options) -> Fetcher:
     """A fetcher that may ask these sites, without delay; with a clock, one that sleeps by it."""
-    defaults = {"contact": "curator@example.org", "host_delay": 0, "allow_hosts": [site.place for site in sites]}
+    defaults = {"contact": "curator@example.org", "host_delay": 0, "allow_host": [site.place for site in sites]}
     if clock is not None:
         defaults |= {"clock": lambda: clock.now, "sleep": clock.sleep}
     return Fetcher(**defaults | options)

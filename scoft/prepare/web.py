@@ -38,6 +38,7 @@ from urllib3 import HTTPHeaderDict, HTTPResponse, exceptions
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import Url, parse_url
 
+from scoft.errors import DataError
 from scoft.images import kind_of
 from scoft.prepare.robots import PRODUCT, Robots, moment_of, opt_out
 
@@ -296,10 +297,10 @@ class Fetcher:
     contact: str | None  # mail address or URL in the User-Agent, by which a site can reach whoever runs this
     # Each 'HOST' (ports 80 and 443) or 'HOST:PORT' that may be asked though its address is not public: as written in
     # the link, that port alone, and nothing that it redirects to.
-    allow_hosts: Sequence[str] = ()
+    allow_host: Sequence[str] = ()
     # What must not be fetched or kept: URLs (whatever their scheme), host names (with all below them), sha256 of
     # contents.
-    deny: Collection[str] = ()
+    deny_list: Collection[str] = ()
     max_bytes: int = 25_000_000  # of one link, decoded
     total_timeout: float = 30.0  # seconds of one link
     connect_timeout: float = 10.0  # seconds of one wait
@@ -314,11 +315,13 @@ class Fetcher:
 
     def __post_init__(self) -> None:
         if self.contact is not None and not re.fullmatch(r"[ -~]+", self.contact):
-            raise ValueError(f"contact {self.contact!r} must be printable ASCII, such as a mail address or a URL.")
+            raise DataError(
+                f"{self.contact!r} must be printable ASCII, such as a mail address or a URL.", argument="contact"
+            )
         about = "+https://arxiv.org/abs/2401.08053" + (f"; {self.contact}" if self.contact else "")
         self._user_agent = f"{PRODUCT}/1.0 ({about})"
-        self._allowed = {place for entry in self.allow_hosts for place in _allowed_places(entry)}
-        self._denied = {_denied(entry) for entry in self.deny}
+        self._allowed = {place for entry in self.allow_host for place in _allowed_places(entry)}
+        self._denied = {_denied(entry) for entry in self.deny_list}
         self._hosts: dict[str, _Host] = {}
 
     @cached_property
@@ -574,19 +577,21 @@ def _broken(error: Exception) -> NotUsable:
 
 
 def _allowed_places(entry: str) -> list[tuple[str, int]]:
-    url = _parse_entry(f"http://{entry}", "allow_hosts", entry)
+    url = _parse_entry(f"http://{entry}", "allow_host", entry)
     given = parse_url(f"http://{entry}")  # unlike `url` it tells whether a port was given
     if given.path or given.query or given.fragment:
-        raise ValueError(f"allow_hosts: {entry!r} must be HOST or HOST:PORT.")
+        raise DataError(f"{entry!r} must be HOST or HOST:PORT.", argument="allow_host")
     return [(url.host, port) for port in ([80, 443] if given.port is None else [given.port])]
 
 
 def _denied(entry: str) -> str:
     if "://" in entry:
-        return _denied_form(_parse_entry(entry, "deny", entry))
-    url = _parse_entry(f"http://{entry}", "deny", entry)  # a sha256 has the form of a host name
+        return _denied_form(_parse_entry(entry, "deny_list", entry))
+    url = _parse_entry(f"http://{entry}", "deny_list", entry)  # a sha256 has the form of a host name
     if url.request_uri != "/" or url.port is not None:
-        raise ValueError(f"deny: {entry!r} must be a whole URL with http:// or https://, a host name or a sha256.")
+        raise DataError(
+            f"{entry!r} must be a whole URL with http:// or https://, a host name or a sha256.", argument="deny_list"
+        )
     return url.host
 
 
@@ -598,8 +603,8 @@ def _denied_form(url: Url) -> str:
     return f"{url.netloc}{path}?{unquote(url.query or '')}"
 
 
-def _parse_entry(url: str, name: str, entry: str) -> Url:
+def _parse_entry(url: str, argument: str, entry: str) -> Url:
     try:
         return _parse(url)
     except NotUsable as problem:
-        raise ValueError(f"{name}: {entry!r} cannot be used: {problem.detail}.") from problem
+        raise DataError(f"{entry!r} cannot be used: {problem.detail}.", argument=argument) from problem

@@ -187,10 +187,10 @@ def test_what_is_no_plain_web_address_is_refused(link, status, web):
     assert not web.dialled
 
 
-def test_allow_hosts_opens_one_port_of_one_host(site, other, web):
+def test_allow_host_opens_one_port_of_one_host(site, other, web):
     """An allowed place is open as written, and neither its other ports nor other names of the same address are."""
     web.names = {"mirror.example": ["127.0.0.1"]}
-    allowing = fetcher(allow_hosts=[f"mirror.example:{site.port}"])
+    allowing = fetcher(allow_host=[f"mirror.example:{site.port}"])
     assert allowing.fetch(f"http://mirror.example:{site.port}/ok").status == "ok"
     for place in (site.place, f"mirror.example:{other.port}", "mirror.example", f"localhost:{site.port}"):
         web.names["localhost"] = ["127.0.0.1"]
@@ -198,10 +198,10 @@ def test_allow_hosts_opens_one_port_of_one_host(site, other, web):
     assert site.hits["/ok"] == 1 and not other.hits
 
 
-def test_allow_hosts_without_a_port_means_those_of_http_and_https(site, web):
+def test_allow_host_without_a_port_means_those_of_http_and_https(site, web):
     """HOST alone opens ports 80 and 443."""
     web.lines = {("127.0.0.1", 80): ("127.0.0.1", site.port)}
-    allowing = fetcher(allow_hosts=["127.0.0.1"])
+    allowing = fetcher(allow_host=["127.0.0.1"])
     assert allowing.fetch("http://127.0.0.1/ok").status == "ok"
     assert allowing.fetch(site.url("/ok")).status == "blocked_address"
 
@@ -209,15 +209,15 @@ def test_allow_hosts_without_a_port_means_those_of_http_and_https(site, web):
 @pytest.mark.parametrize("entry", ["", "a/b", "http://a", "a:port", "user@a", "a:80/"])
 def test_a_malformed_allowed_host_is_named(entry):
     """What is not HOST or HOST:PORT raises at once, naming the option."""
-    with pytest.raises(ValueError, match="allow_hosts"):
-        fetcher(allow_hosts=[entry])
+    with pytest.raises(ValueError, match="allow_host"):
+        fetcher(allow_host=[entry])
 
 
 @pytest.mark.parametrize("entry", ["gone.example/photo.jpg", "gone.example:80x", "ftp://gone.example/", "", "a b"])
 def test_a_denied_entry_that_could_never_match_is_named(entry):
     """A deny-list entry that is neither URL, host nor hash raises at once instead of denying nothing."""
     with pytest.raises(ValueError, match="deny"):
-        fetcher(deny=[entry])
+        fetcher(deny_list=[entry])
 
 
 @pytest.mark.parametrize("contact", ["a\r\nCookie: b", "å@example.org", ""])
@@ -264,17 +264,17 @@ def test_the_deny_list_names_links_hosts_and_contents(site, web):
     """A denied link or host is not asked, also not by a redirect; denied content is not kept."""
     public(site, web, "photos.example", "www.gone.example", "gone.example")
     site.pages |= {"/a": (302, {"Location": "http://www.gone.example/ok"}, b""), "/b": (302, {"Location": "/ok"}, b"")}
-    denying = fetcher(deny=["gone.example", "https://photos.example:443/ok#x"])
+    denying = fetcher(deny_list=["gone.example", "https://photos.example:443/ok#x"])
     for link in ("gone.example/x", "GONE.example./ok", "photos.example/ok", "photos.example/a", "photos.example/b"):
         assert denying.fetch(f"http://{link}").status == "denied"
     assert site.hits["/ok"] == site.hits["/x"] == 0
     for link in ("/ok?", "//ok", "/%6F%6b", "/./x/..//ok", "/x/%2e%2e/ok", "/ok#", "/ok/"):
         assert denying.denies(f"http://photos.example{link}") is True
     assert not denying.denies("http://photos.example/ok?v=2") and not denying.denies("http://photos.example/OK")
-    aliases = fetcher(deny=["http://photos.example/%6Fk/?a=%31", "http://photos.example//b?"])
+    aliases = fetcher(deny_list=["http://photos.example/%6Fk/?a=%31", "http://photos.example//b?"])
     assert aliases.denies("https://photos.example/ok?a=1") and aliases.denies("https://photos.example/b")
     sha256 = fetcher().fetch("http://photos.example/ok").sha256
-    found = fetcher(deny=[sha256]).fetch("http://photos.example/ok")
+    found = fetcher(deny_list=[sha256]).fetch("http://photos.example/ok")
     assert (found.status, found.content) == ("denied", None)
 
 
@@ -555,7 +555,7 @@ def test_the_host_delay_is_kept_and_not_charged_to_the_link(site, other, clock, 
     web.names = {"other.example": ["127.0.0.1"]}
     site.pages["/a"] = (302, {"Location": "/ok"}, b"")
     places = [site.place, f"other.example:{other.port}"]
-    polite = fetcher(allow_hosts=places, clock=clock, host_delay=50, total_timeout=30)
+    polite = fetcher(allow_host=places, clock=clock, host_delay=50, total_timeout=30)
     assert polite.fetch(site.url("/a")).status == "ok"
     assert clock.naps == [50, 50]
     assert polite.fetch(f"http://{places[1]}/ok").status == "ok"
@@ -568,7 +568,7 @@ def test_the_host_delay_is_not_charged_where_robots_have_to_wait(site, other, cl
     """Also the wait of a second robots.txt of the same host, at another port, is not the link's."""
     web.names = {"both.example": ["127.0.0.1"]}
     places = [f"both.example:{each.port}" for each in (site, other)]
-    polite = fetcher(allow_hosts=places, clock=clock, host_delay=50, total_timeout=30)
+    polite = fetcher(allow_host=places, clock=clock, host_delay=50, total_timeout=30)
     assert [polite.fetch(f"http://{place}/ok").status for place in places] == ["ok", "ok"]
     assert clock.naps == [50, 50, 50]
 
@@ -602,7 +602,7 @@ def test_threads_ask_different_hosts_side_by_side(site, other, web):
     web.names = {"other.example": ["127.0.0.1"]}
     both = threading.Barrier(2, timeout=5)
     site.pages["/a"] = other.pages["/a"] = lambda handler: (both.wait(), handler.answer(200, {}, JPEG))
-    polite = fetcher(allow_hosts=[site.place, f"other.example:{other.port}"], retries=0)
+    polite = fetcher(allow_host=[site.place, f"other.example:{other.port}"], retries=0)
     links = [site.url("/a"), f"http://other.example:{other.port}/a"]
     found = in_threads(*[lambda link=link: polite.fetch(link) for link in links])
     assert [each.status for each in found] == ["ok"] * 2
