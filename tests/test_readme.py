@@ -9,11 +9,13 @@ import evaluate_scoft
 import prepare_ccub
 import scoft_losses
 import train_scoft_lora
+from scoft.evaluate.metrics import METRICS
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
 README = (ROOT / "README.md").read_text()
 POCKET = (ROOT / "pocket/README.md").read_text()
+METRICS_TABLE = README.split("| metric | of | against | features |")[1].split("\n\n")[0]
 METHOD_TABLE = README.split("## The method")[1].split("|---|---|---|---|---|")[1].split("\n\n")[0]
 
 
@@ -36,6 +38,20 @@ def test_defaults_in_the_method_table_are_the_defaults(flag, value):
     weights = {f"{term}_weight": weight for term, weight in train_scoft_lora.loss_weights(args).items()}
     default = (vars(args) | weights)[flag]
     assert (str(default) == value) if isinstance(default, str) else default == float(value)
+
+
+def untold_metrics() -> list[str]:
+    """Rows of METRICS with a word in their name that the first column of the table of metrics lacks."""
+    column = " ".join(line.split("|")[1].lower() for line in METRICS_TABLE.splitlines() if line)
+    told = set(re.findall(r"[a-z]+", column))
+    return [name for name in METRICS if not told >= set(name.split("_"))]
+
+
+def test_every_metric_is_told(monkeypatch):
+    """The table of metrics has each row of METRICS, and a row that is planted is missed."""
+    assert untold_metrics() == []
+    monkeypatch.setitem(METRICS, "brightness", METRICS["kid"])
+    assert untold_metrics() == ["brightness"]
 
 
 def test_every_function_and_file_named_exists():
