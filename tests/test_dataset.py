@@ -923,7 +923,7 @@ def test_advice_for_a_folder_of_pictures(tmp_path, monkeypatch, where, asked):
     """What a folder of pictures and captions lacks is made by the command that is told, from where its metadata is."""
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "my pictures" / where, [{"file_name": "red.png", "text": "one"}])
-    with pytest.raises(DataError, match="and take the dataset 'my pictures_prepared', or") as error:
+    with pytest.raises(DataError, match="and read the dataset 'my pictures_prepared', or") as error:
         read(Path("my pictures"), culture="igbo", **{"needs_blip": False, "needs_negatives": False} | asked)
     python, script, *argv = shlex.split(re.search("Make them with `(.*)`", str(error.value))[1])
     args = prepare_ccub.parse_args(argv)
