@@ -169,12 +169,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     data = argparse.ArgumentParser(add_help=False)
     data.add_argument("folder", type=Path, help="what the stages hand over to each other; one folder a culture")
     data.add_argument("--dataset", required=True, help="as train_scoft_lora.py takes it")
-    data.add_argument("--culture", required=True)
+    data.add_argument(
+        "--culture", required=True, help="the dataset's config; its words take the place of {} in prompts"
+    )
     data.add_argument("--dataset_revision", help="branch, tag or commit of a Hub dataset")
-    data.add_argument("--image_column", default="image")
-    data.add_argument("--caption_column", default="text")
+    data.add_argument("--image_column", default="image", help="of the dataset: the photographs")
+    data.add_argument("--caption_column", default="text", help="of the dataset: their captions")
     data.add_argument("--cache_dir", help="where downloaded models and datasets are kept")
-    data.add_argument("--batch_size", type=int, default=8)
+    data.add_argument("--batch_size", type=int, default=8, help="pictures that a model takes at once")
 
     generate = stages.add_parser("generate", parents=[data], help="pictures of every method")
     generate.add_argument(
@@ -204,8 +206,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     generate.add_argument(
         "--num_images", type=int, default=20, help="per prompt, each of its own noise, which all methods share"
     )
-    generate.add_argument("--num_inference_steps", type=int, default=30)
-    generate.add_argument("--guidance_scale", type=float, default=4.5)
+    generate.add_argument("--num_inference_steps", type=int, default=30, help="DDIM steps of a picture")
+    generate.add_argument("--guidance_scale", type=float, default=4.5, help="how closely a picture follows its prompt")
     generate.add_argument(
         "--resolution", type=int, help="default: what the LoRAs were trained at, or the base model was"
     )
@@ -237,9 +239,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="Hub id, folder or file in place of an encoder's own: " + ", ".join(ENCODERS),
     )
     add_options(score, distance_options())
-    score.add_argument("--question", default=intervals.QUESTIONS[0], choices=intervals.QUESTIONS)
+    score.add_argument(
+        "--question",
+        default=intervals.QUESTIONS[0],
+        choices=intervals.QUESTIONS,
+        help="what intervals allow for: other seeds, or other prompts and seeds",
+    )
     score.add_argument("--neighbours", type=int, default=5, help="k of precision, recall, density and coverage")
-    score.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    score.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where encoders run")
 
     report = stages.add_parser("report", help="tables and figures of the numbers")
     report.add_argument("folders", nargs="+", type=Path, help="scored folders, one a culture")
