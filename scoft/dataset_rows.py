@@ -20,7 +20,7 @@ from scoft.errors import DataError, legible, listing
 from scoft.files import content_key, open_regular, read_front_matter, read_regular
 from scoft.hub import hub_commit
 from scoft.images import MAX_BYTES, SUFFIXES
-from scoft.metadata import EXAMPLE_LINE, METADATA_NAMES, csv_records, jsonl_records, read_metadata
+from scoft.metadata import EXAMPLE_LINE, METADATA_NAMES, csv_rows, csv_value, jsonl_records, read_metadata
 
 
 if TYPE_CHECKING:
@@ -311,7 +311,8 @@ def _metadata_rows(file: Path, *, within: Path, columns: Columns) -> list[Row]:
     if file.suffix == ".jsonl":
         records = [record for _, record in jsonl_records(lines, file)]
     else:
-        records = list(csv_records(lines, file))
+        _, rows = csv_rows(lines, source=file)
+        records = [{name: csv_value(cell) for name, cell in row.items()} for _, row in rows]
     if not records:
         return []
     found = {name for record in records for name in record}

@@ -28,6 +28,7 @@ import train_scoft_lora
 from scoft import launch
 from scoft.dataset_rows import READER_REMEDIES
 from scoft.errors import DataError
+from scoft.prepare import write
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
@@ -182,7 +183,7 @@ def test_only_the_main_process_tells(monkeypatch):
     for rank, level in (("1", logging.ERROR), ("0", logging.INFO)):
         monkeypatch.setenv("RANK", rank)
         launch.set_up_logging()
-        for module in (scoft.hub, scoft.dataset, train_scoft_lora, evaluate_scoft, scoft.prepare.write, scoft.files):
+        for module in (scoft.hub, scoft.dataset, train_scoft_lora, evaluate_scoft, write, scoft.files):
             assert module.logger.getEffectiveLevel() == level
 
 

@@ -20,7 +20,7 @@ def test_byte_order_mark(tmp_path):
         ("metadata.jsonl", "", "split 'train' is empty; give it rows, such as .*file_name"),
         ("metadata.jsonl", '{"file_name": "a.png"', r"metadata.jsonl, line 1 is not JSON"),
         ("metadata.jsonl", '\n["a.png"]\n', r"metadata.jsonl, line 2 is not a JSON object"),
-        ("metadata.csv", "file_name,text\na.png,a house, in Korea\n", "line 2 has more cells than the header"),
+        ("metadata.csv", "file_name,text\na.png,a house, in Korea\n", "row 2 has more cells than the header"),
         ("metadata.json1", "{}", '1 images but no metadata.jsonl.*Found metadata.json1: rename.*"file_name"'),
         ("metadata.jsonl", b"\xff\xfe", "not UTF-8"),
         ("README.md", "---\nconfigs: [\n---\n", "README.md begins with metadata that is not valid YAML"),
