@@ -82,6 +82,7 @@ REMEDIES = Remedies(
     no_blip_captions="or train with --method finetune, which needs none",
     no_negatives="or train with --method mp, which needs none",
     bad_rows="--skip_bad_images leaves them out",
+    other_dataset="train with --dataset {}",
 )
 MEMORY_ADVICE = (
     "On a GPU --gradient_checkpointing, --mixed_precision bf16 and a smaller --train_batch_size need less, and "

@@ -118,7 +118,7 @@ def read_dataset(
     place = _place_of(source, culture, split=split, cache_dir=cache_dir, revision=revision)
     blip, negatives = blip_caption_column if needs_blip else None, negatives_column if needs_negatives else None
     try:
-        completing = how_to_complete(source, culture)
+        completing = how_to_complete(source, culture, remedies=remedies)
         columns = Columns(image_column, caption_column, blip, negatives, completing=completing, remedies=remedies)
         rows = place_rows(place, culture, split=split, columns=columns, cache_dir=cache_dir)
     except OSError as error:

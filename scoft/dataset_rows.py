@@ -20,7 +20,7 @@ from scoft.errors import DataError, legible, listing
 from scoft.files import content_key, open_regular, read_front_matter, read_regular
 from scoft.hub import hub_commit
 from scoft.images import MAX_BYTES, SUFFIXES
-from scoft.metadata import EXAMPLE_LINE, METADATA_NAMES, csv_records, jsonl_records, read_metadata
+from scoft.metadata import EXAMPLE_LINE, METADATA_NAMES, csv_rows, csv_value, jsonl_records, read_metadata
 
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Remedies(NamedTuple):
     no_blip_captions: str = "or read it without needs_blip"
     no_negatives: str = "or read it without needs_negatives"
     bad_rows: str = "skip_bad_images leaves them out"
+    other_dataset: str = "read the dataset {}"  # {}: its name, as a shell takes it
 
 
 READER_REMEDIES = Remedies()  # of the functions' own parameters
@@ -293,7 +294,7 @@ def _example_line(file_name: str) -> str:
     return json.dumps({"file_name": file_name, "text": "a house with a tiled roof"}, ensure_ascii=False)
 
 
-def how_to_complete(source: DatasetSource, culture: str | None) -> str:
+def how_to_complete(source: DatasetSource, culture: str | None, *, remedies: Remedies) -> str:
     """How a dataset gets naive captions and negatives: by a command, where that can read what there is."""
     root = Path(source.location)
     metadata = [file for folder in (root / (culture or ""), root) for file in _metadata_files(folder, "train")]
@@ -302,7 +303,7 @@ def how_to_complete(source: DatasetSource, culture: str | None) -> str:
     images = Path(source.name).expanduser() / metadata[0].parent.relative_to(root)
     output = f"{root.name}_prepared"
     command = prepare_command(culture or "my_culture", images=images, output=output)
-    return f"Make them with `{command}` and take the dataset {shlex.quote(output)}"
+    return f"Make them with `{command}` and {remedies.other_dataset.format(shlex.quote(output))}"
 
 
 def _metadata_rows(file: Path, *, within: Path, columns: Columns) -> list[Row]:
@@ -310,7 +311,8 @@ def _metadata_rows(file: Path, *, within: Path, columns: Columns) -> list[Row]:
     if file.suffix == ".jsonl":
         records = [record for _, record in jsonl_records(lines, file)]
     else:
-        records = list(csv_records(lines, file))
+        _, rows = csv_rows(lines, source=file)
+        records = [{name: csv_value(cell) for name, cell in row.items()} for _, row in rows]
     if not records:
         return []
     found = {name for record in records for name in record}

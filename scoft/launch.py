@@ -83,7 +83,7 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def error(self, message):
-        super().error(re.sub(r"^argument (\S+): (?=is )", r"\1 ", message))  # of the types below: a sentence
+        super().error(re.sub(r"(^|: )argument (\S+): (?=is )", r"\1\2 ", message))  # of the types below: a sentence
 
     def exit(self, status=0, message=None):
         if message:

@@ -17,6 +17,8 @@ import tiny
 from hub import Hub
 
 
+pytest_plugins = ["preparing"]
+
 # The libraries read these when they are imported. A test that asks for what the Hub does not have fails at once.
 HUB, HF_HOME = Hub(), tempfile.TemporaryDirectory(prefix="scoft-tests-", ignore_cleanup_errors=True)
 for name in list(os.environ):

@@ -87,8 +87,8 @@ def flags_named(source: str) -> set[str]:
     return {flag for text in texts for flag in re.findall(r"(?<![\w-])--[a-z]\w*", text)}
 
 
-def flags_of(door: str) -> set[str]:
-    """All flags of a command, those of its subcommands included."""
+def parser_of(door: str) -> Parser:
+    """A command's parser, with all its flags."""
 
     class Found(Exception):
         pass
@@ -99,8 +99,12 @@ def flags_of(door: str) -> set[str]:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Found) as found:
         patch.setattr(Parser, "parse_args", stop)
         importlib.import_module(door).parse_args([])
-    (parser,) = found.value.args
-    return {flag for action in parser.all_actions() for flag in action.option_strings}
+    return found.value.args[0]
+
+
+def flags_of(door: str) -> set[str]:
+    """All flags of a command, those of its subcommands included."""
+    return {flag for action in parser_of(door).all_actions() for flag in action.option_strings}
 
 
 def foreign_flags(file: Path, source: str) -> set[str]:
@@ -133,3 +137,25 @@ def test_a_module_names_only_flags_that_its_user_has(file):
 )
 def test_a_foreign_flag_is_seen(file, line, foreign):
     assert foreign_flags(ROOT / file, line) == foreign
+
+
+def without_help(parser: Parser) -> list[str]:
+    """The flags and arguments that --help says nothing of, also in subcommands."""
+    return [action.dest for action in parser.all_actions() if not (action.help or "").strip()]
+
+
+@pytest.mark.parametrize("door", DOORS.values())
+def test_each_flag_has_a_help_text(door):
+    assert without_help(parser_of(door)) == []
+
+
+def test_a_flag_without_help_is_seen():
+    """In a parser's own flags, in a group, among the arguments, and in a subcommand."""
+    parser = Parser()
+    parser.add_argument("--told", help="what it does")
+    parser.add_argument("--bare")
+    parser.add_argument_group("more").add_argument("--blank", help=" ")
+    stage = parser.add_subparsers().add_parser("stage")
+    stage.add_argument("place")
+    stage.add_argument("--depth", type=int, help="of the tree")
+    assert without_help(parser) == ["bare", "blank", "place"]

@@ -127,8 +127,9 @@ def outcome(fetched: Fetched) -> Outcome:
 
 
 def known_again(found: Sequence[Photograph], manifest: Sequence[Photograph]) -> list[Photograph]:
-    """The input's photographs, each in the split where it was; where the bytes are as before, all that later stages
-    found out stays.
+    """The photographs found now, each in the split that the manifest of an earlier run has for it.
+
+    Where the bytes are as they were then, what cleaning and writing put into its line is taken over too.
     """
     known = {photograph.id: photograph for photograph in manifest}
     later = ("status", "detail", "file", "sha256", "width", "height", "negatives")

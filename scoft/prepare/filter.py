@@ -1,4 +1,4 @@
-"""The stage filter: which negatives differ enough from their photograph to be some."""
+"""The stage filter: negatives that came out like their photograph are left out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
