@@ -277,10 +277,7 @@ class Bench:
         self.model = random_model(shapes, dtype=dtype)
         self.model.to(self.device)
         self.parameters = add_lora(
-            self.model.unet,
-            rank=self.args.rank,
-            alpha=self.args.rank,
-            target_modules=self.args.lora_layers.split(","),
+            self.model.unet, rank=self.args.rank, alpha=self.args.rank, target_modules=self.args.lora_layers.split(",")
         )
         self.model.speed_up(gradient_checkpointing=gradient_checkpointing, xformers=False, compile=compile)
         optimizer = make_optimizer(self.parameters, use_8bit=False, lr=self.args.learning_rate)

@@ -45,6 +45,7 @@ def jsonl_records(lines: Iterable[str], file: Path) -> Iterator[tuple[int, dict]
 
 
 def csv_records(lines: Iterable[str], file: Path) -> Iterable[dict]:
+    """Each line of `file` below its header, by the header's names. Raises DataError."""
     reader = csv.DictReader(lines)
     try:
         for record in reader:
