@@ -86,14 +86,9 @@ def read_web(work: Path, *, size: int = WEB_PICTURES, seed: int = 0) -> Web:
         np.savez(partial, images=images, depths=depths)
         partial.rename(file)
     arrays = np.load(file)
-    return Web(
-        torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2).contiguous(),
-        torch.from_numpy(arrays["depths"])[:, None],
-        list(scenes),
-        list(captions),
-        list(named),
-        key,
-    )
+    images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2).contiguous()
+    depths = torch.from_numpy(arrays["depths"])[:, None]
+    return Web(images, depths, list(scenes), list(captions), list(named), key)
 
 
 def evening_weights(web: Web) -> torch.Tensor:

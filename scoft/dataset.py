@@ -1,4 +1,4 @@
-"""What CCUB is, and how any dataset like it is read and checked.
+"""Datasets such as CCUB, read and checked.
 
 A row is a photograph a culture's own people chose, with their caption. Depending on the method it also has naive
 captions (BLIP) and negatives: images that misrepresent the same scene. No model is known here; torch and datasets are

@@ -143,6 +143,10 @@ def _require_column(
 
 
 def place_rows(place: Place, culture: str | None, *, split: str, columns: Columns, cache_dir) -> list[Row]:
+    """The rows of a culture's split, in the order in which they are written; none of an empty one. Raises DataError.
+
+    cache_dir: where `datasets` keeps its copies of parquet files, None for its own.
+    """
     files = _split_files(place, culture, split)
     if files[0].name in METADATA_NAMES:
         return _metadata_rows(files[0], within=place.within, columns=columns)

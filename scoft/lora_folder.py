@@ -186,6 +186,7 @@ def read_judged(folder: Path) -> Judged | None:
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation):
+    """Write EVALUATION_FILE."""
     write_atomically(folder / EVALUATION_FILE, json.dumps(dataclasses.asdict(evaluation), indent=1) + "\n")
 
 
