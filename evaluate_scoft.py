@@ -16,7 +16,7 @@ figures and text show.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from scoft.launch import Parser, add_options, at_least, check_function, multiple_of, run_main, set_up_logging
@@ -24,7 +24,7 @@ from scoft.launch import Parser, add_options, at_least, check_function, multiple
 import torch
 
 from scoft import intervals
-from scoft.dataset_source import DEFAULTS_FILE, embedded_folder
+from scoft.dataset_source import embedded_flags, embedded_folder
 from scoft.distances import distance_options
 from scoft.errors import DataError
 from scoft.evaluate import generate, report, score
@@ -46,7 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     data = argparse.ArgumentParser(add_help=False)
     data.add_argument("folder", type=Path, help="what the stages hand over to each other; one folder a culture")
-    data.add_argument("--dataset", required=True, help="as train_scoft_lora.py takes it")
+    data.add_argument("--dataset", required=True, help="the culture's photographs, as train_scoft_lora.py takes them")
     data.add_argument("--culture", required=True, help="whose photographs and prompts, such as korea")
     data.add_argument("--dataset_revision", help="branch, tag or commit of a Hub dataset")
     data.add_argument("--image_column", default="image", help="the dataset's column of photographs")
@@ -57,6 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     generate = stages.add_parser("generate", parents=[data], help="pictures of every method")
     generate.add_argument(
         "--lora",
+        type=named_lora,
         nargs="+",
         action="extend",
         default=[],
@@ -77,7 +78,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     generate.add_argument(
         "--general_prompts", type=Path, default=HERE / "prompts/general.txt", help="a prompt a line, of no culture"
     )
-    generate.add_argument("--sets", nargs="+", default=SETS, choices=SETS, help="what to make pictures from")
+    generate.add_argument(
+        "--sets",
+        nargs="+",
+        default=SETS,
+        choices=SETS,
+        help="what to make pictures from: --prompts, captions of the splits train and test, --general_prompts",
+    )
     generate.add_argument(
         "--num_captions", type=at_least(1), default=10, help="of the sets train and test each, drawn with seed 0"
     )
@@ -119,6 +126,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     score.add_argument(
         "--encoder",
+        type=named_encoder,
         nargs="+",
         action="extend",
         default=[],
@@ -141,30 +149,49 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     report = stages.add_parser("report", help="tables and figures of the numbers")
     report.add_argument("folders", nargs="+", type=Path, help="scored folders, one a culture")
-    report.add_argument("--output", type=Path, help="default: the first folder")
+    report.add_argument("--output", type=Path, help="folder of the report; default: the first of the scored ones")
     report.add_argument("--card", type=Path, help="LoRA folder whose page gets the numbers of --method")
     report.add_argument("--method", help="NAME of the LoRA that --card is of")
 
-    argv = sys.argv[1:] if argv is None else argv
-    stage = stages.choices.get(argv[0]) if argv else None
-    if stage and (embedded := embedded_folder(peek(argv).dataset or "")):
-        table = embedded / DEFAULTS_FILE
-        source = f"{table}, the defaults of --dataset {embedded.name}"
-        flags = stage.table(table, source=source, section=argv[0])
-        required = ["folder", "--dataset", "any", "--culture", "any"]
-        words = stage.words_of(flags, here=embedded, source=source, required=required)
-        # A list of the table would take the folder for its last item, so a word of another flag stands between them.
-        argv = [argv[0], *words, f"--dataset={embedded.name}", *argv[1:]]
-    args = parser.parse_args(argv)
+    args = parser.parse_args(with_defaults(stages.choices, sys.argv[1:] if argv is None else argv))
     check_args(parser, args)
     return args
 
 
-def peek(argv: Sequence[str]) -> argparse.Namespace:
-    """The flag that decides which table of flags is read; None where it is not given."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--dataset", nargs="?")  # that a value is missing is for the true parser to say
-    return parser.parse_known_args(argv)[0]
+def named_lora(text: str) -> tuple[str, str]:
+    """argparse's type of --lora: the name and the place of a method's LoRA."""
+    name, _, place = text.partition("=")
+    try:
+        checked_name(name, what="NAME")
+    except DataError as error:
+        raise argparse.ArgumentTypeError(f"is NAME=PLACE: {error}") from error
+    if not place or name == BASE:
+        raise argparse.ArgumentTypeError(f"is NAME=PLACE, NAME not {BASE}; got {text!r}")
+    return name, place
+
+
+def named_encoder(text: str) -> tuple[str, str]:
+    """argparse's type of --encoder: one of ENCODERS, and the place where it is."""
+    name, _, place = text.partition("=")
+    if name not in ENCODERS or not place:
+        raise argparse.ArgumentTypeError(f"is NAME=PLACE with NAME of {', '.join(ENCODERS)}; got {text!r}")
+    return name, place
+
+
+def with_defaults(stages: Mapping[str, Parser], argv: list[str]) -> list[str]:
+    """The command line behind the flags that an embedded --dataset brings for its stage, which it overrules."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--dataset", nargs="?")  # that a value is missing is for the true parser to say
+    given, _ = peek.parse_known_args(argv)
+    stage, folder = stages.get(argv[0]) if argv else None, embedded_folder(given.dataset or "")
+    if stage is None or folder is None:
+        return argv
+    asked_by = f"the defaults of --dataset {folder.name}"
+    flags, source = embedded_flags(stage, folder, section=argv[0], asked_by=asked_by)
+    required = ["folder", "--dataset", "any", "--culture", "any"]
+    words = stage.words_of(flags, here=folder, source=source, required=required)
+    # A list of the table would take the folder for its last item, so a word of another flag stands between them.
+    return [argv[0], *words, f"--dataset={folder.name}", *argv[1:]]
 
 
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
@@ -175,26 +202,15 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
         return
     try:
         checked_name(args.culture, what="--culture")
-        for word in args.lora if args.stage == "generate" else ():
-            checked_name(word.partition("=")[0], what="NAME of --lora NAME=PLACE")
         if args.stage == "score" and args.judge is not None:
             check_function(args.judge, flag="--judge")
     except DataError as error:
         parser.error(str(error))
     if args.stage == "generate":
-        for word in args.lora:
-            if not word.partition("=")[2] or word.startswith(f"{BASE}="):
-                parser.error(f"--lora takes NAME=PLACE, NAME not {BASE}; got {word!r}")
-        if repeated := {
-            word.partition("=")[0]
-            for word in args.lora
-            if sum(word.partition("=")[0] == other.partition("=")[0] for other in args.lora) > 1
-        }:
+        names = [name for name, _ in args.lora]
+        if repeated := {name for name in names if names.count(name) > 1}:
             parser.error(f"--lora: {min(repeated)} is given twice")
     if args.stage == "score":
-        for word in args.encoder:
-            if word.partition("=")[0] not in ENCODERS or not word.partition("=")[2]:
-                parser.error(f"--encoder takes NAME=PLACE with NAME of {', '.join(ENCODERS)}; got {word!r}")
         for metric in args.metrics or ():
             flag = METRICS[metric].flag
             if flag and getattr(args, flag) is None:
@@ -206,7 +222,7 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def photographs_of(args: argparse.Namespace, *, general: Path | None = None) -> Photographs:
+def photographs_of(args: argparse.Namespace, *, general: Path | None) -> Photographs:
     dataset = Dataset(
         name=args.dataset,
         culture=args.culture,
@@ -224,7 +240,7 @@ def plan_of(args: argparse.Namespace) -> generate.Plan:
         prompt_files={"prompts": args.prompts, "general": args.general_prompts},
         num_captions=args.num_captions,
         num_images=args.num_images,
-        loras=args.lora,
+        loras=dict(args.lora),
         checkpoints=args.checkpoints,
         base=args.pretrained_model_name_or_path,
         revision=args.revision,
@@ -251,19 +267,18 @@ def choices_of(args: argparse.Namespace) -> Choices:
 
 
 def encoders_of(args: argparse.Namespace) -> Encoders:
-    places = dict(word.split("=", 1) for word in args.encoder)
     options = {name: getattr(args, name) for name in distance_options()}
-    return Encoders(places, device=args.device, cache_dir=args.cache_dir, options=options)
+    return Encoders(dict(args.encoder), device=args.device, cache_dir=args.cache_dir, options=options)
 
 
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
     set_up_logging()
     if args.stage == "generate":
-        photographs = photographs_of(args)
         data = [str(args.folder), f"--dataset={args.dataset}", f"--culture={args.culture}"]
-        choices = choices_of(parse_args(["score", *data]))  # as `score` comes, to say what it will not be able to give
-        generate.generate(args.folder, plan_of(args), photographs, choices)
+        scoring = parse_args(["score", *data])  # `score` as it comes, to say what it will not be able to give
+        photographs = photographs_of(args, general=scoring.general_reference)
+        generate.generate(args.folder, plan_of(args), photographs, choices_of(scoring))
     elif args.stage == "score":
         photographs = photographs_of(args, general=args.general_reference)
         encoders, choices = encoders_of(args), choices_of(args)

@@ -35,7 +35,7 @@ from pocket.checksums import write_checksums
 from pocket.judge import SIZE
 from scoft.files import content_key
 from scoft.randomness import stable_generator
-from scoft.weights import load_whole
+from scoft.weights import load_whole, weights_key
 
 
 HERE = Path(__file__).resolve().parent
@@ -94,11 +94,6 @@ def read_web(work: Path, *, size: int = WEB_PICTURES, seed: int = 0) -> Web:
         list(named),
         key,
     )
-
-
-def weights_key(*models: nn.Module) -> str:
-    """A hash of models' weights: what is trained on them is of these alone."""
-    return content_key(*(part.detach().cpu().numpy().tobytes() for m in models for part in m.state_dict().values()))
 
 
 def evening_weights(web: Web) -> torch.Tensor:
@@ -357,7 +352,7 @@ def train_controlnet(web: Web, *, work: Path, device: str, vae, tokenizer, text_
         ).sample
         return F.mse_loss(prediction, eps)
 
-    made_from = content_key(web.key, weights_key(vae, text_encoder, unet))
+    made_from = content_key(web.key, *map(weights_key, (vae, text_encoder, unet)))
     return fit("controlnet", controlnet, loss, updates=updates, learning_rate=8e-4, work=work, made_from=made_from)
 
 

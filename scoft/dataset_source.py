@@ -8,7 +8,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from scoft.launch import prepare_command
+from scoft.launch import Parser, prepare_command
 
 from scoft.cultures import SHEET_TABS
 from scoft.errors import DataError, legible
@@ -85,6 +85,17 @@ def embedded_folder(name: str) -> Path | None:
     `checksums.json`, see `check_embedded`. What else lies here, such as a user's data, is not embedded.
     """
     return ROOT / name if name in EMBEDDED and (ROOT / name / "ccub").is_dir() else None
+
+
+def embedded_flags(parser: Parser, folder: Path, *, section: str, asked_by: str) -> tuple[object, str]:
+    """The flags that an embedded dataset brings for a command, unchecked, and how errors in them are to begin.
+
+    folder: as `embedded_folder` gives it.  section: the command's own in DEFAULTS_FILE.  asked_by: for those errors,
+    the flag that asked for the dataset, such as "the defaults of --dataset pocket".  Where the file cannot be read,
+    `parser.error` exits.
+    """
+    source = f"{folder / DEFAULTS_FILE}, {asked_by}"
+    return parser.table(folder / DEFAULTS_FILE, source=source, section=section), source
 
 
 def check_embedded(name: str) -> None:

@@ -200,6 +200,17 @@ def multiple_of(step: int) -> Callable[[str], int]:
     return number(int, lambda value: value >= step and value % step == 0, f"is a multiple of {step}")
 
 
+def count_or(word: str) -> Callable[[str], str]:
+    """The text of a number from 1 up, or `word`."""
+
+    def parse(text: str) -> str:
+        if text != word and not re.fullmatch("[1-9][0-9]*", text):
+            raise argparse.ArgumentTypeError(f"is a number from 1 up or `{word}`, got {text!r}")
+        return text
+
+    return parse
+
+
 positive = number(float, lambda value: value > 0, "is a positive number")
 share = number(float, lambda value: 0 <= value < 1, "is a number from 0 up and below 1")
 

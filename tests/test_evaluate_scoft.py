@@ -11,9 +11,9 @@ from evaluation import CLIP, METRICS, ROOT
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--lora", "base=x"], "--lora takes NAME=PLACE"),
-        (["--lora", "m"], "--lora takes NAME=PLACE"),
-        (["--lora", "../m=x"], "NAME of --lora NAME=PLACE is 1 to 64 letters"),
+        (["--lora", "base=x"], "--lora is NAME=PLACE, NAME not base; got"),
+        (["--lora", "m"], "--lora is NAME=PLACE, NAME not base; got"),
+        (["--lora", "../m=x"], "--lora is NAME=PLACE: NAME is 1 to 64 letters"),
         (["--culture", "x" * 300], "--culture is 1 to 64 letters"),
         (["--lora", "a=x", "a=y"], "a is given twice"),
         (["--resolution", "20"], "--resolution is a multiple of 8"),
@@ -41,7 +41,7 @@ def test_the_embedded_dataset_brings_its_flags(stage, capsys):
     else:
         assert args.features == "clip" and args.metrics == METRICS and args.judge == str(ROOT / "pocket/judge.py:rate")
         more = evaluate_scoft.parse_args([*data, "--encoder", "dino=x", "--metrics", "kid"])
-        assert more.encoder == [f"clip={CLIP}", "dino=x"] and more.metrics == ["kid"]
+        assert more.encoder == [("clip", str(CLIP)), ("dino", "x")] and more.metrics == ["kid"]
     other = evaluate_scoft.parse_args([stage, "out", "--dataset", "ccub", "--culture", "veridia"])
     assert vars(other).get("judge") is None and vars(other).get("pretrained_model_name_or_path") is None
 
@@ -53,7 +53,7 @@ def test_the_embedded_dataset_brings_its_flags(stage, capsys):
         ("--metrics judge", "--metrics judge needs --judge"),
         ("--judge judge", "--judge is FILE.py:function, got 'judge'"),
         ("--judge judge.txt:f", "--judge is FILE.py:function, got 'judge.txt:f'"),
-        ("--encoder resnet=x", "--encoder takes NAME=PLACE with NAME of inception"),
+        ("--encoder resnet=x", "--encoder is NAME=PLACE with NAME of inception"),
     ],
 )
 def test_bad_flags_of_score_are_named(capsys, flags, message):

@@ -21,6 +21,7 @@ import scoft.dataset
 import scoft.dataset_source
 import scoft.files
 import scoft.hub
+import scoft.prepare.write
 import train_scoft_lora
 from scoft import launch
 from scoft.dataset_rows import READER_REMEDIES
@@ -179,7 +180,7 @@ def test_only_the_main_process_tells(monkeypatch):
     for rank, level in (("1", logging.ERROR), ("0", logging.INFO)):
         monkeypatch.setenv("RANK", rank)
         launch.set_up_logging()
-        for module in (scoft.hub, scoft.dataset, train_scoft_lora, evaluate_scoft, prepare_ccub, scoft.files):
+        for module in (scoft.hub, scoft.dataset, train_scoft_lora, evaluate_scoft, scoft.prepare.write, scoft.files):
             assert module.logger.getEffectiveLevel() == level
 
 

@@ -29,15 +29,16 @@ from safetensors.torch import load_file, save_file
 import scoft.hub
 import train_scoft_lora
 from hub import Commit, Repo
-from scoft.base_model import base_commit, license_of
+from scoft.base_model import base_commit, check_whole, license_of
 from scoft.dataset import read_dataset
 from scoft.dataset_source import find_dataset
 from scoft.errors import DataError
 from scoft.files import is_empty
 from scoft.hub import add_to_collection, files_on_hub, push, ready_repo
-from scoft.lora_folder import LORA_FILE, check_whole, lora_sha256, read_training_record
+from scoft.lora_folder import LORA_FILE, lora_sha256, read_training_record
 from scoft.lora_page import push_lora, without_places, write_model_card
 from scoft.pages import markdown_text
+from scoft.prepare.card import write_card
 
 
 PUSHED = {
@@ -314,7 +315,6 @@ def test_nothing_told_on_a_models_page_can_break_it(run, text):
 
 def test_nothing_told_on_a_datasets_page_can_break_it(tmp_path):
     """The same for a dataset: licences, settings, statuses and mentions; --about alone is Markdown, without HTML."""
-    import prepare_ccub
 
     def page(text: str) -> str:
         culture = {
@@ -333,7 +333,7 @@ def test_nothing_told_on_a_datasets_page_can_break_it(tmp_path):
             "fingerprint": "f" * 64,
             "settings": {"prompt_suffix": f"in {text}"},
         }
-        prepare_ccub.write_card(tmp_path, [culture], links_only=False)
+        write_card(tmp_path, [culture], links_only=False)
         return (tmp_path / "README.md").read_text()
 
     assert kinds(page(HOSTILE)) == kinds(page(""))

@@ -38,33 +38,35 @@ from scoft.dataset_source import find_dataset
 from scoft.distances import load_distance
 from scoft.errors import DataError
 from scoft.evaluate.prompts import read_prompts
-from scoft.files import LOCK, Ledger, content_key, model_key, sole_writer
+from scoft.files import LOCK, Ledger, content_key, sole_writer
 from scoft.images import FORMATS, UnusableImage
 from scoft.lora_folder import LORA_FILE
 from scoft.prepare import caption, card, clean, fetch, negatives, write
 from scoft.prepare import photograph as photograph_room
 from scoft.prepare.caption import Captioner, culture_mentions, is_degenerate
-from scoft.prepare.card import MODELS
-from scoft.prepare.clean import assign_splits, clean_photographs
+from scoft.prepare.clean import Clean, assign_splits
 from scoft.prepare.fetch import fetch_links, known_again
-from scoft.prepare.filter import Negative, distances_to
+from scoft.prepare.filter import Filter, Negative, distances_to
 from scoft.prepare.negatives import (
     MIDAS,
     MIDAS_FILE,
     DepthEstimator,
     Drawing,
+    DrawNegatives,
     NegativeGenerator,
     prompts_of_negatives,
     size_of_negative,
 )
 from scoft.prepare.photograph import Photograph, read_photographs, write_photographs
-from scoft.prepare.sources import read_links, read_pictures
+from scoft.prepare.sources import read_deny_list, read_links, read_pictures
 from scoft.prepare.web import Fetcher
 from scoft.prepare.write import Row, contact_sheet, features
+from scoft.weights import model_key
 
 
 ROOT = Path(prepare_ccub.__file__).parent
 POCKET = ROOT / "pocket" / "models"
+MODELS = ("captioner", "pretrained_model_name_or_path", "controlnet", "depth_model", "filter_model")
 
 cleaned = functools.partial(clean.cleaned, jpeg_quality=95)
 
@@ -187,7 +189,7 @@ def test_the_trainers_advice_makes_what_it_lacks(flags, pictures, tmp_path, monk
 
     with pytest.raises(DataError) as refused:
         read("my pictures")
-    advice = re.search("Make them with `(.*)` and train with --dataset '(.*)', or", str(refused.value))
+    advice = re.search("Make them with `(.*)` and take the dataset '(.*)', or", str(refused.value))
     command, name = advice.groups()
     python, script, *argv = shlex.split(command)
     assert (python, script) == ("python", "prepare_ccub.py")
@@ -967,12 +969,12 @@ def test_own_pictures_come_in_more_formats_than_links(tmp_path):
     }
     prepare(flags)
     assert statuses(tmp_path / "ccub" / "korea") == dict.fromkeys(contents, "ok")
+    (tmp_path / "fetched").mkdir()
     links = [Photograph(id=name[0], url="http://a/", caption="x", source_sha256="a") for name in contents]
     for content, link in zip(contents.values(), links):
-        (tmp_path / link.id).write_bytes(content)
-    options = {"min_size": 16, "near_duplicate_bits": 16, "jpeg_quality": 95}
-    fetcher = Fetcher(contact="curator@example.org")
-    clean_photographs(links, tmp_path / "photographs", source=tmp_path, fetcher=fetcher, **options)
+        (tmp_path / "fetched" / link.id).write_bytes(content)
+    stage = Clean(images=None, min_size=16, near_duplicate_bits=16, jpeg_quality=95, test_share=0.2, seed=0)
+    stage.clean_photographs(links, tmp_path, fetcher=Fetcher(contact="curator@example.org"))
     assert [link.status for link in links] == ["ok"] * 3 + ["not_an_image"] * 5
 
 
@@ -1156,9 +1158,8 @@ def test_negatives_have_the_photographs_aspect(size, expected):
 @pytest.fixture
 def generate(flags):
     args = prepare_ccub.parse_args(words(flags))
-    return NegativeGenerator(
-        prepare_ccub.negatives_of(args), device=torch.device("cpu"), dtype=torch.float32, cache_dir=None
-    )
+    stage = prepare_ccub.built(DrawNegatives, args)
+    return NegativeGenerator(stage, device=torch.device("cpu"), dtype=torch.float32, cache_dir=None)
 
 
 def test_any_negative_can_be_drawn_again_alone(generate):
@@ -1191,7 +1192,7 @@ def test_the_depth_is_embedded_once_for_all_steps_and_nothing_else_changes(gener
     for seed, expected in enumerate(pictures):
         _, found = generate(picture(seed), {"a": "a red house", "b": "a roof"})
         assert all(np.array_equal(found[key], expected[key]) for key in expected)
-    assert len(asked) == 2 + 2 * generate.args.num_inference_steps
+    assert len(asked) == 2 + 2 * generate.draw.num_inference_steps
 
 
 def test_what_the_safety_checker_blanks_is_drawn_again(generate, monkeypatch):
@@ -1281,8 +1282,9 @@ def test_a_model_of_a_stage_that_is_not_run_may_be_anything(copy, flags):
 def test_prompts_are_the_captions_in_turn_with_the_suffix(flags):
     """Each negative has a naive caption with the culture, or with --prompt_suffix, which may be empty."""
     args = prepare_ccub.parse_args(words(flags | {"culture": "united_states"}))
-    assert prepare_ccub.prompt_suffix(args) == "in the United States"
-    assert prepare_ccub.prompt_suffix(prepare_ccub.parse_args(words(flags | {"prompt_suffix": ""}))) == ""
+    assert prepare_ccub.built(DrawNegatives, args).suffix("united_states") == "in the United States"
+    plain = prepare_ccub.parse_args(words(flags | {"prompt_suffix": ""}))
+    assert prepare_ccub.built(DrawNegatives, plain).suffix("korea") == ""
     drawing = Drawing(
         base_model="a", controlnet="b", depth_model="c", resolution=16, num_inference_steps=2, guidance_scale=7.5,
         precision="no", seed=0,
@@ -1375,7 +1377,7 @@ def test_defaults_of_a_world_are_weaker_than_flags_and_only_shipped_ones_hold(tm
     args = prepare_ccub.parse_args([*argv, "--resolution", "32"])
     assert (args.resolution, args.min_size, args.filter_model) == (32, 64, str(POCKET / "clip_conv"))
     other = prepare_ccub.parse_args([*argv, "--filter_distance", "dreamsim"])
-    assert other.filter_model is None and prepare_ccub.threshold(other) == 0.3
+    assert other.filter_model is None and prepare_ccub.built(Filter, other, options={}).threshold == 0.3
     (tmp_path / "mine" / "ccub").mkdir(parents=True)
     (tmp_path / "mine" / "defaults.yaml").write_text("prepare: {captioner: evil}")
     monkeypatch.chdir(tmp_path)
@@ -1386,7 +1388,8 @@ def test_defaults_of_a_world_are_weaker_than_flags_and_only_shipped_ones_hold(tm
 
 def test_a_threshold_without_a_default_is_asked_for(flags, capsys):
     """Only dreamsim has a default threshold; with another distance its flag is asked for by name."""
-    assert prepare_ccub.threshold(prepare_ccub.parse_args(["--culture", "korea"])) == 0.3
+    args = prepare_ccub.parse_args(["--culture", "korea"])
+    assert prepare_ccub.built(Filter, args, options={}).threshold == 0.3
     with pytest.raises(SystemExit):
         prepare_ccub.parse_args(words(flags | {"false_negative_threshold": None}))
     assert "--filter_distance clip_conv needs a --false_negative_threshold" in capsys.readouterr().err
@@ -1685,7 +1688,7 @@ def test_who_may_not_push_learns_it_before_the_work(copy, flags, alice, monkeypa
         (["--culture", "korea", "--resolution", "100"], "--resolution is a multiple of 8, got 100"),
         (["--culture", "korea", "--num_negatives", "0"], "--num_negatives is at least 1, got 0"),
         (["--culture", "korea", "--jpeg_quality", "0"], "--jpeg_quality is a number from 1 to 100, got 0"),
-        (["--culture", "korea", "--test_share", "1"], "--test_share is a number from 0 up and below 1, got 1.0"),
+        (["--culture", "korea", "--test_share", "1"], "--test_share is a number from 0 up and below 1, got 1"),
         (["--culture", "korea", "--public"], "--public needs --links_only"),
         (["--culture", "korea", "--push_to_hub", "--stages", "fetch"], "--push_to_hub belongs to the stage write"),
         (["--culture", "korea", "--links", "a", "--images", "b"], "not allowed with argument"),
@@ -1703,7 +1706,7 @@ def test_arguments_that_cannot_be_meant_are_refused(argv, message, capsys):
 @pytest.mark.parametrize("content", [None, b"\xff\xfea\0"])
 def test_a_text_that_cannot_be_read_is_named_before_the_work(flag, content, flags, tmp_path, monkeypatch):
     """A folder, and what is not UTF-8, end the run before it begins."""
-    monkeypatch.setattr(prepare_ccub, "run_of", None)
+    monkeypatch.setattr(prepare_ccub, "start_run", None)
     file = tmp_path / "file"
     file.mkdir() if content is None else file.write_bytes(content)
     with pytest.raises(DataError, match=f"--{flag} {file} cannot be read .*a text file in UTF-8"):
@@ -1713,7 +1716,7 @@ def test_a_text_that_cannot_be_read_is_named_before_the_work(flag, content, flag
 def test_a_deny_list_may_begin_with_a_mark(tmp_path):
     """A spreadsheet's or an editor's byte order mark is no part of the first entry."""
     (tmp_path / "deny.txt").write_bytes(b"\xef\xbb\xbfexample.org\r\nexample.com")
-    assert prepare_ccub.read_text(tmp_path / "deny.txt", flag="--deny_list") == "example.org\nexample.com"
+    assert read_deny_list(tmp_path / "deny.txt") == ["example.org", "example.com"]
 
 
 def test_an_output_that_is_a_file_is_named(flags, tmp_path):
@@ -1914,7 +1917,7 @@ def test_entries_that_the_fetcher_refuses_are_named(flag, value, flags, tmp_path
     if flag == "deny_list":
         (tmp_path / "deny.txt").write_text(value)
         value = tmp_path / "deny.txt"
-    with pytest.raises(DataError, match=flag.removesuffix("_list")):
+    with pytest.raises(DataError, match=f"^{flag} "):
         prepare(flags | {"output": tmp_path / "ccub", flag: value})
 
 

@@ -10,7 +10,7 @@ from scoft.evaluate.figures import method_grid
 from scoft.evaluate.results import Results
 from scoft.evaluate.tables import headline, number_text
 from scoft.images import write_png
-from scoft.lora_folder import LORA_FILE, RECORD_FILE, lora_sha256, write_evaluation
+from scoft.lora_folder import EVALUATION_GRID_FILE, LORA_FILE, RECORD_FILE, lora_sha256, write_evaluation
 from scoft.lora_page import write_model_card
 from scoft.pictures import BASE, is_checkpoint
 
@@ -59,6 +59,6 @@ def fill_card(folder: Path, method: str, results: Mapping[Path, Results]):
     )
     write_evaluation(folder, record)
     if grid := method_grid(scored, only=(BASE, method)):
-        write_png(folder / "images/evaluation.png", grid)
+        write_png(folder / EVALUATION_GRID_FILE, grid)
     write_model_card(folder)
     logger.info("The page %s has the numbers; push it with the command that trained it", folder / "README.md")

@@ -13,7 +13,7 @@ from scoft.launch import progress
 
 import torch
 
-from scoft.base_model import base_commit, drawing_pipeline
+from scoft.base_model import base_commit, drawing_pipeline, load_into_pipeline
 from scoft.errors import DataError
 from scoft.evaluate.features import blocks
 from scoft.evaluate.loras import Lora, base_of, find_loras, resolution_of
@@ -23,7 +23,6 @@ from scoft.evaluate.score import foretell
 from scoft.evaluate.sources import Photographs
 from scoft.files import file_sha256, sole_writer
 from scoft.images import is_blank, write_png
-from scoft.lora_folder import load_into_pipeline
 from scoft.pictures import (
     BASE,
     Picture,
@@ -47,7 +46,7 @@ class Plan:
     prompt_files: Mapping[PromptSet, Path]  # of the sets that are no split
     num_captions: int  # of each set that is a split
     num_images: int  # of each prompt
-    loras: Sequence[str]  # words NAME=PLACE
+    loras: Mapping[str, str]  # name of each method beside the base model -> folder, file or Hub id
     checkpoints: bool  # also those in the folders of `loras`
     base: str | None  # Hub id or folder; None: what the LoRAs were trained on
     revision: str | None

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +26,12 @@ class Lora:
     record: TrainingRecord | None
 
 
-def find_loras(words: Sequence[str], *, checkpoints: bool, cache_dir: str | None) -> dict[str, Lora]:
-    """Method -> its LoRA, of words NAME=PLACE; with `checkpoints` also those in a folder. Raises DataError."""
-    places = lora_places(words, checkpoints=checkpoints)
+def find_loras(named: Mapping[str, str], *, checkpoints: bool, cache_dir: str | None) -> dict[str, Lora]:
+    """Method -> its LoRA, of name -> folder, file or Hub id; with `checkpoints` also those in a folder.
+
+    Raises DataError.
+    """
+    places = lora_places(named, checkpoints=checkpoints)
     found = {}
     for place in dict.fromkeys(places.values()):
         file = lora_file(place, cache_dir=cache_dir)
@@ -36,11 +39,10 @@ def find_loras(words: Sequence[str], *, checkpoints: bool, cache_dir: str | None
     return {method: found[place] for method, place in places.items()}
 
 
-def lora_places(words: Sequence[str], *, checkpoints: bool) -> dict[str, str]:
+def lora_places(named: Mapping[str, str], *, checkpoints: bool) -> dict[str, str]:
     """Method -> folder, file or Hub id of its LoRA, see `find_loras`."""
     places = {}
-    for word in words:
-        name, _, place = word.partition("=")
+    for name, place in named.items():
         places[name] = place
         if checkpoints:
             found = {

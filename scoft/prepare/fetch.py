@@ -11,15 +11,8 @@ from pathlib import Path
 from scoft.launch import progress
 
 from scoft.cultures import SHEET_TABS
-from scoft.files import (
-    Ledger,
-    write_atomically,
-)
-from scoft.prepare.photograph import (
-    Photograph,
-    read_photographs,
-    write_photographs,
-)
+from scoft.files import Ledger, write_atomically
+from scoft.prepare.photograph import Photograph, read_photographs, write_photographs
 from scoft.prepare.sources import read_links, read_pictures, read_table
 from scoft.prepare.web import Fetched, Fetcher
 from scoft.prepare.work import REMEDY, Run

@@ -1,4 +1,4 @@
-"""What is asked for: a table of links, or a folder of pictures with its metadata."""
+"""What the user hands in: a table of links, or a folder of pictures with its metadata; and texts."""
 
 import csv
 import hashlib
@@ -12,17 +12,10 @@ from pathlib import Path
 from scoft.cultures import CATEGORIES, CATEGORY_CODES, CULTURE_OF_CODE
 from scoft.dataset import unusable, warn_of_scripts
 from scoft.errors import DataError
-from scoft.files import (
-    content_key,
-    open_regular,
-    read_file,
-)
+from scoft.files import content_key, open_regular, read_file, read_regular
 from scoft.hub import CREDENTIALS
 from scoft.metadata import MAX_METADATA, jsonl_records, read_metadata
-from scoft.prepare.photograph import (
-    PERIODS,
-    Photograph,
-)
+from scoft.prepare.photograph import PERIODS, Photograph
 from scoft.prepare.web import Fetcher
 
 
@@ -30,6 +23,22 @@ logger = logging.getLogger("scoft")
 
 LINK_COLUMNS = ("country_code", "category_code", "url", "caption", "created_at")
 EXAMPLE_LINE = '{"file_name": "market.jpg", "text": "a market in Ibadan", "category": "city"}'  # of a metadata.jsonl
+
+
+def read_text(file: Path | None, *, flag: str) -> str:
+    """The text of the file that `flag` names, if it names one. Raises DataError, which names the flag."""
+    if file is None:
+        return ""
+    try:
+        return read_regular(file, at_most=MAX_METADATA).decode("utf-8-sig").replace("\r\n", "\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{flag} {file} cannot be read ({error}); it is a text file in UTF-8.") from error
+
+
+def read_deny_list(file: Path | None) -> list[str]:
+    """The entries of --deny_list, one a line; # begins a line that is none. Raises DataError."""
+    lines = read_text(file, flag="--deny_list").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def read_table(source: str, *, fetcher: Fetcher) -> bytes:

@@ -11,12 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from evaluation import pictures_of, rows_of, run
 from scoft import files
+from scoft.base_model import load_into_pipeline
 from scoft.dataset import read_dataset
 from scoft.dataset_source import find_dataset
 from scoft.errors import DataError
 from scoft.evaluate import formulas, generate
 from scoft.evaluate.metrics import METRICS as ROWS
-from scoft.lora_folder import LORA_FILE, load_into_pipeline
+from scoft.lora_folder import LORA_FILE
 
 
 def test_the_manifest_keeps_the_contract(done, lora, tiny_pipeline, photographs):

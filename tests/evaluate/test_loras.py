@@ -23,7 +23,7 @@ def test_a_lora_of_another_base_model_is_refused(words, lora, tmp_path, tiny_pip
     with pytest.raises(DataError, match="was trained on org/other, not on"):
         run("generate", tmp_path / "out", flags)
     shutil.copy(lora / LORA_FILE, tmp_path)
-    loras = find_loras([f"m={lora}", f"other={tmp_path}"], checkpoints=False, cache_dir=None)
+    loras = find_loras({"m": str(lora), "other": str(tmp_path)}, checkpoints=False, cache_dir=None)
     assert loras["m"].record is not None and loras["other"].record is None
     assert base_of(loras, asked=None) == str(tiny_pipeline)
     assert base_of({"other": loras["other"]}, asked=None) == base_of({}, asked=None) == DEFAULT_BASE
@@ -39,7 +39,7 @@ def test_pictures_are_of_the_resolution_of_training(lora, tmp_path, tiny_pipelin
         args = evaluate_scoft.parse_args(["generate", "out", "--dataset", "ccub", "--culture", "c", *more])
         return resolution_of(loras, asked=args.resolution, base=str(tiny_pipeline), commit=None, cache_dir=None)
 
-    loras = find_loras([f"m={lora}", f"early={lora / 'checkpoint-1'}"], checkpoints=False, cache_dir=None)
+    loras = find_loras({"m": str(lora), "early": str(lora / "checkpoint-1")}, checkpoints=False, cache_dir=None)
     assert of(loras) == 16 and of(loras, "--resolution", "24") == 24
     unet, vae = (json.loads((tiny_pipeline / part / "config.json").read_text()) for part in ("unet", "vae"))
     assert of({}) == unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
@@ -49,23 +49,23 @@ def test_pictures_are_of_the_resolution_of_training(lora, tmp_path, tiny_pipelin
     record["arguments"]["resolution"] = 32
     (tmp_path / "training_args.json").write_text(json.dumps(record))
     shutil.copy(lora / LORA_FILE, tmp_path)
-    words = [f"m={lora}", f"mpc={tmp_path}"]
+    named = {"m": str(lora), "mpc": str(tmp_path)}
     message = f"different resolutions: {lora} at 16, {tmp_path} at 32. Choose one with --resolution"
     with pytest.raises(DataError, match=message):
-        of(find_loras(words, checkpoints=False, cache_dir=None))
+        of(find_loras(named, checkpoints=False, cache_dir=None))
     record["arguments"]["resolution"] = "large"
     (tmp_path / "training_args.json").write_text(json.dumps(record))
     with pytest.raises(
         DataError, match="training_args.json is not as it was written: arguments: resolution: .*integer"
     ):
-        find_loras(words, checkpoints=False, cache_dir=None)
+        find_loras(named, checkpoints=False, cache_dir=None)
 
 
 def test_checkpoints_where_there_are_none_are_named(words, lora, tmp_path):
     (tmp_path / "checkpoint-last").mkdir()
     with pytest.raises(DataError, match="has no folder checkpoint-<updates>"):
-        lora_places([f"m={tmp_path}"], checkpoints=True)
-    assert list(lora_places([f"m={lora}"], checkpoints=True)) == ["m", "m@1", "m@2"]
+        lora_places({"m": str(tmp_path)}, checkpoints=True)
+    assert list(lora_places({"m": str(lora)}, checkpoints=True)) == ["m", "m@1", "m@2"]
 
 
 def test_places_without_a_lora_and_files_without_prompts_are_named(words, tmp_path):

@@ -66,7 +66,7 @@ def test_kid_is_to_the_test_photographs(done, words):
     features = Features(done / "features", evaluate_scoft.encoders_of(args), batch_size=16)
     shown = [p for p in read_pictures(done) if (p.method, p.set) == ("m", "prompts")]
     x = features.of("clip", picture_sources(done, shown))
-    y = features.of("clip", evaluate_scoft.photographs_of(args).of("test"))
+    y = features.of("clip", evaluate_scoft.photographs_of(args, general=None).of("test"))
     assert len(y) == 7
     found = read_results(done).estimates["kid", "prompts", "m"]
     assert found.value == pytest.approx(1000 * formulas.kid(x, y))
