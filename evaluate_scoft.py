@@ -24,6 +24,7 @@ from scoft.launch import Parser, add_options, at_least, check_function, multiple
 import torch
 
 from scoft import intervals
+from scoft.dataset_rows import Remedies
 from scoft.dataset_source import embedded_flags, embedded_folder
 from scoft.distances import distance_options
 from scoft.errors import DataError
@@ -230,6 +231,7 @@ def photographs_of(args: argparse.Namespace, *, general: Path | None) -> Photogr
         image_column=args.image_column,
         caption_column=args.caption_column,
         cache_dir=args.cache_dir,
+        remedies=Remedies(bad_rows="train_scoft_lora.py leaves them out with --skip_bad_images"),
     )
     return Photographs(dataset, general)
 

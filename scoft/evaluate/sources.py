@@ -53,6 +53,7 @@ class Dataset:
     image_column: str
     caption_column: str
     cache_dir: str | None
+    remedies: Remedies  # what messages advise where it cannot be read
 
     def read(self, split: str) -> CulturalDataset:
         return read_dataset(
@@ -65,7 +66,7 @@ class Dataset:
             caption_column=self.caption_column,
             cache_dir=self.cache_dir,
             revision=self.revision,
-            remedies=Remedies(bad_rows="train_scoft_lora.py leaves them out with --skip_bad_images"),
+            remedies=self.remedies,
         )
 
 
