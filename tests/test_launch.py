@@ -21,6 +21,7 @@ import evaluate_scoft
 import prepare_ccub
 import scoft.dataset
 import scoft.dataset_source
+import scoft.evaluate.score
 import scoft.files
 import scoft.hub
 import scoft.prepare.write
@@ -28,7 +29,6 @@ import train_scoft_lora
 from scoft import launch
 from scoft.dataset_rows import READER_REMEDIES
 from scoft.errors import DataError
-from scoft.prepare import write
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
@@ -183,7 +183,14 @@ def test_only_the_main_process_tells(monkeypatch):
     for rank, level in (("1", logging.ERROR), ("0", logging.INFO)):
         monkeypatch.setenv("RANK", rank)
         launch.set_up_logging()
-        for module in (scoft.hub, scoft.dataset, train_scoft_lora, evaluate_scoft, write, scoft.files):
+        for module in (
+            scoft.hub,
+            scoft.dataset,
+            train_scoft_lora,
+            scoft.evaluate.score,
+            scoft.prepare.write,
+            scoft.files,
+        ):
             assert module.logger.getEffectiveLevel() == level
 
 

@@ -15,7 +15,7 @@ from scoft.lora_page import write_model_card
 from scoft.pictures import BASE, is_checkpoint
 
 
-logger = logging.getLogger("scoft")
+logger = logging.getLogger(__name__)
 
 
 def check_card(folder: Path):

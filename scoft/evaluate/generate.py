@@ -35,7 +35,7 @@ from scoft.pictures import (
 from scoft.weights import model_key, precision
 
 
-logger = logging.getLogger("scoft")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

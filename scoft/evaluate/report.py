@@ -19,7 +19,7 @@ from scoft.pages import markdown_text
 from scoft.pictures import Method, is_checkpoint
 
 
-logger = logging.getLogger("scoft")
+logger = logging.getLogger(__name__)
 
 REPORT_FILE = "report.md"
 # Metric and set of the rows of the paper's tables; those of a judge join the first, all others stand below.

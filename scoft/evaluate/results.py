@@ -21,7 +21,7 @@ from scoft.lora_page import without_places
 from scoft.pictures import Picture, PromptSet, is_checkpoint, method_of
 
 
-logger = logging.getLogger("scoft")
+logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "results.json"
 # What must be the same for all pictures, that differences of methods are those of the LoRAs alone.

@@ -21,7 +21,7 @@ from scoft.files import sole_writer
 from scoft.pictures import BASE, Picture, PromptSet, read_pictures
 
 
-logger = logging.getLogger("scoft")
+logger = logging.getLogger(__name__)
 
 Groups = Mapping[tuple[PromptSet, str], Sequence[Picture]]  # (set, method) -> its pictures
 
