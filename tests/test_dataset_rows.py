@@ -31,7 +31,7 @@ from layouts import (
 )
 from scoft import dataset_rows
 from scoft.errors import DataError
-from scoft.prepare.sources import read_pictures
+from scoft.prepare.sources import read_images
 
 
 def authors_in_train(root):
@@ -423,7 +423,7 @@ def test_advice_for_a_folder_of_pictures(tmp_path, monkeypatch, where, asked):
     python, script, *argv = shlex.split(re.search("Make them with `(.*)`", str(error.value))[1])
     args = prepare_ccub.parse_args(argv)
     assert (python, script, args.culture) == ("python", "prepare_ccub.py", "igbo")
-    (picture,) = read_pictures(args.images)
+    (picture,) = read_images(args.images)
     assert picture.caption == "one" and args.output == Path("my pictures_prepared")
 
 

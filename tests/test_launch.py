@@ -251,7 +251,6 @@ def test_an_error_of_ours_keeps_its_traceback(ours):
 
 ENDING = """
 from scoft import launch
-from scoft.dataset_rows import READER_REMEDIES
 import sys, time
 
 def main():

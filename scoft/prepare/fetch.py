@@ -13,7 +13,7 @@ from scoft.launch import progress
 from scoft.cultures import SHEET_TABS
 from scoft.files import Ledger, write_atomically
 from scoft.prepare.photograph import Photograph, read_photographs, write_photographs
-from scoft.prepare.sources import read_links, read_pictures, read_table
+from scoft.prepare.sources import read_images, read_links, read_table
 from scoft.prepare.web import Fetched, Fetcher
 from scoft.prepare.work import REMEDY, Run
 
@@ -42,7 +42,7 @@ class Fetch:
 
     def found(self, run: Run, *, fetcher: Fetcher) -> list[Photograph]:
         if self.images:
-            return read_pictures(self.images)
+            return read_images(self.images)
         source = self.links or SHEET.format(SHEET_TABS[run.culture])
         return fetch_links(
             read_links(read_table(source, fetcher=fetcher), culture=run.culture, source=source),

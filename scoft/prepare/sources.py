@@ -166,7 +166,7 @@ def marked_duplicates(found: list[Photograph]) -> list[Photograph]:
     return found
 
 
-def read_pictures(folder: Path) -> list[Photograph]:
+def read_images(folder: Path) -> list[Photograph]:
     """The rows of a folder of pictures: its metadata.jsonl or metadata.csv with `file_name` and `text`, and where
     there are such `category`, `collector`, `period`, `split` (train or test), `source_url` and `license`.
 

@@ -8,7 +8,7 @@ import pytest
 from preparing import encoded, picture, prepare, rows_of, write_images
 from scoft.errors import DataError
 from scoft.prepare.photograph import read_photographs
-from scoft.prepare.sources import read_deny_list, read_links, read_pictures
+from scoft.prepare.sources import read_deny_list, read_images, read_links
 
 
 pytestmark = pytest.mark.usefixtures("threads_given_back")
@@ -180,7 +180,7 @@ def test_metadata_outside_of_the_folder_is_named(tmp_path):
     (tmp_path / "secret.csv").write_text("file_name,text\n")
     (folder / "metadata.csv").symlink_to(tmp_path / "secret.csv")
     with pytest.raises(DataError, match=f"{folder}/metadata.csv cannot be read: lies outside of"):
-        read_pictures(folder)
+        read_images(folder)
 
 
 def test_a_picture_outside_of_the_folder_is_not_read(copy, flags, tmp_path):
