@@ -11,10 +11,9 @@ line for every link or picture and says what became of it. On several GPUs: `acc
 """
 
 import argparse
-import contextlib
+import dataclasses
 import re
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 from scoft.launch import (
@@ -29,44 +28,24 @@ from scoft.launch import (
     share,
 )
 
-import torch
-
-from scoft.cultures import SHEET_TABS, culture_words
-from scoft.dataset_source import DEFAULTS_FILE, EMBEDDED, embedded_folder
+from scoft.cultures import SHEET_TABS
+from scoft.dataset_source import EMBEDDED
 from scoft.distances import DISTANCES, distance_options
 from scoft.errors import DataError
-from scoft.files import checked_name, private_folder, read_regular, sole_writer
-from scoft.hub import ready_repo
-from scoft.metadata import MAX_METADATA
+from scoft.files import checked_name
 from scoft.prepare.caption import Caption
 from scoft.prepare.clean import Clean
 from scoft.prepare.fetch import Fetch
 from scoft.prepare.filter import FALSE_NEGATIVE_THRESHOLDS, Filter
-from scoft.prepare.negatives import MIDAS, Draw
+from scoft.prepare.negatives import MIDAS, DrawNegatives
+from scoft.prepare.sources import read_deny_list, read_text
+from scoft.prepare.tables import with_defaults
 from scoft.prepare.web import Fetcher
-from scoft.prepare.work import Run
-from scoft.prepare.write import Write, check_no_pictures
+from scoft.prepare.work import start_run
+from scoft.prepare.write import Write
 
 
 STAGES = ("fetch", "clean", "caption", "negatives", "filter", "write")
-FILTER_SETTINGS = ("filter_model", "false_negative_threshold")  # belong to one --filter_distance
-# The flags that the card tells of.
-SETTINGS = (
-    "captioner",
-    "num_captions",
-    "pretrained_model_name_or_path",
-    "controlnet",
-    "depth_model",
-    "num_negatives",
-    "prompt_suffix",
-    "resolution",
-    "num_inference_steps",
-    "guidance_scale",
-    "filter_distance",
-    "filter_model",
-    "false_negative_threshold",
-    "seed",
-)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -186,26 +165,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def with_defaults(parser: Parser, argv: list[str]) -> list[str]:
-    """The command line behind the flags of its --defaults, which it overrules.
-
-    Beside a --filter_distance of its own, the model and the threshold of theirs do not hold.
-    """
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--defaults", "--filter_distance"):
-        peek.add_argument(flag, nargs="?")  # that a value is missing is for the true parser to say
-    given, _ = peek.parse_known_args(argv)
-    folder = embedded_folder(given.defaults or "")
-    if folder is None:
-        return argv
-    table = folder / DEFAULTS_FILE
-    source = f"{table}, for --defaults {given.defaults}"
-    flags = parser.table(table, source=source, section="prepare")
-    if isinstance(flags, dict) and given.filter_distance not in (None, flags.get("filter_distance")):
-        flags = {name: value for name, value in flags.items() if name not in FILTER_SETTINGS}
-    return parser.words_of(flags, here=folder, source=source, required=["--culture", "any"]) + argv
-
-
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
     """Find all that can be said against the arguments alone; ends in `parser.error`, which exits."""
     stages = args.stages.split(",")
@@ -227,7 +186,8 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
             parser.error(f"--language is a code such as en, ko or zh-Hant, got {code!r}")
     if args.public and not args.links_only:
         parser.error("--public needs --links_only: the photographs belong to others")
-    if threshold(args) is None and {"filter", "write"} & set(stages):
+    has_threshold = args.false_negative_threshold is not None or args.filter_distance in FALSE_NEGATIVE_THRESHOLDS
+    if not has_threshold and {"filter", "write"} & set(stages):
         parser.error(f"--filter_distance {args.filter_distance} needs a --false_negative_threshold")
     if args.push_to_hub and "write" not in stages:
         parser.error("--push_to_hub belongs to the stage write, which --stages leaves out")
@@ -236,159 +196,35 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
             parser.error(f"--{flag} {path}: there is no such place")
 
 
-def read_text(file: Path | None, *, flag: str) -> str:
-    """The text of the file that `flag` names, if it names one. Raises DataError, which names the flag."""
-    if file is None:
-        return ""
-    try:
-        return read_regular(file, at_most=MAX_METADATA).decode("utf-8-sig").replace("\r\n", "\n")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{flag} {file} cannot be read ({error}); it is a text file in UTF-8.") from error
-
-
-def threshold(args: argparse.Namespace) -> float | None:
-    """The distance below which a negative is left out; None where it is not given and the distance has no default."""
-    given = args.false_negative_threshold
-    return FALSE_NEGATIVE_THRESHOLDS.get(args.filter_distance) if given is None else given
-
-
-def prompt_suffix(args: argparse.Namespace) -> str:
-    return args.prompt_suffix.replace("{}", culture_words(args.culture))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The stages, in turn
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def start_accelerator(mixed_precision: str | None):
-    from accelerate import Accelerator, InitProcessGroupKwargs
-
-    # processes wait for the main one as long as it asks the web
-    accelerator = Accelerator(
-        mixed_precision=mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))]
-    )
-    if accelerator.device.type == "cpu":
-        # Threads share out sums, which changes their last bits and pixels here and there. Processes share out rows.
-        torch.set_num_threads(1)
-    return accelerator
-
-
-def run_of(args: argparse.Namespace) -> Run:
-    if not args.output.exists():  # else it is for its owner to say who may look into it
-        private_folder(args.output, flag="--output")
-    return Run(
-        culture=args.culture,
-        folder=private_folder(args.output / args.culture, flag="--output"),
-        stages=args.stages.split(","),
-        accelerator=start_accelerator(args.mixed_precision),
-        cache_dir=args.cache_dir,
-    )
-
-
-def fetcher_of(args: argparse.Namespace) -> Fetcher:
-    """Who asks the web, by the flags of the stage fetch. Raises DataError, which names the flag."""
-    lines = read_text(args.deny_list, flag="--deny_list").splitlines()
-    deny = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    try:
-        return Fetcher(contact=args.contact, allow_hosts=args.allow_host, deny=deny)
-    except ValueError as error:  # names the flag
-        raise DataError(str(error)) from error
-
-
-def fetch_of(args: argparse.Namespace) -> Fetch:
-    return Fetch(links=args.links, images=args.images, archive=args.archive, retry_failed=args.retry_failed)
-
-
-def clean_of(args: argparse.Namespace) -> Clean:
-    return Clean(
-        images=args.images,
-        min_size=args.min_size,
-        near_duplicate_bits=args.near_duplicate_bits,
-        jpeg_quality=args.jpeg_quality,
-        test_share=args.test_share,
-        seed=args.seed,
-    )
-
-
-def caption_of(args: argparse.Namespace) -> Caption:
-    return Caption(captioner=args.captioner, num_captions=args.num_captions, seed=args.seed)
-
-
-def negatives_of(args: argparse.Namespace) -> Draw:
-    return Draw(
-        base_model=args.pretrained_model_name_or_path,
-        controlnet=args.controlnet,
-        depth_model=args.depth_model,
-        num_negatives=args.num_negatives,
-        prompt_suffix=prompt_suffix(args),
-        resolution=args.resolution,
-        num_inference_steps=args.num_inference_steps,
-        guidance_scale=args.guidance_scale,
-        seed=args.seed,
-    )
-
-
-def filter_of(args: argparse.Namespace) -> Filter:
-    return Filter(
-        distance=args.filter_distance,
-        model=args.filter_model,
-        options={name: getattr(args, name) for name in distance_options()},
-        threshold=threshold(args),
-    )
-
-
-def written_folder(args: argparse.Namespace) -> Path:
-    """Where the dataset is written: --output, or a folder beside it for what has no pictures in it."""
-    output = args.output.resolve()
-    return output.with_name(f"{output.name}-links") if args.links_only else output
-
-
-def ready_place(args: argparse.Namespace, run: Run) -> str | None:
-    """Find before the work of hours whether the dataset may be written, and pushed: the id of the Hub's repository, if
-    it is to be pushed by this process. Raises DataError.
-    """
-    output = written_folder(args)
-    if args.links_only:
-        check_no_pictures(output)
-    if not (args.push_to_hub and run.is_main):
-        return None
-    repo_id, _ = ready_repo(
-        args.hub_dataset_id or output.name, repo_type="dataset", private=not args.public, flag="--hub_dataset_id"
-    )
-    return repo_id
-
-
-def write_of(args: argparse.Namespace, *, about: str, repo_id: str | None, retry: str) -> Write:
-    """The stage write, with the text for the card, where it pushes to, and the command that goes on with a push."""
-    settings = {name: getattr(args, name) for name in SETTINGS}
-    return Write(
-        output=written_folder(args),
-        links_only=args.links_only,
-        about=about,
-        languages=args.language,
-        settings=settings | {"prompt_suffix": prompt_suffix(args), "false_negative_threshold": threshold(args)},
-        distance=args.filter_distance,
-        threshold=threshold(args),
-        repo_id=repo_id,
-        private=not args.public,
-        retry=retry,
-    )
+def built(stage: type, args: argparse.Namespace, **more):
+    """A stage by the flags: its fields have their names, but for those that are given in `more`."""
+    names = {field.name for field in dataclasses.fields(stage) if field.init} - more.keys()
+    return stage(**{name: getattr(args, name) for name in names}, **more)
 
 
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
     set_up_logging()
     retry = command_again("prepare_ccub.py", sys.argv[1:] if argv is None else argv)
-    fetcher, about = fetcher_of(args), read_text(args.about, flag="--about")
-    run = run_of(args)
-    with sole_writer(run.folder, flag="--output") if run.is_main else contextlib.nullcontext():
-        repo_id = ready_place(args, run)
-        fetch, clean, caption = fetch_of(args), clean_of(args), caption_of(args)
-        negatives, false_negatives = negatives_of(args), filter_of(args)
-        write = write_of(args, about=about, repo_id=repo_id, retry=retry)
+    about, deny_list = read_text(args.about, flag="--about"), read_deny_list(args.deny_list)
+    fetcher = Fetcher(contact=args.contact, allow_host=args.allow_host, deny_list=deny_list)
+    run = start_run(
+        args.culture,
+        output=args.output,
+        stages=args.stages.split(","),
+        mixed_precision=args.mixed_precision,
+        cache_dir=args.cache_dir,
+    )
+    with run.sole_writer():
+        fetch = built(Fetch, args)
+        clean = built(Clean, args)
+        caption = built(Caption, args)
+        negatives = built(DrawNegatives, args)
+        false_negatives = built(Filter, args, options={name: getattr(args, name) for name in distance_options()})
+        earlier = (clean, caption, negatives, false_negatives)
+        write = built(Write, args, earlier=earlier, filter=false_negatives, about=about, retry=retry)
         if run.is_main:
-            for stage in (caption, negatives, false_negatives):
+            for stage in (caption, negatives, false_negatives, write):  # before the work of hours
                 stage.check(run)
 
         found = fetch.run(run, fetcher=fetcher)

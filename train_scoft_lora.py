@@ -12,8 +12,6 @@ import contextlib
 import importlib.util
 import logging
 import math
-import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ from scoft.launch import (
     at_most,
     check_function,
     command_again,
+    count_or,
     from_zero,
     load_function,
     multiple_of,
@@ -38,32 +37,32 @@ from scoft.launch import (
 
 import torch
 
-import scoft_losses
-from scoft.base_model import MAX_RANK, StableDiffusion, add_lora, base_commit, license_of
+from scoft.base_model import MAX_RANK, StableDiffusion, base_commit, license_of
 from scoft.cultures import culture_words
 from scoft.dataset import CulturalDataset, read_dataset
 from scoft.dataset_rows import Remedies
 from scoft.dataset_source import DatasetSource, check_embedded, find_dataset
 from scoft.distances import DISTANCES, PerceptualDistance, distance_options, load_distance
 from scoft.errors import DataError
-from scoft.files import checked_name, is_empty, is_mark, sole_writer
 from scoft.hub import ready_repo
 from scoft.images import INTERPOLATIONS, ImageTransform
-from scoft.lora_folder import KOHYA_FILE, LORA_FILE, save_lora
+from scoft.lora_folder import KOHYA_FILE, LORA_FILE, lora_name
+from scoft.lora_page import publish
 from scoft.train.checkpoints import check_space, find_checkpoint, is_finished, load_checkpoint, save_checkpoint, seal
 from scoft.train.constants import Constants, pad_rows, to_device
-from scoft.train.examples import EntrySampler, TrainingExamples, collate, crosses_epoch, is_due
+from scoft.train.examples import TrainingExamples, crosses_epoch, is_due, make_loader
 from scoft.train.objective import ImageLosses, Objective
-from scoft.train.optimizer import make_optimizer, make_schedule
-from scoft.train.processes import StopRequest, start_processes
-from scoft.train.publishing import publish
+from scoft.train.optimizer import SCHEDULES, make_optimizer, make_schedule
+from scoft.train.processes import StopRequest, claimed, start_processes
 from scoft.train.records import Metrics, abandon_what_follows, announce, resolve, write_record
 from scoft.train.tables import DATASET_FLAGS, with_tables
 from scoft.train.terms import DEFAULT_WEIGHTS, IMAGE_TERMS, METHODS, TERMS
 from scoft.train.trackers import TRACKERS
-from scoft.train.validation import Validation
+from scoft.train.validation import Validation, validation_prompts
 from scoft.weights import precision
 from scoft_losses import (
+    RECORDED_STEP_SCALINGS,
+    RECORDED_STEPS,
     latent_gradient,
     ldm_loss,
     memorization_loss,
@@ -78,13 +77,12 @@ from scoft_losses import (
 
 logger = logging.getLogger("scoft")
 
-
 DEFAULT_TRAIN_STEPS = 3000
-DEFAULT_PROMPTS = ("Photo of a traditional building, in {}", "Two people wearing traditional clothing, in {}")
 REMEDIES = Remedies(
     no_blip_captions="or train with --method finetune, which needs none",
     no_negatives="or train with --method mp, which needs none",
     bad_rows="--skip_bad_images leaves them out",
+    other_dataset="train with --dataset {}",
 )
 MEMORY_ADVICE = (
     "On a GPU --gradient_checkpointing, --mixed_precision bf16 and a smaller --train_batch_size need less, and "
@@ -113,20 +111,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--variant", help="weight files of the base model, such as fp16")
     add("--cache_dir", help="where downloaded models and datasets are kept")
     add("--prediction_type", choices=["epsilon", "v_prediction"], help="default: the base model's")
-    add(
-        "--rank",
-        type=at_most(MAX_RANK, ", the width of the widest layers"),
-        default=64,
-        help="rank of the LoRA matrices",
-    )
+    add("--rank", type=at_most(MAX_RANK, ", the width of the widest layers"), default=64, help="of the LoRA")
     add("--lora_alpha", type=positive, help="the LoRA is scaled by lora_alpha / rank; default: rank")
     add("--lora_layers", default="to_k,to_q,to_v,to_out.0", help="comma-separated UNet modules that get a LoRA")
-    add(
-        "--enable_xformers_memory_efficient_attention",
-        default=False,
-        **switch,
-        help="in place of torch's own; needs the package xformers",
-    )
+    add("--enable_xformers_memory_efficient_attention", default=False, **switch, help="needs the package xformers")
     add("--gradient_checkpointing", default=False, **switch, help="less memory, more time")
     add("--compile", default=False, **switch, help="torch.compile the UNet; the first updates are slow")
 
@@ -147,12 +135,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--resolution", type=multiple_of(8), default=512, help="side of the square training images in pixels")
     add("--center_crop", default=True, **switch, help="else a random crop, without caches of images")
     add("--random_flip", default=False, **switch, help="mirror a photograph and its negatives at random")
-    add(
-        "--image_interpolation_mode",
-        default="lanczos",
-        choices=INTERPOLATIONS,
-        help="how images are scaled to --resolution",
-    )
+    add("--image_interpolation_mode", default="lanczos", choices=INTERPOLATIONS, help="how images are scaled")
     add("--cache_latents", default=True, **switch, help="encode each photograph once")
     add("--precompute_dir", type=Path, help="keep latents, embeddings and features in this folder")
     add("--dataloader_num_workers", type=from_zero(int), default=0, help="processes that load; 0: the main one")
@@ -169,26 +152,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--perceptual_distance", default="clip_conv", choices=DISTANCES, help="S of L_P and L_C")
     add("--perceptual_model_name_or_path", help="Hub id or folder; default: the distance's own")
     add_options(group, distance_options())
-    add(
-        "--recorded_step",
-        default="first",
-        choices=scoft_losses.RECORDED_STEPS,
-        help="the denoising step whose prediction L_P and L_C train",
-    )
+    add("--recorded_step", default="first", choices=RECORDED_STEPS, help="the denoising step that L_P and L_C train")
     add(
         "--recorded_step_scaling",
         default="paper",
-        choices=scoft_losses.RECORDED_STEP_SCALINGS,
-        help="weight of that prediction's gradient: as derived, or alike at all timesteps",
+        choices=RECORDED_STEP_SCALINGS,
+        help="weight of that step's gradient: as derived, or alike at all timesteps",
     )
     add("--num_denoising_steps", type=count, default=20, help="of DDIM, from z_t to x_hat")
     add("--denoising_guidance_scale", type=amount, default=4.5, help="1 + w, in drawing x_hat")
-    add(
-        "--blip_captions_per_step",
-        type=count_or_all,
-        default="1",
-        help="naive captions drawn per photograph, or `all` (equation 2)",
-    )
+    add("--blip_captions_per_step", type=count_or("all"), default="1", help="drawn per photograph, or `all`")
     add("--memorization_teacher", default="current", choices=["current", "base"], help="who predicts for c_blip")
 
     add = parser.add_argument_group("training").add_argument
@@ -200,12 +173,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_train_epochs", type=count, help="where --max_train_steps is not given")
     add("--learning_rate", type=positive, default=1e-4, help="at its height")
     add("--scale_lr", default=False, **switch, help="multiply the rate by the images of an update")
-    add(
-        "--lr_scheduler",
-        default="constant",
-        choices=["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"],
-        help="how the rate goes on; all but the constant ones end at 0 with the last update",
-    )
+    add("--lr_scheduler", default="constant", choices=SCHEDULES, help="all but the constant ones end the rate at 0")
     add("--lr_warmup_steps", type=from_zero(int), default=0, help="in updates")
     add("--snr_gamma", type=positive, help="min-SNR weighting w_t of L_LDM; 5 is usual")
     add("--noise_offset", type=amount, default=0.0, help="noise that is one number for each channel")
@@ -247,13 +215,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def count_or_all(text: str) -> str:
-    """argparse's type of --blip_captions_per_step."""
-    if text != "all" and not re.fullmatch("[1-9][0-9]*", text):
-        raise argparse.ArgumentTypeError(f"is a number from 1 up or `all`, got {text!r}")
-    return text
-
-
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
     """Find all that can be said against the arguments alone; ends in `parser.error`, which exits."""
     values = vars(args)
@@ -282,36 +243,24 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
             parser.error(f"--{flag} has no effect without --push_to_hub")
 
 
+def check_packages(args: argparse.Namespace):
+    """Raise DataError where a flag needs a package that is not installed."""
+    needed = {
+        f"--report_to {args.report_to}": args.report_to in TRACKERS and TRACKERS[args.report_to].package,
+        "--use_8bit_adam": args.use_8bit_adam and "bitsandbytes",
+        "--enable_xformers_memory_efficient_attention": args.enable_xformers_memory_efficient_attention and "xformers",
+    }
+    for flag, package in needed.items():
+        if package and importlib.util.find_spec(package) is None:
+            raise DataError(f"{flag} needs the package {package}: pip install {package}")
+
+
 def loss_weights(args: argparse.Namespace) -> dict[str, float]:
     """Weight by term, for the terms of the method that are not switched off."""
     defaults = DEFAULT_WEIGHTS | ({"ldm": 1.0} if args.method == "finetune" else {})
     given = {term: getattr(args, f"{term}_weight") for term in METHODS[args.method]}
     weights = {term: defaults[term] if weight is None else weight for term, weight in given.items()}
     return {term: weight for term, weight in weights.items() if weight > 0}
-
-
-def validation_prompts(args: argparse.Namespace) -> list[str]:
-    """The prompts to draw, `{}` in them replaced by the culture; any other brace stays as it is."""
-    if args.num_validation_images == 0:
-        return []
-    if args.culture is None:
-        return args.validation_prompts or []
-    words = culture_words(args.culture)
-    return [prompt.replace("{}", words) for prompt in args.validation_prompts or DEFAULT_PROMPTS]
-
-
-def check_environment(args: argparse.Namespace):
-    """What the arguments need from this machine, looked at before any data is read."""
-    packages = {
-        f"--report_to {args.report_to}": TRACKERS[args.report_to].package if args.report_to in TRACKERS else None,
-        "--use_8bit_adam": "bitsandbytes" if args.use_8bit_adam else None,
-        "--enable_xformers_memory_efficient_attention": (
-            "xformers" if args.enable_xformers_memory_efficient_attention else None
-        ),
-    }
-    for flag, package in packages.items():
-        if package and importlib.util.find_spec(package) is None:
-            raise DataError(f"{flag} needs the package {package}: pip install {package}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -497,26 +446,6 @@ def build_examples(
     )
 
 
-def build_loader(
-    args: argparse.Namespace, examples: TrainingExamples, updates: range, *, accelerator
-) -> torch.utils.data.DataLoader:
-    """The batches of this process, `--gradient_accumulation_steps` for each update, counted from 0."""
-    entries = EntrySampler(
-        updates,
-        train_batch_size=args.train_batch_size,
-        accumulation=args.gradient_accumulation_steps,
-        num_processes=accelerator.num_processes,
-        process_index=accelerator.process_index,
-    )
-    return torch.utils.data.DataLoader(
-        examples,
-        batch_sampler=entries,
-        collate_fn=collate,
-        num_workers=args.dataloader_num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-
-
 def build_validation(
     args: argparse.Namespace, accelerator, objective: Objective, *, prompts: list[str], **known
 ) -> Validation:
@@ -569,34 +498,22 @@ def update(
     return {"loss": weighted_sum(sums, objective.weights), **by_name, "lr": lr, "grad_norm": grad_norm}
 
 
-def lora_name(of: str) -> str:
-    """'New_Zealand' -> 'new-zealand': the letters and digits of any script, in small letters, and dashes."""
-    letters = (letter if letter.isalnum() or is_mark(letter) else "-" for letter in of)
-    return re.sub("-+", "-", "".join(letters)).strip("-").lower()
-
-
 def main(argv: list[str] | None = None):
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
     set_up_logging()
     named_by = "--culture" if args.culture else "the last part of --dataset"
-    name = lora_name(args.culture or Path(args.dataset).resolve().name)
-    checked_name(name, what=f"the LoRA's name, by {named_by},")
+    name = lora_name(args.culture or Path(args.dataset).resolve().name, what=f"the LoRA's name, by {named_by},")
     output_dir = args.output_dir or Path(f"scoft-{name}")
-    check_environment(args)
+    check_packages(args)
     check_embedded(args.dataset)
     judge = load_function(args.validation_judge, flag="--validation_judge") if args.validation_judge else None
     source = find_dataset(args.dataset, culture=args.culture)
-    with contextlib.ExitStack() as held:
-        # The main process alone holds the lock; where it is refused, the launcher ends the others.
-        if os.environ.get("RANK", "0") == "0":
-            held.enter_context(sole_writer(output_dir, flag="--output_dir"))
-            if not args.resume_from_checkpoint and not is_empty(output_dir):
-                raise DataError(
-                    f"--output_dir {output_dir} is not empty: choose another folder, or continue the run in it with "
-                    "--resume_from_checkpoint latest"
-                )
-        weights, prompts = loss_weights(args), validation_prompts(args)
+    with claimed(output_dir, goes_on=bool(args.resume_from_checkpoint)):
+        weights = loss_weights(args)
+        prompts = (
+            validation_prompts(args.validation_prompts, culture=args.culture) if args.num_validation_images else []
+        )
         dataset = build_dataset(args, source, weights)
 
         # Accelerator.  Arguments and data are in order: now the heavy imports.
@@ -642,7 +559,7 @@ def main(argv: list[str] | None = None):
 
         set_seed(args.seed)  # every process starts from the same LoRA
         alpha = args.lora_alpha or float(args.rank)
-        lora_parameters = add_lora(model.unet, rank=args.rank, alpha=alpha, target_modules=args.lora_layers.split(","))
+        lora_parameters = model.add_lora(rank=args.rank, alpha=alpha, target_modules=args.lora_layers.split(","))
         model.speed_up(
             gradient_checkpointing=args.gradient_checkpointing,
             xformers=args.enable_xformers_memory_efficient_attention,
@@ -660,7 +577,7 @@ def main(argv: list[str] | None = None):
         if accelerator.scaler is not None:
             state["scaler"] = accelerator.scaler
         if checkpoint:
-            load_checkpoint(checkpoint, unet=model.unet, state=state)
+            load_checkpoint(checkpoint, model=model, state=state)
         if args.resume_from_checkpoint:
             place_found = checkpoint or "the start: no checkpoint yet"
             logger.info("Resuming from %s, after %d updates.", place_found, first_step)
@@ -668,7 +585,7 @@ def main(argv: list[str] | None = None):
         lr_scheduler = make_schedule(
             optimizer, kind=args.lr_scheduler, warmup_steps=args.lr_warmup_steps, **steps, **settings
         )
-        model.trained, optimizer = accelerator.prepare(model.unet, optimizer)
+        model.trained, optimizer = accelerator.prepare(model.trained, optimizer)
         stepped = {"parameters": lora_parameters, "optimizer": optimizer, "lr_scheduler": lr_scheduler}
 
         # Objective
@@ -682,7 +599,14 @@ def main(argv: list[str] | None = None):
         # Data
         known = {"dataset": dataset, "transform": transform, "images_per_update": images_per_update}
         examples = build_examples(args, objective=objective, **known)
-        loader = build_loader(args, examples, range(first_step, total_steps), accelerator=accelerator)
+        loader = make_loader(
+            examples,
+            range(first_step, total_steps),
+            train_batch_size=args.train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            num_workers=args.dataloader_num_workers,
+            accelerator=accelerator,
+        )
 
         # Records
         resolved = resolve(
@@ -745,7 +669,7 @@ def main(argv: list[str] | None = None):
                     objective.check_prediction(step, seed=args.seed, resolution=args.resolution)
                     if is_main:
                         limit = args.checkpoints_total_limit
-                        save_checkpoint(output_dir, step=step, unet=model.unet, state=state, total_limit=limit)
+                        save_checkpoint(output_dir, step=step, model=model, state=state, total_limit=limit)
                 if stopped:
                     break
                 if validation_due and validate:
@@ -760,7 +684,7 @@ def main(argv: list[str] | None = None):
         else:
             if is_main:
                 kohya_name = KOHYA_FILE.format(name)
-                save_lora(output_dir, model.unet, kohya_name=kohya_name)
+                model.save_lora(output_dir, kohya_name=kohya_name)
                 seal(output_dir, step=total_steps, names=[LORA_FILE, kohya_name])
             if validate:
                 validate(total_steps, final=True)

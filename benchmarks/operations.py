@@ -17,16 +17,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.train_step import SIZES, RandomClipConv, random_model
-from scoft.base_model import StableDiffusion, add_lora
+from benchmarks.train_step import SIZES, RandomClipConv, make_accelerator, random_model
+from scoft.base_model import StableDiffusion
 from scoft.files import write_atomically
 from scoft.train.optimizer import make_optimizer
+from scoft.weights import DTYPES
 
 
 SIZE = SIZES["full"]
@@ -59,25 +58,21 @@ def counted(call: Callable) -> tuple[dict[str, int], object]:
     return counter.counts, result
 
 
-def empty_model(dtype: torch.dtype) -> tuple[StableDiffusion, list[torch.nn.Parameter]]:
+def empty_model(precision: str) -> tuple[StableDiffusion, list[torch.nn.Parameter]]:
     """The base model as the trainer has it, and its LoRA's parameters; none of their memory is touched."""
     with torch.device("meta"):
-        model = random_model(SIZE, dtype=dtype)
+        model = random_model(SIZE, dtype=DTYPES[precision])
     for part in (model.unet, model.vae):
         part.to_empty(device="cpu")
-    parameters = add_lora(model.unet, rank=SIZE["rank"], alpha=SIZE["rank"], target_modules=LORA_LAYERS)
+    parameters = model.add_lora(rank=SIZE["rank"], alpha=SIZE["rank"], target_modules=LORA_LAYERS)
     model.decode_in(model.image_dtype)
-    precision = {torch.float32: "no", torch.bfloat16: "bf16"}[dtype]
-    accelerator = Accelerator(
-        cpu=True, mixed_precision=precision, kwargs_handlers=[AutocastKwargs(enabled=False)]
-    )  # as the trainer's
-    model.trained = accelerator.prepare(model.unet)
+    model.trained = make_accelerator(precision, cpu=True).prepare(model.unet)
     return model, parameters
 
 
-def count_update(dtype: torch.dtype) -> dict[str, dict[str, int]]:
+def count_update(precision: str) -> dict[str, dict[str, int]]:
     """The counts of each kind of call in an update of batch 1 and one naive caption, and how many ten updates make."""
-    model, parameters = empty_model(dtype)
+    model, parameters = empty_model(precision)
     distance = RandomClipConv(**SIZE["clip_conv"], device=torch.device("cpu"), dtype=model.image_dtype)
     optimizer = make_optimizer(parameters, use_8bit=False, lr=1e-4, fused=True)  # as on a GPU
     latent = model.latent_shape(SIZE["resolution"])
@@ -88,7 +83,7 @@ def count_update(dtype: torch.dtype) -> dict[str, dict[str, int]]:
         def inputs(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             width = SIZE["text"]["hidden_size"]
             z, t = torch.empty(batch, *latent), torch.zeros(batch, dtype=torch.long)
-            return z, t, torch.empty(batch, 77, width, dtype=dtype)
+            return z, t, torch.empty(batch, 77, width, dtype=model.dtype)
 
         def add(name: str, of_ten: int, call: Callable):
             counts, result = counted(call)
@@ -144,7 +139,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"], help="of the UNet's weights")
     parser.add_argument("--output", type=Path, help="JSON file for the counts")
     args = parser.parse_args(argv)
-    calls = count_update({"fp32": torch.float32, "bf16": torch.bfloat16}[args.precision])
+    calls = count_update(args.precision)
     print(table(calls))
     if args.output:
         result = {"precision": args.precision, "torch": torch.__version__, "calls": calls, "update": totals(calls)}

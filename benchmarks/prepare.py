@@ -28,7 +28,7 @@ import prepare_ccub
 from benchmarks.train_step import SIZES, byte_tokenizer, processor, rounded
 from pocket.make_dataset import words, write_pictures
 from pocket.train_models import make_scheduler
-from scoft.prepare.negatives import NEGATIVE_QUALITY, NegativeGenerator
+from scoft.prepare.negatives import NEGATIVE_QUALITY, DrawNegatives, NegativeGenerator
 from scoft.prepare.photograph import jpeg
 
 
@@ -152,7 +152,9 @@ def seconds_per_negative(*, size: str, device: str, precision: str, photographs:
     """
     import torch
 
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    from scoft.weights import DTYPES
+
+    dtype = DTYPES[precision]
     resolution = SIZES[size]["resolution"]
     synchronize = torch.get_device_module(device).synchronize
     with tempfile.TemporaryDirectory() as folder:
@@ -160,7 +162,7 @@ def seconds_per_negative(*, size: str, device: str, precision: str, photographs:
         flags |= {"culture": "korea", "resolution": resolution, "num_inference_steps": steps}
         args = prepare_ccub.parse_args(words(flags))
         generate = NegativeGenerator(
-            prepare_ccub.negatives_of(args), device=torch.device(device), dtype=dtype, cache_dir=None
+            prepare_ccub.built(DrawNegatives, args), device=torch.device(device), dtype=dtype, cache_dir=None
         )
     noise = np.random.default_rng(0).integers(0, 256, (resolution, resolution, 3), dtype=np.uint8)
     photograph = Image.fromarray(noise)

@@ -43,11 +43,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import train_scoft_lora as trainer
-from scoft.base_model import StableDiffusion, add_lora
+from scoft.base_model import StableDiffusion
 from scoft.distances import ClipConv, PerceptualDistance
-from scoft.train.examples import is_due
+from scoft.train.examples import is_due, make_loader
 from scoft.train.optimizer import make_optimizer
 from scoft.train.terms import DEFAULT_WEIGHTS
+from scoft.weights import DTYPES
 from scoft_losses import denoising_timetables, weighted_sum
 
 
@@ -240,6 +241,12 @@ def random_model(shapes: dict, *, dtype: torch.dtype) -> StableDiffusion:
     return StableDiffusion(noise_scheduler, byte_tokenizer(), text_encoder, vae, unet.to(dtype), dtype=dtype)
 
 
+def make_accelerator(precision: str, *, cpu: bool) -> Accelerator:
+    """As the trainer's, without autocast."""
+    mixed_precision = "no" if precision == "fp32" else precision
+    return Accelerator(cpu=cpu, mixed_precision=mixed_precision, kwargs_handlers=[AutocastKwargs(enabled=False)])
+
+
 class Bench:
     """The run that `train_scoft_lora.main` sets up, by its own builders, on models of random weights and on noise.
 
@@ -265,12 +272,8 @@ class Bench:
     ):
         torch.manual_seed(SEED)
         shapes = SIZES[size]
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        self.accelerator = Accelerator(
-            cpu=device == "cpu",
-            mixed_precision={"fp32": "no", "bf16": "bf16"}[precision],
-            kwargs_handlers=[AutocastKwargs(enabled=False)],  # as the trainer's
-        )
+        dtype = DTYPES[precision]
+        self.accelerator = make_accelerator(precision, cpu=device == "cpu")
         self.device = self.accelerator.device
         flags = f"--dataset noise --culture noise --method mpc --seed {SEED} --resolution {resolution}"
         flags += f" --rank {shapes['rank']} --train_batch_size {batch} --blip_captions_per_step all"
@@ -280,16 +283,12 @@ class Bench:
 
         self.model = random_model(shapes, dtype=dtype)
         self.model.to(self.device)
-        self.parameters = add_lora(
-            self.model.unet,
-            rank=self.args.rank,
-            alpha=self.args.rank,
-            target_modules=self.args.lora_layers.split(","),
-        )
+        layers = self.args.lora_layers.split(",")
+        self.parameters = self.model.add_lora(rank=self.args.rank, alpha=self.args.rank, target_modules=layers)
         self.model.speed_up(gradient_checkpointing=gradient_checkpointing, xformers=False, compile=compile)
         optimizer = make_optimizer(self.parameters, use_8bit=False, lr=self.args.learning_rate)
         self.lr_scheduler = get_scheduler("constant", optimizer)
-        self.model.trained, self.optimizer = self.accelerator.prepare(self.model.unet, optimizer)
+        self.model.trained, self.optimizer = self.accelerator.prepare(self.model.trained, optimizer)
 
         self.distance = RandomClipConv(**shapes["clip_conv"], device=self.device, dtype=dtype)
         self.dataset = NoiseDataset(resolution=resolution, blip_captions=blip_captions, negatives=negatives)
@@ -326,8 +325,15 @@ class Bench:
         if arm == "plain":
             pixels = {"load_photograph": True, "load_negatives_every": self.args.perceptual_every}
             examples = dataclasses.replace(examples, **pixels)
-        updates = range(steps.start - 1, steps.stop - 1)
-        return iter(trainer.build_loader(self.args, examples, updates, accelerator=self.accelerator))
+        loader = make_loader(
+            examples,
+            range(steps.start - 1, steps.stop - 1),
+            train_batch_size=self.args.train_batch_size,
+            accumulation=self.args.gradient_accumulation_steps,
+            num_workers=self.args.dataloader_num_workers,
+            accelerator=self.accelerator,
+        )
+        return iter(loader)
 
     def losses(self, arm: str, batch: dict, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The objective and its terms on one batch; L_P and L_C are among them on every n-th step."""

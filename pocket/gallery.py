@@ -23,9 +23,9 @@ from PIL import Image
 from pocket import world
 from pocket.train_models import WEB_PICTURES
 from scoft import sheets
-from scoft.base_model import load_pipeline
+from scoft.base_model import load_into_pipeline, load_pipeline
 from scoft.cultures import culture_words
-from scoft.lora_folder import LORA_FILE, load_into_pipeline
+from scoft.lora_folder import LORA_FILE
 
 
 HERE = Path(__file__).resolve().parent

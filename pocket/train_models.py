@@ -35,7 +35,7 @@ from pocket.checksums import write_checksums
 from pocket.judge import SIZE
 from scoft.files import content_key
 from scoft.randomness import stable_generator
-from scoft.weights import load_whole
+from scoft.weights import load_whole, weights_key
 
 
 HERE = Path(__file__).resolve().parent
@@ -86,19 +86,9 @@ def read_web(work: Path, *, size: int = WEB_PICTURES, seed: int = 0) -> Web:
         np.savez(partial, images=images, depths=depths)
         partial.rename(file)
     arrays = np.load(file)
-    return Web(
-        torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2).contiguous(),
-        torch.from_numpy(arrays["depths"])[:, None],
-        list(scenes),
-        list(captions),
-        list(named),
-        key,
-    )
-
-
-def weights_key(*models: nn.Module) -> str:
-    """A hash of models' weights: what is trained on them is of these alone."""
-    return content_key(*(part.detach().cpu().numpy().tobytes() for m in models for part in m.state_dict().values()))
+    images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2).contiguous()
+    depths = torch.from_numpy(arrays["depths"])[:, None]
+    return Web(images, depths, list(scenes), list(captions), list(named), key)
 
 
 def evening_weights(web: Web) -> torch.Tensor:
@@ -357,7 +347,7 @@ def train_controlnet(web: Web, *, work: Path, device: str, vae, tokenizer, text_
         ).sample
         return F.mse_loss(prediction, eps)
 
-    made_from = content_key(web.key, weights_key(vae, text_encoder, unet))
+    made_from = content_key(web.key, *map(weights_key, (vae, text_encoder, unet)))
     return fit("controlnet", controlnet, loss, updates=updates, learning_rate=8e-4, work=work, made_from=made_from)
 
 

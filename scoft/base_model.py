@@ -2,6 +2,7 @@
 
     whole pipelines     found on the Hub or in a folder, their licence, loaded whole or not at all
     StableDiffusion     what is trained: captions and photographs in, predictions, a LoRA, pictures out
+    LoRAs in files      read, and loaded into a pipeline whole or not at all
 
 diffusers and transformers are imported where they are used, so that a mistyped flag is answered at once.
 """
@@ -10,9 +11,10 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,8 +23,8 @@ from torch import nn
 from scoft.errors import DataError
 from scoft.files import read_front_matter
 from scoft.hub import MAX_SAID, endpoint, hub_commit
-from scoft.lora_folder import CARD_FILE
-from scoft.weights import load_whole, loading
+from scoft.lora_folder import CARD_FILE, KOHYA_FILE, LORA_FILE, write_safetensors
+from scoft.weights import load_whole, loading, weights_key
 from scoft_losses import RecordedStepDenoiser, at_least_float32, min_snr_weights
 
 
@@ -82,6 +84,22 @@ def license_of(base_model: str, *, revision: str | None, cache_dir: str | os.Pat
     return found or ({"license": named[0]} if named else {})
 
 
+def own_resolution(name_or_path: str, *, commit: str | None, cache_dir: str | None) -> int:
+    """Pixels of what a pipeline draws unasked. Raises DataError."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    place = {"revision": commit, "cache_dir": cache_dir}
+    with loading(name_or_path):
+        latent = UNet2DConditionModel.load_config(name_or_path, subfolder="unet", **place)["sample_size"]
+        vae = AutoencoderKL.load_config(name_or_path, subfolder="vae", **place)
+    return latent * pixels_of_latent(vae)
+
+
+def pixels_of_latent(vae_config: Mapping) -> int:
+    """Of a picture's side, to each of its latent's: every level of the autoencoder but the last halves it."""
+    return 2 ** (len(vae_config["block_out_channels"]) - 1)
+
+
 def load_pipeline(pipeline_class, name_or_path: str, *, revision=None, variant=None, cache_dir=None, **parts):
     """`pipeline_class.from_pretrained(name_or_path, **parts)` of diffusers, each of its models by `load_whole`.
 
@@ -101,6 +119,42 @@ def load_pipeline(pipeline_class, name_or_path: str, *, revision=None, variant=N
     return pipeline_class.from_pretrained(name_or_path, variant=variant, **place, **parts)
 
 
+def drawing_pipeline(
+    name_or_path: str,
+    *,
+    commit: str | None,
+    variant: str | None,
+    cache_dir: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+):
+    """The whole pipeline, drawing by DDIM without a progress bar of its own. Raises DataError."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    with loading(name_or_path):
+        pipeline = load_pipeline(
+            StableDiffusionPipeline, name_or_path, revision=commit, variant=variant, cache_dir=cache_dir
+        )
+    pipeline.to(device, dtype)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_controlnet_pipeline(name_or_path: str, *, controlnet: str, cache_dir: str | None):
+    """The pipeline that draws by DDIM what a ControlNet is shown. Raises DataError, which names the model's flag."""
+    from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline
+
+    with loading(controlnet, flag="controlnet", kind="a ControlNet of Stable Diffusion in safetensors"):
+        model = load_whole(ControlNetModel, controlnet, cache_dir=cache_dir)
+    with loading(name_or_path):
+        pipeline = load_pipeline(
+            StableDiffusionControlNetPipeline, name_or_path, controlnet=model, cache_dir=cache_dir
+        )
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    return pipeline
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What is trained
 # ---------------------------------------------------------------------------------------------------------------------
@@ -111,7 +165,7 @@ class StableDiffusion:
     """The frozen parts of a pipeline, what the objective asks of them, and the UNet's LoRA.
 
     Latents z (B, 4, h, w) are scaled as the UNet takes them; c (B, 77, D) are text embeddings; t (B,) timesteps.
-    Another family of base models has the same methods over parts of its own.
+    Another family of base models has the same methods and properties over parts of its own.
     """
 
     noise_scheduler: object
@@ -122,7 +176,7 @@ class StableDiffusion:
     dtype: torch.dtype  # of the UNet's frozen weights
 
     def __post_init__(self):
-        self.trained = self.unet  # the UNet as `predict` calls it, until accelerate has wrapped it for its processes
+        self.trained = self.unet  # what accelerate is to wrap for its processes, and `predict` then calls
 
     @classmethod
     def load(
@@ -222,13 +276,12 @@ class StableDiffusion:
 
     @torch.no_grad()
     def encode_captions(self, captions: list[str], *, device: torch.device) -> torch.Tensor:
-        """Text embeddings (N, 77, D) in float32 on the CPU; a caption over the tokenizer's limit is cut.
+        """Text embeddings (N, 77, D) in float32 on the CPU; a caption over `max_tokens` is cut.
 
         The text encoder is on the device for as long as this lasts.
         """
-        limit = self.tokenizer.model_max_length
         input_ids = self.tokenizer(
-            captions, max_length=limit, padding="max_length", truncation=True, return_tensors="pt"
+            captions, max_length=self.max_tokens, padding="max_length", truncation=True, return_tensors="pt"
         ).input_ids
         self.text_encoder.to(device)
         embeddings = torch.cat([self.text_encoder(ids.to(device))[0].cpu() for ids in input_ids.split(32)])
@@ -236,13 +289,26 @@ class StableDiffusion:
         return embeddings
 
     def too_long(self, captions: list[str]) -> list[str]:
-        """Those that lose their end, since they have more tokens than the text encoder reads."""
+        """Those that lose their end, since they have more than `max_tokens`."""
         lengths = [len(ids) for ids in self.tokenizer(captions, verbose=False).input_ids]
-        return [caption for caption, length in zip(captions, lengths) if length > self.tokenizer.model_max_length]
+        return [caption for caption, length in zip(captions, lengths) if length > self.max_tokens]
+
+    @property
+    def max_tokens(self) -> int:
+        """Of a caption, as far as the text encoder reads."""
+        return self.tokenizer.model_max_length
+
+    def captions_key(self) -> str:
+        """In keys of caches: what `encode_captions` depends on."""
+        return weights_key(self.text_encoder)
+
+    def photographs_key(self) -> str:
+        """In keys of caches: what `encode_photographs` depends on."""
+        return weights_key(self.vae)
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """Of the latent of a square picture with sides of `resolution` pixels."""
-        side = resolution // 2 ** (len(self.vae.config.block_out_channels) - 1)
+        side = resolution // pixels_of_latent(self.vae.config)
         return self.vae.config.latent_channels, side, side
 
     @torch.no_grad()
@@ -298,6 +364,23 @@ class StableDiffusion:
 
     # The LoRA
 
+    def add_lora(self, *, rank: int, alpha: float, target_modules: list[str]) -> list[nn.Parameter]:
+        """Put a LoRA adapter on the UNet and return its parameters, a list, in float32 whatever the UNet's dtype.
+
+        diffusers' script returns a `filter` that the optimizer exhausts, so that nothing is clipped later, and leaves
+        a bf16 LoRA in bf16, where most of AdamW's steps round to nothing.
+        """
+        from diffusers.training_utils import cast_training_params
+        from peft import LoraConfig
+
+        config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=target_modules)
+        try:
+            self.unet.add_adapter(config)
+        except ValueError as error:
+            raise DataError(f"{','.join(target_modules)}: {error}", argument="lora_layers") from error
+        cast_training_params(self.unet, dtype=torch.float32)
+        return [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
+
     @functools.cached_property
     def lora_layers(self) -> list[nn.Module]:
         """The layers whose weights are the LoRA's matrices."""
@@ -327,6 +410,60 @@ class StableDiffusion:
             yield
         finally:
             self.unet.enable_adapters()
+
+    def save_lora(self, folder: Path, *, kohya_name: str | None = None):
+        """Write the LoRA for diffusers, and under `kohya_name` for ComfyUI and A1111, both in float32.
+
+        The keys are peft's: diffusers' own renames attention alone, and its loader drops one of the two forms in a
+        file.  The metadata hold what loading needs and no more: diffusers passes them to LoraConfig unfiltered, so the
+        40 fields of today's peft would stop an older one, and a recorded dropout would stay alive at inference. The
+        empty patterns are for diffusers before 0.40, which asks for them.
+        diffusers' kohya converter writes alpha = rank whatever alpha was, so it is set right here.
+        """
+        from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+        from diffusers.utils import convert_state_dict_to_kohya
+        from peft.utils import get_peft_model_state_dict
+
+        config = self.unet.peft_config["default"]
+        metadata = {
+            "r": config.r,
+            "lora_alpha": config.lora_alpha,
+            "target_modules": sorted(config.target_modules),
+            "rank_pattern": {},
+            "alpha_pattern": {},
+        }
+        metadata = json.dumps({f"unet.{name}": value for name, value in metadata.items()}, sort_keys=True)
+        lora = {
+            f"unet.{name}": weight.detach().cpu().contiguous()
+            for name, weight in get_peft_model_state_dict(self.unet).items()
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        write_safetensors(folder / LORA_FILE, lora, metadata={"format": "pt", LORA_ADAPTER_METADATA_KEY: metadata})
+        if kohya_name:
+            kohya = {
+                name: torch.tensor(float(config.lora_alpha)) if name.endswith(".alpha") else weight
+                for name, weight in convert_state_dict_to_kohya(lora).items()
+            }
+            metadata = {"ss_network_dim": str(config.r), "ss_network_alpha": str(config.lora_alpha)}
+            write_safetensors(folder / kohya_name, kohya, metadata=metadata)
+
+    def load_lora(self, folder: Path):
+        """Put a saved LoRA back into the UNet's adapter, bit for bit; it must fit key by key."""
+        from peft.utils import get_peft_model_state_dict
+
+        saved, own = read_lora(folder / LORA_FILE), get_peft_model_state_dict(self.unet)
+        shapes, own_shapes = ({name: tuple(w.shape) for name, w in lora.items()} for lora in (saved, own))
+        if shapes != own_shapes:
+            names = sorted(name for name in shapes.keys() | own_shapes if shapes.get(name) != own_shapes.get(name))
+            raise DataError(
+                f"{folder} does not fit this run's LoRA at {len(names)} weights, first "
+                f"{names[0]}: {shapes.get(names[0])} there, {own_shapes.get(names[0])} here; give the rank, the "
+                "LoRA's layers and the base model that it was made with",
+                argument="resume_from_checkpoint",
+            )
+        with torch.no_grad():
+            for name, weight in own.items():
+                weight.copy_(saved[name])
 
     # Pictures
 
@@ -384,33 +521,55 @@ class StableDiffusion:
         return pictures
 
 
-def add_lora(unet, *, rank: int, alpha: float, target_modules: list[str]) -> list[nn.Parameter]:
-    """Put a LoRA adapter on the UNet and return its parameters, a list, in float32 whatever the UNet's dtype.
+# ---------------------------------------------------------------------------------------------------------------------
+# LoRAs in files
+# ---------------------------------------------------------------------------------------------------------------------
 
-    diffusers' script returns a `filter` that the optimizer exhausts, so that nothing is clipped later, and leaves a
-    bf16 LoRA in bf16, where most of AdamW's steps round to nothing.
+
+def read_lora(file: Path) -> dict[str, torch.Tensor]:
+    """The weights of a LoRA file by the names that peft gives them in the UNet, whichever form they have in the file.
+
+    Raises DataError.
     """
-    from diffusers.training_utils import cast_training_params
-    from peft import LoraConfig
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import convert_unet_state_dict_to_peft
+    from safetensors import SafetensorError
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=target_modules)
+    place = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
     try:
-        unet.add_adapter(config)
-    except ValueError as error:
-        raise DataError(f"{','.join(target_modules)}: {error}", argument="lora_layers") from error
-    cast_training_params(unet, dtype=torch.float32)
-    return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+        weights, _ = StableDiffusionPipeline.lora_state_dict(str(file.parent), **place)
+        if not any("lora" in name for name in weights):
+            raise ValueError("none of its tensors is one of a LoRA")
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise DataError(f"{file} is no LoRA that can be read: {error}; copy or train it again") from error
+    return {name.removeprefix("unet."): weight for name, weight in convert_unet_state_dict_to_peft(weights).items()}
 
 
-def load_controlnet_pipeline(name_or_path: str, *, controlnet: str, cache_dir: str | None):
-    """The pipeline that draws by DDIM what a ControlNet is shown. Raises DataError, which names the model's flag."""
-    from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline
+def load_into_pipeline(pipeline, file: Path):
+    """Load a LoRA file by diffusers' own call, as its users do, and see that it came in whole. Raises DataError."""
+    place = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
+    saved = read_lora(file)
+    try:
+        pipeline.load_lora_weights(str(file.parent), adapter_name="scoft", **place)
+    except (RuntimeError, ValueError) as error:
+        raise DataError(f"{file} does not fit the model, which is to be the one it was trained on: {error}") from error
+    check_whole(pipeline.unet, file, adapter="scoft", saved=saved)
 
-    with loading(controlnet, flag="--controlnet", kind="a ControlNet of Stable Diffusion in safetensors"):
-        model = load_whole(ControlNetModel, controlnet, cache_dir=cache_dir)
-    with loading(name_or_path):
-        pipeline = load_pipeline(
-            StableDiffusionControlNetPipeline, name_or_path, controlnet=model, cache_dir=cache_dir
+
+def check_whole(unet, file: Path, *, adapter: str, saved: dict[str, torch.Tensor] | None = None):
+    """Raise DataError unless the UNet's adapter holds the file's tensors, all of them and no others.
+
+    `saved`: what `read_lora` has read of the file, if it has.
+    diffusers drops keys that it cannot place, and says so in a warning among others.
+    """
+    from peft.utils import get_peft_model_state_dict
+
+    saved = read_lora(file) if saved is None else saved
+    own = get_peft_model_state_dict(unet, adapter_name=adapter) if adapter in getattr(unet, "peft_config", {}) else {}
+    loaded = {name for name in saved.keys() & own if torch.equal(own[name], saved[name].to(own[name]))}
+    if astray := sorted((saved.keys() | own) - loaded):
+        raise DataError(
+            f"{file} holds {len(saved)} tensors, and {len(loaded)} of them are in the model, which has {len(own)}: "
+            f"{astray[0]} is not in both. Files with keys of two forms, as earlier versions wrote, load in part: take "
+            f"{KOHYA_FILE.format('*')} beside it, which is whole, or train the LoRA again"
         )
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    return pipeline

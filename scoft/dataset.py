@@ -1,4 +1,4 @@
-"""What CCUB is, and how any dataset like it is read and checked.
+"""Datasets such as CCUB, read and checked.
 
 A row is a photograph a culture's own people chose, with their caption. Depending on the method it also has naive
 captions (BLIP) and negatives: images that misrepresent the same scene. No model is known here; torch and datasets are
@@ -118,7 +118,7 @@ def read_dataset(
     place = _place_of(source, culture, split=split, cache_dir=cache_dir, revision=revision)
     blip, negatives = blip_caption_column if needs_blip else None, negatives_column if needs_negatives else None
     try:
-        completing = how_to_complete(source, culture)
+        completing = how_to_complete(source, culture, remedies=remedies)
         columns = Columns(image_column, caption_column, blip, negatives, completing=completing, remedies=remedies)
         rows = place_rows(place, culture, split=split, columns=columns, cache_dir=cache_dir)
     except OSError as error:

@@ -20,7 +20,7 @@ from scoft.errors import DataError, legible, listing
 from scoft.files import content_key, open_regular, read_front_matter, read_regular
 from scoft.hub import hub_commit
 from scoft.images import MAX_BYTES, SUFFIXES
-from scoft.metadata import EXAMPLE_LINE, METADATA_NAMES, csv_records, jsonl_records, read_metadata
+from scoft.metadata import EXAMPLE_LINE, METADATA_NAMES, csv_rows, csv_value, jsonl_records, read_metadata
 
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Remedies(NamedTuple):
     no_blip_captions: str = "or read it without needs_blip"
     no_negatives: str = "or read it without needs_negatives"
     bad_rows: str = "skip_bad_images leaves them out"
+    other_dataset: str = "read the dataset {}"  # {}: its name, as a shell takes it
 
 
 READER_REMEDIES = Remedies()  # of the functions' own parameters
@@ -142,6 +143,10 @@ def _require_column(
 
 
 def place_rows(place: Place, culture: str | None, *, split: str, columns: Columns, cache_dir) -> list[Row]:
+    """The rows of a culture's split, in the order in which they are written; none of an empty one. Raises DataError.
+
+    cache_dir: where `datasets` keeps its copies of parquet files, None for its own.
+    """
     files = _split_files(place, culture, split)
     if files[0].name in METADATA_NAMES:
         return _metadata_rows(files[0], within=place.within, columns=columns)
@@ -293,7 +298,7 @@ def _example_line(file_name: str) -> str:
     return json.dumps({"file_name": file_name, "text": "a house with a tiled roof"}, ensure_ascii=False)
 
 
-def how_to_complete(source: DatasetSource, culture: str | None) -> str:
+def how_to_complete(source: DatasetSource, culture: str | None, *, remedies: Remedies) -> str:
     """How a dataset gets naive captions and negatives: by a command, where that can read what there is."""
     root = Path(source.location)
     metadata = [file for folder in (root / (culture or ""), root) for file in _metadata_files(folder, "train")]
@@ -302,7 +307,7 @@ def how_to_complete(source: DatasetSource, culture: str | None) -> str:
     images = Path(source.name).expanduser() / metadata[0].parent.relative_to(root)
     output = f"{root.name}_prepared"
     command = prepare_command(culture or "my_culture", images=images, output=output)
-    return f"Make them with `{command}` and take the dataset {shlex.quote(output)}"
+    return f"Make them with `{command}` and {remedies.other_dataset.format(shlex.quote(output))}"
 
 
 def _metadata_rows(file: Path, *, within: Path, columns: Columns) -> list[Row]:
@@ -310,7 +315,8 @@ def _metadata_rows(file: Path, *, within: Path, columns: Columns) -> list[Row]:
     if file.suffix == ".jsonl":
         records = [record for _, record in jsonl_records(lines, file)]
     else:
-        records = list(csv_records(lines, file))
+        _, rows = csv_rows(lines, source=file)
+        records = [{name: csv_value(cell) for name, cell in row.items()} for _, row in rows]
     if not records:
         return []
     found = {name for record in records for name in record}

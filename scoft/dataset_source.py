@@ -8,7 +8,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from scoft.launch import prepare_command
+from scoft.launch import Parser, prepare_command
 
 from scoft.cultures import SHEET_TABS
 from scoft.errors import DataError, legible
@@ -32,7 +32,7 @@ class DatasetSource:
 
 
 def find_dataset(dataset: str, *, culture: str | None) -> DatasetSource:
-    """Resolve a dataset's name: embedded beside this file, then an existing folder, then `org/name` on the Hub, then
+    """Resolve a dataset's name: embedded in this repository, then an existing folder, then `org/name` on the Hub, then
     `<logged-in user>/name` on the Hub.
 
     A folder wins over the Hub because CCUB's photographs belong to third parties, so each user prepares a private
@@ -79,12 +79,23 @@ def find_dataset(dataset: str, *, culture: str | None) -> DatasetSource:
 
 
 def embedded_folder(name: str) -> Path | None:
-    """The folder beside this file that is the embedded dataset `name`; None where there is no such one.
+    """The folder of this repository that is the embedded dataset `name`; None where there is no such one.
 
     Its rows are in `ccub/`. Beside them are DEFAULTS_FILE, the flags that hold where it is used, and perhaps
-    `checksums.json`, see `check_embedded`. What else lies here, such as a user's data, is not embedded.
+    `checksums.json`, see `check_embedded`. Other folders of the repository, such as a user's data, are not embedded.
     """
     return ROOT / name if name in EMBEDDED and (ROOT / name / "ccub").is_dir() else None
+
+
+def embedded_flags(parser: Parser, folder: Path, *, section: str, asked_by: str) -> tuple[object, str]:
+    """The flags that an embedded dataset brings for a command, unchecked, and how errors in them are to begin.
+
+    folder: as `embedded_folder` gives it.  section: the command's own in DEFAULTS_FILE.  asked_by: for those errors,
+    the flag that asked for the dataset, such as "the defaults of --dataset pocket".  Where the file cannot be read,
+    `parser.error` exits.
+    """
+    source = f"{folder / DEFAULTS_FILE}, {asked_by}"
+    return parser.table(folder / DEFAULTS_FILE, source=source, section=section), source
 
 
 def check_embedded(name: str) -> None:
@@ -126,6 +137,7 @@ def _is_bare(name: str) -> bool:
 
 
 def not_found(name: str, culture: str | None, hub: str) -> DataError:
+    """The error of a dataset that is nowhere: all places tried, the Hub in the words of `hub`, and how to build it."""
     tried = [f"the folder {Path(name).expanduser().absolute()}: does not exist", hub]
     if _is_bare(name):
         tried.insert(0, f"embedded here: {', '.join(EMBEDDED)} alone")

@@ -83,7 +83,7 @@ class Parser(argparse.ArgumentParser):
         return args
 
     def error(self, message):
-        super().error(re.sub(r"^argument (\S+): (?=is )", r"\1 ", message))  # of the types below: a sentence
+        super().error(re.sub(r"(^|: )argument (\S+): (?=is )", r"\1\2 ", message))  # of the types below: a sentence
 
     def exit(self, status=0, message=None):
         if message:
@@ -180,24 +180,39 @@ def number(kind: type, holds: Callable[[float], bool], words: str) -> Callable[[
 
 
 def at_least(least: int) -> Callable[[str], int]:
+    """argparse's type of the whole numbers from `least` up."""
     return number(int, lambda value: value >= least, f"is at least {least}")
 
 
 def at_most(most: int, why: str = "") -> Callable[[str], int]:
+    """argparse's type of the whole numbers from 1 to `most`; `why`: what sets that bound, for the message."""
     return number(int, lambda value: 1 <= value <= most, f"is from 1 to {most}{why}")
 
 
 def from_zero(kind: type) -> Callable[[str], float]:
+    """argparse's type of the finite numbers of a `kind`, int or float, that are not negative."""
     return number(kind, lambda value: value >= 0, "is a number from 0 up")
 
 
 def between(low: float, high: float, kind: type = int) -> Callable[[str], float]:
-    """Both are included."""
+    """argparse's type of the numbers from `low` to `high`, both included."""
     return number(kind, lambda value: low <= value <= high, f"is a number from {low} to {high}")
 
 
 def multiple_of(step: int) -> Callable[[str], int]:
+    """argparse's type of the positive multiples of `step`."""
     return number(int, lambda value: value >= step and value % step == 0, f"is a multiple of {step}")
+
+
+def count_or(word: str) -> Callable[[str], str]:
+    """The text of a number from 1 up, or `word`."""
+
+    def parse(text: str) -> str:
+        if text != word and not re.fullmatch("[1-9][0-9]*", text):
+            raise argparse.ArgumentTypeError(f"is a number from 1 up or `{word}`, got {text!r}")
+        return text
+
+    return parse
 
 
 positive = number(float, lambda value: value > 0, "is a positive number")
@@ -252,6 +267,7 @@ def command_again(script: str, argv: Sequence[str], *, without: Sequence[str] = 
 
 
 def prepare_command(culture: str, *, output: str, images: str | os.PathLike | None = None) -> str:
+    """The command that prepares a culture's dataset, as a shell takes it; images: None for CCUB's own links."""
     flags = {"--culture": culture, "--images": images, "--output": output}
     words = [word for flag, value in flags.items() if value is not None for word in (flag, str(value))]
     return shlex.join(["python", "prepare_ccub.py", *words])

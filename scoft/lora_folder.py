@@ -1,4 +1,4 @@
-"""What a LoRA folder holds: the names of its files, its records, and its weights, written and loaded whole."""
+"""What a LoRA folder holds: its name and those of its files, its records, and files of weights."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from scoft.errors import DataError
-from scoft.files import checked_name, file_sha256, read_record, write_atomically
+from scoft.files import checked_name, file_sha256, is_mark, read_record, write_atomically
 
 
 if TYPE_CHECKING:
@@ -23,14 +23,15 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# torch and diffusers are imported where they are used, so that a mistyped flag is answered at once.
-
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers' load_lora_weights looks for
 KOHYA_FILE = "scoft-{}-kohya.safetensors"  # the same for ComfyUI and A1111, by the culture's name
 CARD_FILE = "README.md"
 RECORD_FILE = "training_args.json"  # TrainingRecord, by the trainer
 JUDGED_FILE = "images/judge.json"  # Judged, by the trainer
 EVALUATION_FILE = "evaluation.json"  # Evaluation, by evaluate_scoft.py
+GRID_FILE = "images/before_after.png"  # each prompt by the base model and by the LoRA, by the trainer
+PICTURE_FILE = "images/lora-{}.png"  # a picture by the LoRA, by the place of its prompt, by the trainer
+EVALUATION_GRID_FILE = "images/evaluation.png"  # by evaluate_scoft.py
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -138,6 +139,15 @@ class Evaluation:
     lora_sha256: str
 
 
+def lora_name(of: str, *, what: str) -> str:
+    """'New_Zealand' -> 'new-zealand': the letters and digits of any script, in small letters, and dashes.
+
+    Raises DataError, which calls the name `what`, where nothing is left that can name a file.
+    """
+    letters = (letter if letter.isalnum() or is_mark(letter) else "-" for letter in of)
+    return checked_name(re.sub("-+", "-", "".join(letters)).strip("-").lower(), what=what)
+
+
 def run_record(arguments: Mapping[str, object], resolved: Facts) -> dict:
     """What RECORD_FILE holds: all arguments, what they resolved to, and the versions that ran."""
     packages = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "timm", "dreamsim")
@@ -176,6 +186,7 @@ def read_judged(folder: Path) -> Judged | None:
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation):
+    """Write EVALUATION_FILE."""
     write_atomically(folder / EVALUATION_FILE, json.dumps(dataclasses.asdict(evaluation), indent=1) + "\n")
 
 
@@ -201,45 +212,8 @@ def lora_sha256(folder: Path) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Weights
+# Files of weights
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def save_lora(folder: Path, unet, *, kohya_name: str | None = None):
-    """Write the LoRA for diffusers, and under `kohya_name` for ComfyUI and A1111, both in float32.
-
-    The keys are peft's: diffusers' own renames attention alone, and its loader drops one of the two forms in a file.
-    The metadata hold what loading needs and no more: diffusers passes them to LoraConfig unfiltered, so the 40 fields
-    of today's peft would stop an older one, and a recorded dropout would stay alive at inference. The empty patterns
-    are for diffusers before 0.40, which asks for them.
-    diffusers' kohya converter writes alpha = rank whatever alpha was, so it is set right here.
-    """
-    import torch
-    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-    from diffusers.utils import convert_state_dict_to_kohya
-    from peft.utils import get_peft_model_state_dict
-
-    config = unet.peft_config["default"]
-    metadata = {
-        "r": config.r,
-        "lora_alpha": config.lora_alpha,
-        "target_modules": sorted(config.target_modules),
-        "rank_pattern": {},
-        "alpha_pattern": {},
-    }
-    metadata = json.dumps({f"unet.{name}": value for name, value in metadata.items()}, sort_keys=True)
-    lora = {
-        f"unet.{name}": weight.detach().cpu().contiguous() for name, weight in get_peft_model_state_dict(unet).items()
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / LORA_FILE, lora, metadata={"format": "pt", LORA_ADAPTER_METADATA_KEY: metadata})
-    if kohya_name:
-        kohya = {
-            name: torch.tensor(float(config.lora_alpha)) if name.endswith(".alpha") else weight
-            for name, weight in convert_state_dict_to_kohya(lora).items()
-        }
-        metadata = {"ss_network_dim": str(config.r), "ss_network_alpha": str(config.lora_alpha)}
-        write_safetensors(folder / kohya_name, kohya, metadata=metadata)
 
 
 def write_safetensors(file: Path, tensors: dict[str, torch.Tensor], *, metadata: dict[str, str]):
@@ -254,73 +228,3 @@ def write_safetensors(file: Path, tensors: dict[str, torch.Tensor], *, metadata:
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # so that the tensors stay aligned
     write_atomically(file, len(header).to_bytes(8, "little") + header + content[end:])
-
-
-def read_lora(file: Path) -> dict[str, torch.Tensor]:
-    """The weights of a LoRA file by the names that peft gives them in the UNet, whichever form they have in the file.
-
-    Raises DataError.
-    """
-    from diffusers import StableDiffusionPipeline
-    from diffusers.utils import convert_unet_state_dict_to_peft
-    from safetensors import SafetensorError
-
-    place = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
-    try:
-        weights, _ = StableDiffusionPipeline.lora_state_dict(str(file.parent), **place)
-        if not any("lora" in name for name in weights):
-            raise ValueError("none of its tensors is one of a LoRA")
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise DataError(f"{file} is no LoRA that can be read: {error}; copy or train it again") from error
-    return {name.removeprefix("unet."): weight for name, weight in convert_unet_state_dict_to_peft(weights).items()}
-
-
-def load_lora(folder: Path, unet):
-    """Put a saved LoRA back into the UNet's adapter, bit for bit; it must fit key by key."""
-    import torch
-    from peft.utils import get_peft_model_state_dict
-
-    saved, own = read_lora(folder / LORA_FILE), get_peft_model_state_dict(unet)
-    shapes, own_shapes = ({name: tuple(w.shape) for name, w in lora.items()} for lora in (saved, own))
-    if shapes != own_shapes:
-        names = sorted(name for name in shapes.keys() | own_shapes if shapes.get(name) != own_shapes.get(name))
-        raise DataError(
-            f"{folder} does not fit this run's LoRA at {len(names)} weights, first "
-            f"{names[0]}: {shapes.get(names[0])} there, {own_shapes.get(names[0])} here; give the rank, the "
-            "LoRA's layers and the base model that it was made with",
-            argument="resume_from_checkpoint",
-        )
-    with torch.no_grad():
-        for name, weight in own.items():
-            weight.copy_(saved[name])
-
-
-def load_into_pipeline(pipeline, file: Path):
-    """Load a LoRA file by diffusers' own call, as its users do, and see that it came in whole. Raises DataError."""
-    place = {"weight_name": file.name, "use_safetensors": True, "local_files_only": True}
-    saved = read_lora(file)
-    try:
-        pipeline.load_lora_weights(str(file.parent), adapter_name="scoft", **place)
-    except (RuntimeError, ValueError) as error:
-        raise DataError(f"{file} does not fit the model, which is to be the one it was trained on: {error}") from error
-    check_whole(pipeline.unet, file, adapter="scoft", saved=saved)
-
-
-def check_whole(unet, file: Path, *, adapter: str, saved: dict[str, torch.Tensor] | None = None):
-    """Raise DataError unless the UNet's adapter holds the file's tensors, all of them and no others.
-
-    `saved`: what `read_lora` has read of the file, if it has.
-    diffusers drops keys that it cannot place, and says so in a warning among others.
-    """
-    import torch
-    from peft.utils import get_peft_model_state_dict
-
-    saved = read_lora(file) if saved is None else saved
-    own = get_peft_model_state_dict(unet, adapter_name=adapter) if adapter in getattr(unet, "peft_config", {}) else {}
-    loaded = {name for name in saved.keys() & own if torch.equal(own[name], saved[name].to(own[name]))}
-    if astray := sorted((saved.keys() | own) - loaded):
-        raise DataError(
-            f"{file} holds {len(saved)} tensors, and {len(loaded)} of them are in the model, which has {len(own)}: "
-            f"{astray[0]} is not in both. Files with keys of two forms, as earlier versions wrote, load in part: take "
-            f"{KOHYA_FILE.format('*')} beside it, which is whole, or train the LoRA again"
-        )

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 
 from scoft.cultures import culture_words
 from scoft.files import write_atomically
-from scoft.hub import files_on_hub, push
+from scoft.hub import add_to_collection, files_on_hub, push
 from scoft.lora_folder import (
     CARD_FILE,
+    EVALUATION_GRID_FILE,
+    GRID_FILE,
     KOHYA_FILE,
     LORA_FILE,
+    PICTURE_FILE,
     RECORD_FILE,
     Evaluation,
     Facts,
@@ -45,7 +48,7 @@ TAGS = [
 ]
 # All of a LoRA folder that loading it and reading its page need; checkpoints, logs and metrics stay at home, and so do
 # the sheets in images/photographs, which show the dataset's.
-PICTURES = ("images/before_after.png", "images/lora-*.png", "images/evaluation.png")
+PICTURES = (GRID_FILE, PICTURE_FILE.format("*"), EVALUATION_GRID_FILE)
 LORA_FILES = (LORA_FILE, KOHYA_FILE.format("*"), CARD_FILE, *PICTURES)
 
 
@@ -53,8 +56,8 @@ def write_model_card(folder: Path, *, repo_id: str | None = None):
     """README.md of a LoRA folder, from model_card.md and what lies in the folder: a page of the Hub.
 
     `repo_id`: where it is or will be on the Hub, which training_args.json then tells later calls. Reads that file,
-    and where they exist images/before_after.png, images/lora-<i>.png, one for each prompt, Judged, and
-    Evaluation with images/evaluation.png. Numbers of another LoRA than the folder's are left out, with a warning.
+    and where they exist GRID_FILE, a PICTURE_FILE for each prompt, JUDGED_FILE, and EVALUATION_FILE with
+    EVALUATION_GRID_FILE. Numbers of another LoRA than the folder's are left out, with a warning.
     Raises DataError for a record that is not as it was written.
     """
     from huggingface_hub import ModelCard
@@ -70,7 +73,8 @@ def write_model_card(folder: Path, *, repo_id: str | None = None):
     culture, dataset = words_of_culture(record), dataset_name(facts)
     # A folder's place on a machine is nobody's business; its name is enough.
     base_model = facts.base_model if facts.base_revision else Path(facts.base_model).name
-    pictures = [f"images/lora-{i}.png" for i in range(len(prompts)) if (folder / f"images/lora-{i}.png").is_file()]
+    named = [PICTURE_FILE.format(i) for i in range(len(prompts))]
+    pictures = [name for name in named if (folder / name).is_file()]
     judged, evaluation = read_judged(folder), read_evaluation(folder)
     data = metadata_of(record, prompts=prompts, pictures=pictures, evaluation=evaluation)
     card = ModelCard.from_template(
@@ -81,12 +85,12 @@ def write_model_card(folder: Path, *, repo_id: str | None = None):
         base_in_code=code_text(base_model),
         place_in_code=code_text(facts.hub_model_id or folder.resolve().name),
         revision_in_code=code_text(facts.base_revision) if facts.base_revision else None,
-        grid=(folder / "images/before_after.png").is_file(),
+        grid=(folder / GRID_FILE).is_file(),
         pictures=pictures,
         judged=page_values(comparison_rows(judged.base, judged.lora)) if judged else None,
         lora_sha256=lora_sha256(folder) if judged or evaluation else None,
         measured=evaluation and evaluation_rows(evaluation),
-        evaluation_grid=(folder / "images/evaluation.png").is_file(),
+        evaluation_grid=(folder / EVALUATION_GRID_FILE).is_file(),
         **page_values(
             {
                 "name": name,
@@ -154,6 +158,18 @@ def evaluation_rows(evaluation: Evaluation) -> list[list[str]]:
     return page_values(
         [[name, each.get("base", ""), each.get(evaluation.method, "")] for name, each in numbers.items()]
     )
+
+
+def publish(folder: Path, *, repo_id: str | None, private: bool, collection: str | None, retry: str):
+    """Write the page of a finished run's folder and, given a repository of the Hub, push what belongs there.
+
+    collection: the title of one that the LoRA joins.  retry: the command that tries the push again.
+    """
+    write_model_card(folder, repo_id=repo_id)
+    if repo_id:
+        push_lora(folder, repo_id=repo_id, private=private, retry=retry)
+        if collection:
+            add_to_collection(collection, repo_id=repo_id, private=private, retry=retry)
 
 
 def push_lora(folder: Path, *, repo_id: str, private: bool, retry: str):

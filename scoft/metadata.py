@@ -44,21 +44,26 @@ def jsonl_records(lines: Iterable[str], file: Path) -> Iterator[tuple[int, dict]
         yield number, record
 
 
-def csv_records(lines: Iterable[str], file: Path) -> Iterable[dict]:
-    reader = csv.DictReader(lines)
+def csv_rows(lines: Iterable[str], *, source: object) -> tuple[list[str], list[tuple[str, dict[str, str | None]]]]:
+    """The columns of a table, and its rows, each with the words by which messages call it; None where a cell lacks.
+
+    Raises DataError for cells that no column is for, and for what is no CSV.
+    """
+    reader, rows = csv.DictReader(lines), []
     try:
-        for record in reader:
-            if None in record:
+        for number, row in enumerate(reader, start=2):
+            if None in row:
                 raise DataError(
-                    f"{file}, line {reader.line_num} has more cells than the header; "
-                    "put double quotes around a caption that contains a comma."
+                    f"{source}, row {number} has more cells than the header; "
+                    "put double quotes around a text that contains a comma."
                 )
-            yield {name: _csv_cell(cell) for name, cell in record.items()}
+            rows.append((f"{source}, row {number}", row))
+        return list(reader.fieldnames or ()), rows
     except csv.Error as error:
-        raise DataError(f"{file}, line {reader.line_num} is not CSV ({error}).") from error
+        raise DataError(f"{source}, line {reader.line_num} is not CSV ({error}).") from error
 
 
-def _csv_cell(cell: str | None) -> str | list | None:
+def csv_value(cell: str | None) -> str | list | None:
     """CSV knows only strings, so a list is written in it as JSON; any other cell is the text it shows."""
     if cell is None or not cell.lstrip().startswith("["):
         return cell

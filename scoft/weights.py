@@ -53,9 +53,12 @@ def loading(
         raise DataError(f"{name_or_path} cannot be loaded as {kind}: {error}", argument=flag) from error
 
 
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
 def precision(accelerator) -> torch.dtype:
     """The dtype of frozen weights under accelerate's mixed precision."""
-    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+    return DTYPES.get(accelerator.mixed_precision, torch.float32)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ import tiny
 from hub import Hub
 
 
+pytest_plugins = ["preparing"]
+
 # The libraries read these when they are imported. A test that asks for what the Hub does not have fails at once.
 HUB, HF_HOME = Hub(), tempfile.TemporaryDirectory(prefix="scoft-tests-", ignore_cleanup_errors=True)
 for name in list(os.environ):
@@ -118,6 +120,58 @@ def hub(web):
         shutil.rmtree(Path(HF_HOME.name, folder), ignore_errors=True)
     huggingface_hub.HfFileSystem.clear_instance_cache()
     return HUB
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, tiny_pipeline, tiny_ccub, tiny_clip_conv):
+    """The folder of a short run with pictures, and its flags."""
+    import train_scoft_lora
+
+    folder = tmp_path_factory.mktemp("trained") / "scoft-veridia"
+    flags = {
+        "--pretrained_model_name_or_path": tiny_pipeline,
+        "--dataset": tiny_ccub,
+        "--culture": "veridia",
+        "--perceptual_model_name_or_path": tiny_clip_conv,
+        "--output_dir": folder,
+        "--resolution": 16,
+        "--rank": 4,
+        "--learning_rate": 0.05,
+        "--max_train_steps": 2,
+        "--perceptual_every": 2,
+        "--num_denoising_steps": 2,
+        "--num_validation_images": 1,
+        "--validation_inference_steps": 2,
+        "--report_to": "none",
+    }
+    argv = [str(word) for pair in flags.items() for word in pair]
+    train_scoft_lora.main(argv)
+    return folder, argv
+
+
+@pytest.fixture
+def run(trained, tmp_path, monkeypatch):
+    """run(*more words) is the finished run of `trained`, in a copy of its own, given once more with more flags."""
+    import train_scoft_lora
+
+    folder, argv = trained
+    shutil.copytree(folder, tmp_path / folder.name)
+    argv = [word.replace(str(folder), str(tmp_path / folder.name)) for word in argv]
+
+    def again(*more: str) -> Path:
+        train_scoft_lora.main([*argv, "--resume_from_checkpoint", "latest", *more])
+        return tmp_path / folder.name
+
+    again.folder = tmp_path / folder.name
+    return again
+
+
+@pytest.fixture
+def alice(hub, monkeypatch):
+    """The Hub, with alice logged in."""
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    monkeypatch.setattr("scoft.hub.WAITS", (0, 0, 0))
+    return hub
 
 
 @pytest.fixture

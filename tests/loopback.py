@@ -14,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import urllib3.util.connection
 from PIL import Image
 
+from scoft.prepare.web import Fetcher
+
 
 PUBLIC, PUBLIC6 = "93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -139,3 +141,22 @@ def fenced(monkeypatch) -> Web:
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     monkeypatch.setattr(urllib3.util.connection, "create_connection", connect)
     return web
+
+
+class Clock:
+    """Time that passes by sleeping alone."""
+
+    def __init__(self):
+        self.now, self.naps = 1000.0, []
+
+    def sleep(self, seconds):
+        self.naps.append(seconds)
+        self.now += seconds
+
+
+def fetcher(*sites, clock=None, **options) -> Fetcher:
+    """A fetcher that may ask these sites, without delay; with a clock, one that sleeps by it."""
+    defaults = {"contact": "curator@example.org", "host_delay": 0, "allow_host": [site.place for site in sites]}
+    if clock is not None:
+        defaults |= {"clock": lambda: clock.now, "sleep": clock.sleep}
+    return Fetcher(**defaults | options)

@@ -18,7 +18,7 @@ from scoft.base_model import StableDiffusion, load_pipeline
 from scoft.distances import load_distance
 from scoft.errors import DataError
 from scoft.prepare.caption import Captioner
-from scoft.prepare.negatives import DepthEstimator, NegativeGenerator
+from scoft.prepare.negatives import DepthEstimator, DrawNegatives, NegativeGenerator
 from scoft.weights import load_whole
 
 
@@ -56,7 +56,8 @@ def evaluate(folder: Path):
 def prepare(depth_model: Path, controlnet: Path, base: Path):
     flags = f"--depth_model {depth_model} --controlnet {controlnet} --pretrained_model_name_or_path {base}"
     args = prepare_ccub.parse_args(["--culture", "korea", "--images", str(base), *flags.split()])
-    NegativeGenerator(prepare_ccub.negatives_of(args), device=torch.device("cpu"), dtype=torch.float32, cache_dir=None)
+    stage = prepare_ccub.built(DrawNegatives, args)
+    NegativeGenerator(stage, device=torch.device("cpu"), dtype=torch.float32, cache_dir=None)
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["missing", "another shape"])
@@ -84,9 +85,10 @@ def test_what_prepares_a_dataset_is_whole(flag, model, weight, damaged, request,
     """Captioner, depth estimator and ControlNet too."""
     places = {name: request.getfixturevalue(name) for name in ("tiny_blip", "tiny_depth", "tiny_controlnet")}
     places[model] = damaged(places[model], weight)
-    with pytest.raises(DataError, match=f"{flag} {places[model]} .*{weight} is missing"):
+    with pytest.raises(DataError) as refused:
         Captioner(str(places["tiny_blip"]), device="cpu", dtype=torch.float32, cache_dir=None)
         prepare(places["tiny_depth"], places["tiny_controlnet"], tiny_pipeline)
+    assert re.match(f"{flag} {places[model]} .*{weight} is missing", refused.value.for_command, re.DOTALL)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ def test_an_encoder_of_the_metrics_is_whole(damaged, tmp_path):
         ["score", str(tmp_path), "--dataset", "pocket", "--culture", "veridia", "--encoder", f"clip={folder}"]
     )
     with pytest.raises(DataError, match=f"{folder} .*visual_projection.weight is missing[^$]*--encoder clip=PLACE"):
-        evaluate_scoft.Features(args).encoder("clip")
+        evaluate_scoft.encoders_of(args).load("clip")
 
 
 def test_the_judge_is_whole(damaged):
@@ -181,7 +183,10 @@ OWN = re.compile(
     r"StableDiffusion\w+|UNet2DConditionModel|AutoencoderKL|DDPMScheduler|DDIMScheduler|CLIPText\w+|CLIPTokenizer"
 )
 ROOT = Path(train_scoft_lora.__file__).parent
-TRAINING = [ROOT / "train_scoft_lora.py", ROOT / "scoft_losses.py", *sorted(ROOT.glob("scoft/train/*.py"))]
+FREE = [
+    *(ROOT / name for name in ("train_scoft_lora.py", "scoft_losses.py", "prepare_ccub.py", "evaluate_scoft.py")),
+    *(file for wing in ("train", "prepare", "evaluate") for file in sorted(ROOT.glob(f"scoft/{wing}/*.py"))),
+]
 
 
 def names_of_a_family(source: str) -> list[str]:
@@ -193,8 +198,8 @@ def names_of_a_family(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("file", TRAINING, ids=lambda file: str(file.relative_to(ROOT)))
-def test_training_names_no_class_of_a_family(file):
+@pytest.mark.parametrize("file", FREE, ids=lambda file: str(file.relative_to(ROOT)))
+def test_doors_and_wings_name_no_class_of_a_family(file):
     """Another family is put beside scoft/base_model.py without touching these."""
     assert names_of_a_family(file.read_text()) == []
 

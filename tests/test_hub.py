@@ -1,376 +1,433 @@
-"""The Hub on loopback (tests/hub.py), held against the libraries that are to take it for the real one."""
+"""Pushes, and models asked for: the trainer's true command line and a loopback Hub (tests/hub.py)."""
 
 import contextlib
-import http.client
+import itertools
 import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
-import datasets
 import huggingface_hub
+import numpy as np
+import psutil
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem, hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HTTPError,
-    LocalTokenNotFoundError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import scoft.hub
+import train_scoft_lora
+from contents import files_of
+from hub import Commit, Repo
+from scoft.base_model import base_commit, check_whole
+from scoft.dataset import read_dataset
+from scoft.dataset_source import find_dataset
+from scoft.errors import DataError
+from scoft.files import is_empty
+from scoft.hub import add_to_collection, files_on_hub, push, ready_repo
+from scoft.lora_folder import LORA_FILE
+from scoft.lora_page import push_lora
+
+
+PUSHED = {
+    ".gitattributes", "README.md", "training_args.json", "pytorch_lora_weights.safetensors",
+    "scoft-veridia-kohya.safetensors", "images/before_after.png", "images/lora-0.png", "images/lora-1.png",
+}  # fmt: skip
+
+
+TOKEN = "hf_a_token_that_nobody_may_find"
+
+
+def test_from_the_hub_and_back(alice, tmp_path, monkeypatch, capfd, caplog, tiny_pipeline, tiny_ccub, tiny_clip_conv):
+    """Base model and private dataset from the Hub, trained, pushed and loaded back: the picture is the local one's.
+
+    The token comes to no file, log, page or pushed byte.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setitem(alice.users, TOKEN, "carol")
+    base = alice.add("model", "carol/tiny-sd", files_of(tiny_pipeline) | {"README.md": b"---\nlicense: mit\n---\n"})
+    prepare_dataset(tmp_path / "ccub", alice, "carol/ccub", tiny_ccub)
+    first = alice.repos["dataset", "carol/ccub"].head.sha
+    alice.add("dataset", "carol/ccub", {"README.md": b"no configs any more"})
+    monkeypatch.chdir(tmp_path)
+    words = (
+        f"--pretrained_model_name_or_path carol/tiny-sd --dataset ccub-of-carol --culture veridia --rank 4 "
+        f"--perceptual_model_name_or_path {tiny_clip_conv} --resolution 16 --learning_rate 0.05 --max_train_steps 2 "
+        f"--perceptual_every 2 --num_denoising_steps 2 --num_validation_images 1 --validation_inference_steps 2 "
+        f"--push_to_hub --hub_private_repo --hub_collection SCoFT --dataset_revision {first}"
+    ).replace("ccub-of-carol", "carol/ccub")
+    train_scoft_lora.main(words.split())
+
+    repo = alice.repos["model", "carol/scoft-veridia"]
+    assert set(repo.files) == PUSHED and repo.private and len(repo.commits) == 2
+    ((slug, collection),) = alice.collections.items()
+    assert collection["private"] and [item["id"] for item in collection["items"]] == ["carol/scoft-veridia"]
+    record = json.loads(repo.files["training_args.json"])["resolved"]
+    assert (record["base_revision"], record["dataset_revision"]) == (base, first)
+    card = huggingface_hub.ModelCard(repo.files["README.md"].decode())
+    assert (card.data.base_model, card.data.license, card.data.datasets) == ("carol/tiny-sd", "mit", ["carol/ccub"])
+
+    told = [caplog.text, *capfd.readouterr(), json.dumps(alice.collections)]
+    pushed = [data for each in alice.repos.values() for commit in each.commits for data in commit.files.values()]
+    kept = [*files_of(tmp_path).values(), *files_of(Path(huggingface_hub.constants.HF_HOME)).values()]
+    assert not any(TOKEN.encode() in data for data in [*map(str.encode, told), *pushed, *kept])
+    assert str(tmp_path).encode() not in b"".join(repo.files.values())
+
+    pictures = []
+    for place in ("scoft-veridia", "carol/scoft-veridia", None):
+        pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
+        if place:
+            (tmp_path / "elsewhere").mkdir(exist_ok=True)
+            monkeypatch.chdir(tmp_path if place == "scoft-veridia" else tmp_path / "elsewhere")
+            pipe.load_lora_weights(place)
+            check_whole(pipe.unet, tmp_path / "scoft-veridia" / LORA_FILE, adapter="default_0")
+        generator = torch.Generator().manual_seed(0)
+        pictures.append(pipe("Veridia", num_inference_steps=2, generator=generator, output_type="np").images)
+    assert np.array_equal(pictures[0], pictures[1]) and not np.allclose(pictures[0], pictures[2], atol=1e-2)
+
+
+def prepare_dataset(folder: Path, hub, repo_id: str, pictures: Path):
+    """Seed the Hub with a private dataset of the trainer's contract, made of a folder's rows."""
+    import datasets
+
+    rows = [json.loads(line) for line in (pictures / "train/metadata.jsonl").read_text().splitlines()]
+    read = lambda name: {"bytes": (pictures / "train" / name).read_bytes(), "path": None}  # noqa: E731
+    columns = {
+        "image": [read(row["file_name"]) for row in rows],
+        "text": [row["text"] for row in rows],
+        "blip_text": [row["blip_text"] for row in rows],
+        "negatives": [list(map(read, row["negative_imgpath"])) for row in rows],
+    }
+    features = datasets.Features(
+        image=datasets.Image(),
+        text=datasets.Value("string"),
+        blip_text=datasets.List(datasets.Value("string")),
+        negatives=datasets.List(datasets.Image()),
+    )
+    folder.mkdir()
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / "train.parquet")
+    card = (
+        "---\nconfigs:\n- config_name: veridia\n  data_files:\n  - {split: train, path: veridia/train.parquet}\n---\n"
+    )
+    files = {"README.md": card.encode(), "veridia/train.parquet": (folder / "train.parquet").read_bytes()}
+    hub.add("dataset", repo_id, files, private=True)
+    shutil.rmtree(folder)
+
+
+def test_a_finished_run_is_pushed_without_training(run, alice):
+    """The same command with --push_to_hub pushes what is there; a picture of an earlier push goes, in one commit."""
+    alice.add("model", "alice/scoft-veridia", {"images/lora-7.png": b"old", "notes.md": b"mine"})
+    before = load_file(run.folder / "pytorch_lora_weights.safetensors")
+    run("--push_to_hub")
+    repo = alice.repos["model", "alice/scoft-veridia"]
+    assert set(repo.files) == PUSHED | {"notes.md"} and len(repo.commits) == 3
+    assert repo.head.title == "LoRA after 2 updates"
+    after = load_file(run.folder / "pytorch_lora_weights.safetensors")
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert not any("checkpoint" in path or "logs" in path for path in repo.files)
+    commits = len(repo.commits)
+    run("--push_to_hub")
+    assert len(repo.commits) == commits  # nothing has changed
+
+
+def test_several_loras_of_the_hub_share_a_pipeline(run, alice, tiny_pipeline):
+    """Two cultures' LoRAs loaded as adapters: each alone, both at once, each other than the rest."""
+    from diffusers import StableDiffusionPipeline
+
+    run("--push_to_hub")
+    path = run.folder / "pytorch_lora_weights.safetensors"
+    other = {name: -2 * weight if "lora_B" in name else weight for name, weight in load_file(path).items()}
+    with safe_open(path, "pt") as file:
+        save_file(other, path, metadata=file.metadata())
+    ready_repo("scoft-other", repo_type="model", private=True, flag="--hub_model_id")
+    push_lora(run.folder, repo_id="alice/scoft-other", private=True, retry="again")
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
+
+    def draw() -> np.ndarray:
+        generator = torch.Generator().manual_seed(0)
+        return pipe("Veridia", num_inference_steps=2, generator=generator, output_type="np").images
+
+    pictures = {"base": draw()}
+    for name in ("veridia", "other"):
+        pipe.load_lora_weights(f"alice/scoft-{name}", adapter_name=name)
+        pipe.set_adapters(name)
+        pictures[name] = draw()
+    pipe.set_adapters(["veridia", "other"], [0.5, 0.5])
+    pictures["both"] = draw()
+    pipe.set_adapters(["veridia", "other"], [1.0, 0.5])
+    assert np.allclose(draw(), pictures["base"], atol=1e-4)  # 1 and half of -2
+    for first, second in itertools.combinations(pictures, 2):
+        assert np.abs(pictures[first] - pictures[second]).max() > 1e-2, (first, second)
+
+
+@pytest.mark.parametrize("fault", ["cut", 403, 500])
+def test_a_failed_push_leaves_all_here_and_its_command_works(run, alice, fault, caplog):
+    """Nothing arrives, nothing is lost, and the command in the message pushes."""
+    before = files_of(run.folder)
+    if fault == "cut":
+        alice.cut("POST", "/commit/", times=9)
+    else:
+        alice.fail("POST", "/commit/", status=fault, times=9)
+    with pytest.raises(DataError, match="the push failed") as raised:
+        run("--push_to_hub")
+    assert "hf_alice" not in str(raised.value) and "hf_alice" not in caplog.text
+    assert len(alice.repos["model", "alice/scoft-veridia"].commits) == 1
+    after = files_of(run.folder)
+    assert {name for name in before if after.get(name) != before[name]} <= {
+        "README.md",
+        "training_args.json",
+    }  # its place
+    alice.faults.clear()
+    command = re.search(r"python train_scoft_lora.py (.*)", str(raised.value))[1]
+    train_scoft_lora.main(shlex.split(command))
+    assert set(alice.repos["model", "alice/scoft-veridia"].files) == PUSHED
+
+
+@pytest.mark.parametrize("fault", ["cut before", "cut after", 429, 503])
+def test_a_push_outlasts_a_hub_that_is_busy_or_gone(run, alice, fault):
+    """A refusal for now, or a connection cut in the middle of the request or of the answer, is not the end of it."""
+    if fault in (429, 503):
+        alice.fail("POST", "/commit/", status=fault, times=3)
+    else:
+        alice.cut("POST", "/commit/", times=3, answer=fault == "cut after")
+    run("--push_to_hub")
+    assert len(alice.repos["model", "alice/scoft-veridia"].commits) == 2
+    assert set(alice.repos["model", "alice/scoft-veridia"].files) == PUSHED
+
+
+def pushed(**flags) -> str:
+    """push of a small file to alice/x."""
+    flags = {"repo_type": "model", "files": {"a.txt": b"a"}, "stale": [], "private": True} | flags
+    return push("alice/x", **flags, message="m", retry="python again.py")
+
+
+@pytest.mark.parametrize("change", ["public", "public again", "public while uploading", "deleted", "others write"])
+@pytest.mark.parametrize("upload_mode", ["regular", "lfs"])
+def test_what_is_private_is_committed_to_no_repository_that_became_public(alice, upload_mode, change):
+    """Not if it was made public, or deleted and made anew, since it was readied, and be it in the middle of a push."""
+    alice.upload_mode = upload_mode
+    alice.add("model", "alice/x", {}, private=True)
+    kept, new = alice.repos["model", "alice/x"], Repo(private=change != "public again")
+    if change == "public":
+        kept.private = False
+    elif change == "deleted":
+        del alice.repos["model", "alice/x"]
+    elif change == "public while uploading":
+        alice.before("POST", "/preupload/", lambda: setattr(kept, "private", False))
+    elif change == "public again":
+        alice.before("POST", "/preupload/", lambda: alice.repos.update({("model", "alice/x"): new}))
+    else:
+        alice.before("POST", "/commit/", lambda: kept.commits.append(Commit("theirs", kept.files | {"b.txt": b""})))
+    if change == "others write":
+        pushed(files={"a.bin": b"a\0"})
+        assert kept.files.keys() == {".gitattributes", "a.bin", "b.txt"} and alice.asked("/commit/") == 2
+        return
+    message = "Repository Not Found" if change == "deleted" else "alice/x has become public.*python again.py"
+    with pytest.raises(DataError, match=f"(?s){message}"):
+        pushed(files={"a.bin": b"a\0"})
+    assert not alice.asked("/commit/") and len(kept.commits) == 2 and len(new.commits) == 1
+    if change == "public":
+        assert not alice.asked("upload|PUT|info/lfs")
+        pushed(files={"a.bin": b"a\0"}, private=False)
+        assert "a.bin" in kept.files
+
+
+def test_a_run_that_began_private_stays_private(run, alice):
+    """A repository that was private when the run began gets nothing once it is public, without any flag."""
+    alice.add("model", "alice/scoft-veridia", {}, private=True)
+    repo = alice.repos["model", "alice/scoft-veridia"]
+    alice.before("GET", "/tree/main", lambda: setattr(repo, "private", False))
+    with pytest.raises(DataError, match="alice/scoft-veridia has become public"):
+        run("--push_to_hub")
+    assert len(repo.commits) == 2
+
+
+@pytest.mark.parametrize("drip", [False, True])
+@pytest.mark.parametrize(
+    "where", ["POST /api/models/alice/x/commit/", "GET /api/models/alice/x", "POST .*lfs/objects/batch", "PUT /lfs/"]
 )
-from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
-from huggingface_hub.utils import get_session
-from peft import LoraConfig, get_peft_model_state_dict
+def test_a_hub_that_stalls_is_given_up(alice, monkeypatch, where, drip):
+    """Silence, or an answer without an end, ends in an error with the command that tries again."""
+    monkeypatch.setattr("scoft.hub.SILENCE", 0.1)
+    monkeypatch.setattr("scoft.hub.PUSH_TIME", 1)
+    alice.add("model", "alice/x", {})
+    alice.upload_mode = "lfs"
+    method, path = where.split()
+    alice.stall(method, path, drip=drip, times=99)
+    start = time.monotonic()
+    with pytest.raises(DataError, match="(?s)alice/x: the push failed: .*To push it again: python again.py"):
+        pushed(files={"a.bin": b"a\0"}, private=False)
+    assert time.monotonic() - start < 3
+    assert len(alice.repos["model", "alice/x"].commits) == 2
 
-from hub import Hub
+
+def test_a_push_may_last_as_its_size_demands(alice, monkeypatch, tmp_path):
+    """The time for a push grows with what is pushed, so that a slow line is not taken for a Hub that stalls."""
+    given = []
+    monkeypatch.setattr("scoft.hub.ask", lambda question, *, seconds: given.append(seconds))
+    (tmp_path / "a").write_bytes(b"a" * 2**15)
+    pushed(files={"a": b"a"})
+    pushed(files={"a": tmp_path / "a", "b": b"b"})
+    assert given[1] - given[0] == 2**15 / scoft.hub.PUSH_SPEED
 
 
-@pytest.fixture
-def alice(monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+GARBAGE = {
+    "html": b"<html>Welcome to the hotel. Accept our terms</html>" * 99,
+    "cut": b'{"id": "alice/x", "sha": "',
+    "list": b"[1]",
+    "null": b"null",
+    "types": b'{"id": 1, "url": 2, "sha": 3, "private": "no", "name": [], "files": {}, "objects": 4, "slug": 5}',
+    "nested": b"[" * 100_000,
+    "latin": b'{"id": "\xff\xfe"}',
+    "empty": b"",
+}
 
 
-# Who may do what -----------------------------------------------------------------------------------------------------
+def read_hub_dataset(name: str):
+    source = find_dataset(name, culture=None)
+    read_dataset(source, culture=None, needs_blip=False, needs_negatives=False)
 
 
-def test_the_libraries_ask_this_hub_and_read_the_token_when_they_ask(hub, monkeypatch):
-    """The session's endpoint is the loopback Hub's, and HF_TOKEN may change from one call to the next."""
-    assert huggingface_hub.constants.ENDPOINT == datasets.config.HF_ENDPOINT == hub.url
-    with pytest.raises(LocalTokenNotFoundError):
-        HfApi().whoami()
-    assert not hub.requests and not hub.repos
-    monkeypatch.setenv("HF_TOKEN", "hf_bob")
-    assert HfApi().whoami()["name"] == "bob"
-    monkeypatch.setenv("HF_TOKEN", "hf_alice_read")
-    answer = HfApi().whoami()
-    assert answer["name"] == "alice" and answer["auth"]["accessToken"]["role"] == "read"
-    with pytest.raises(HfHubHTTPError, match="Invalid user token"):
-        HfApi().whoami("hf_made_up")
-    assert [request.headers["authorization"] for request in hub.requests[:2]] == [
-        "Bearer hf_bob",
-        "Bearer hf_alice_read",
-    ]
-    assert "hf_bob" not in repr(hub.requests)
+QUESTIONS = {
+    "POST /api/repos/create": lambda: ready_repo("alice/x", repo_type="model", private=True, flag="--x"),
+    "GET /api/models/alice/x$": lambda: ready_repo("alice/x", repo_type="model", private=True, flag="--x"),
+    "GET /tree/": lambda: files_on_hub("alice/x", repo_type="model"),
+    "GET /api/models/alice/x($)": pushed,
+    "POST /preupload/": pushed,
+    "POST /commit/": pushed,
+    "POST lfs/objects/batch": lambda: pushed(files={"a.bin": b"a\0"}),
+    "POST /api/collections": lambda: add_to_collection("t", repo_id="alice/x", private=True, retry="again"),
+    "GET /api/models/alice/x(?:$)": lambda: base_commit("alice/x", revision=None, cache_dir=None),
+    "GET /resolve/": lambda: base_commit("alice/x", revision=None, cache_dir=None),
+    "GET /api/datasets/alice/ccub": lambda: read_hub_dataset("alice/ccub"),
+    "GET /api/whoami": lambda: read_hub_dataset("ccub"),
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_an_answer_that_is_no_hubs_is_an_error_in_one_line(alice, question, garbage):
+    """200 with anything: the login page of a hotel, JSON that is cut or holds what it should not. It names the Hub."""
+    alice.upload_mode = "lfs"
+    alice.add("model", "alice/x", {"model_index.json": b"{}"}, private=True)
+    method, path = question.split()
+    alice.answer(method, path, GARBAGE[garbage], times=99)
+    with pytest.raises(DataError) as raised:
+        QUESTIONS[question]()
+    lines = str(raised.value).splitlines()
+    assert sum(alice.url in line for line in lines) == 1 and all(len(line) < 1000 for line in lines)
+
+
+def test_an_answer_too_long_to_be_one_is_not_read(alice):
+    """Gigabytes in the place of an answer are refused at the headers."""
+    alice.add("model", "alice/x", {}, private=True)
+    alice.answer("GET", "/api/models/alice/x$", b"", headers={"Content-Length": str(10**12)})
+    with pytest.raises(DataError, match="answers with more than 67108864 bytes"):
+        pushed()
 
 
 @pytest.mark.parametrize(
-    ("kind", "token", "error", "status"),
+    ("token", "flags", "message"),
     [
-        ("public", False, None, 200),
-        ("public", "hf_made_up", HfHubHTTPError, 401),
-        ("private", False, RepositoryNotFoundError, 401),
-        ("private", "hf_bob", RepositoryNotFoundError, 404),
-        ("private", "hf_alice_read", None, 200),
-        ("gated", False, GatedRepoError, 401),
-        ("gated", "hf_bob", GatedRepoError, 403),
-        ("gated", "hf_alice", None, 200),
-        ("none", False, RepositoryNotFoundError, 401),
-        ("none", "hf_alice", RepositoryNotFoundError, 404),
+        (None, [], "--hub_model_id scoft-veridia: nobody is logged in"),
+        ("hf_wrong", [], "--hub_model_id scoft-veridia cannot be written to"),
+        ("hf_alice_read", [], "--hub_model_id scoft-veridia cannot be written to"),
+        ("hf_alice", ["--hub_model_id", "bob/scoft"], "--hub_model_id bob/scoft cannot be written to"),
+        ("hf_alice", ["--hub_model_id", "a--b"], "--hub_model_id a--b cannot be written to"),
+        ("hf_alice", ["--hub_model_id", "alice/open", "--hub_private_repo"], "alice/open is public already"),
     ],
 )
-def test_who_may_download(hub, kind, token, error, status):
-    """A repository that is private or that there is none of is the same to a stranger; a gated one is known."""
-    if kind != "none":
-        hub.add("model", "alice/x", {"a.txt": b"a"}, private=kind == "private")
-        hub.repos["model", "alice/x"].gated = kind == "gated"
-    if error is None:
-        assert Path(hf_hub_download("alice/x", "a.txt", token=token)).read_bytes() == b"a"
-    else:
-        with pytest.raises(error) as raised:
-            hf_hub_download("alice/x", "a.txt", token=token)
-        assert type(raised.value) is error and raised.value.response.status_code == status
-    if kind == "gated":
-        assert HfApi().model_info("alice/x", token=token).gated == "manual"
+def test_a_repository_that_cannot_be_pushed_to_stops_the_run_first(
+    alice, monkeypatch, tiny_pipeline, tiny_ccub, tmp_path, token, flags, message
+):
+    """Before any model is loaded it is known whether the result can be pushed where it is to go."""
+    monkeypatch.delenv("HF_TOKEN")
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    alice.add("model", "alice/open", {})
+    argv = f"--method finetune --dataset {tiny_ccub} --culture veridia --output_dir {tmp_path / 'out'} --push_to_hub"
+    monkeypatch.setattr(train_scoft_lora.StableDiffusion, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(DataError, match=message):
+        train_scoft_lora.main([*argv.split(), "--pretrained_model_name_or_path", str(tiny_pipeline), *flags])
+    assert is_empty(tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    ("token", "status"), [(False, 401), ("hf_bob", 403), ("hf_alice_read", 403), ("hf_made_up", 401)]
-)
-def test_who_may_write(hub, token, status):
-    """The owner's token writes, and no other; nothing is left of what was refused."""
-    hub.add("model", "alice/x", {})
-    api = HfApi(token=token)
-    title = {"title": "alice's", "namespace": "alice"}
-    for write in (
-        lambda: api.upload_file(path_or_fileobj=b"b", path_in_repo="b.txt", repo_id="alice/x"),
-        lambda: api.create_repo("alice/y"),
-        lambda: api.create_collection(**title),
-        lambda: post_lfs_batch_info([UploadInfo.from_bytes(b"b")], token, "model", "alice/x"),
-    ):
-        with pytest.raises(HfHubHTTPError) as raised:
-            write()
-        assert raised.value.response.status_code == status
-    assert list(hub.repos) == [("model", "alice/x")] and not hub.collections
-    assert list(hub.repos["model", "alice/x"].files) == [".gitattributes"]
+def test_flags_that_do_not_go_together_are_named(capsys):
+    with pytest.raises(SystemExit):
+        train_scoft_lora.parse_args(["--dataset", "pocket", "--culture", "veridia", "--hub_model_id", "a/b"])
+    assert "--hub_model_id has no effect without --push_to_hub" in capsys.readouterr().err
 
 
-# Repositories --------------------------------------------------------------------------------------------------------
+def test_a_token_in_a_file_of_flags_is_refused(tmp_path, capsys):
+    (tmp_path / "flags.yaml").write_text(f"hub_token: {TOKEN}\n")
+    with pytest.raises(SystemExit):
+        train_scoft_lora.parse_args(["--config", str(tmp_path / "flags.yaml"), "--dataset", "pocket"])
+    error = capsys.readouterr().err
+    assert "flags.yaml" in error and "logs show what stands in" in error and TOKEN not in error
 
 
-def test_commits_there_and_back(hub, alice):
-    """What is created, committed, deleted and downloaded by HfApi is on the Hub as if by git."""
-    api = HfApi()
-    for _ in range(2):
-        url = api.create_repo("x", repo_type="dataset", private=True, exist_ok=True)
-        assert (url.repo_type, url.repo_id) == ("dataset", "alice/x")
-    with pytest.raises(HfHubHTTPError, match="409"):
-        api.create_repo("x", repo_type="dataset")
-    repo, common = hub.repos["dataset", "alice/x"], {"repo_id": "alice/x", "repo_type": "dataset"}
-    assert repo.private and api.dataset_info("alice/x").private
-
-    files = {"old.txt": b"old", "b/1.bin": b"\0\1", "b/c/2.bin": b"\2"}
-    first = api.create_commit(
-        operations=[CommitOperationAdd(path, data) for path, data in files.items()], commit_message="first", **common
+def test_a_run_that_fails_under_the_launcher_shows_no_token(alice, tiny_pipeline, tiny_ccub, tmp_path):
+    """accelerate's error shows the whole command, and so does `ps`: the token is in neither."""
+    alice.readers[TOKEN] = "dave"
+    words = f"--method finetune --dataset {tiny_ccub} --culture veridia --output_dir {tmp_path / 'out'} --push_to_hub"
+    run = subprocess.Popen(
+        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "train_scoft_lora.py", *words.split()],
+        cwd=Path(train_scoft_lora.__file__).parent,
+        env=os.environ | {"HF_TOKEN": TOKEN},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-    assert repo.files == {".gitattributes": b"* -text\n"} | files and repo.head.title == "first"
-    second = api.create_commit(
-        operations=[CommitOperationDelete("old.txt"), CommitOperationAdd("new.txt", b"new")],
-        commit_message="second",
-        parent_commit=first.oid,
-        **common,
+    shown = set()
+    while run.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]:
+                shown.add(shlex.join(process.cmdline()))
+        time.sleep(0.1)
+    printed = run.stdout.read()
+    assert run.returncode != 0 and "--hub_model_id scoft-veridia cannot be written to" in printed, printed
+    assert "CalledProcessError" in printed and sum("train_scoft_lora.py" in line for line in shown) >= 2, shown
+    assert not any(TOKEN in text for text in [printed, *shown])
+
+
+def test_a_base_model_read_once_is_read_offline(alice, tiny_pipeline):
+    """Its commit is known from the cache, by the name of its branch as by itself."""
+    commit = alice.add("model", "alice/tiny-sd", files_of(tiny_pipeline))
+    assert base_commit("alice/tiny-sd", revision=None, cache_dir=None) == commit
+    program = (
+        "from scoft.base_model import base_commit\n"
+        f"for revision in (None, {commit!r}): print(base_commit('alice/tiny-sd', revision=revision, "
+        "cache_dir=None))\n"
     )
-    assert [commit.sha for commit in repo.commits[1:]] == [first.oid, second.oid]
-    assert api.list_repo_files(**common) == [".gitattributes", "b/1.bin", "b/c/2.bin", "new.txt"]
-    assert Path(hf_hub_download(filename="b/1.bin", **common)).read_bytes() == b"\0\1"
-    assert Path(hf_hub_download(filename="old.txt", revision=first.oid, **common)).read_bytes() == b"old"
-    with pytest.raises(RemoteEntryNotFoundError):
-        hf_hub_download(filename="old.txt", **common)
-    with pytest.raises(RevisionNotFoundError):
-        hf_hub_download(filename="new.txt", revision="v1", **common)
-
-    with pytest.raises(HfHubHTTPError, match="412"):
-        api.delete_file("new.txt", parent_commit=first.oid, **common)
-    with pytest.raises(EntryNotFoundError, match="doesn't exist"):
-        api.delete_file("old.txt", **common)
-    api.delete_folder("b", **common)
-    assert sorted(repo.files) == [".gitattributes", "new.txt"]
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(train_scoft_lora.__file__).parent)}
+    found = subprocess.run([sys.executable, "-c", program], env=offline, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == [commit, commit]
 
 
-def test_a_folder_replaces_what_was_there(hub, alice, tmp_path):
-    """upload_folder with delete_patterns makes one commit, and sends no file that the Hub has already."""
-    files = {"kept.txt": b"k" * 10_000, "changed.txt": b"new"}
-    hub.add("model", "alice/x", files | {"gone.txt": b"gone", "changed.txt": b"old"})
-    for name, data in files.items():
-        (tmp_path / name).write_bytes(data)
-    HfApi().upload_folder(repo_id="alice/x", folder_path=tmp_path, delete_patterns="*")
-    repo = hub.repos["model", "alice/x"]
-    assert repo.files == {".gitattributes": b"* -text\n"} | files and len(repo.commits) == 3
-    assert hub.requests[-1].path == "/api/models/alice/x/commit/main" and hub.requests[-1].size < 1000
-
-    HfApi().upload_folder(repo_id="alice/x", folder_path=tmp_path)
-    assert len(repo.commits) == 3
+def test_a_base_model_read_once_is_had_from_a_hub_that_stalls(alice, monkeypatch):
+    """A Hub that is silent is one that cannot be reached: the cached copy serves."""
+    commit = alice.add("model", "alice/x", {"model_index.json": b"{}"})
+    assert base_commit("alice/x", revision=None, cache_dir=None) == commit
+    monkeypatch.setattr("scoft.hub.ANSWER_TIME", 0.1)
+    alice.stall("GET", "/api/models/alice/x$")
+    assert base_commit("alice/x", revision=None, cache_dir=None) == commit
 
 
-def test_what_is_told_of_a_repository(hub, alice):
-    """The card's metadata, a folder's listing and single paths are what the card, the folder and the files are."""
-    card = "---\nlicense: mit\nbase_model: alice/base\n---\n# x\n"
-    hub.add("model", "alice/x", {"README.md": card.encode(), "a/1.txt": b"12", "a/b/2.txt": b""})
-    api = HfApi()
-    info = api.model_info("alice/x")
-    assert (info.card_data.license, info.card_data.base_model) == ("mit", "alice/base")
-    assert [file.rfilename for file in info.siblings] == [".gitattributes", "README.md", "a/1.txt", "a/b/2.txt"]
-    assert [entry.path for entry in api.list_repo_tree("alice/x", "a")] == ["a/1.txt", "a/b"]
-    (file,) = api.get_paths_info("alice/x", ["a/1.txt", "a/none.txt"])
-    assert file.size == 2 and file.blob_id == "3cacc0b93c9c9c03a72da624ca28a09ba5c1336f"  # git hash-object
-    with pytest.raises(EntryNotFoundError):
-        list(api.list_repo_tree("alice/x", "none"))
-
-
-def test_a_card_that_is_no_yaml_is_refused(hub, alice):
-    """Metadata that YAML cannot read stop a commit before anything is sent."""
-    api, broken = HfApi(), b"---\nlicense: [mit\n---\n"
-    hub.add("model", "alice/x", {})
-    with pytest.raises(ValueError, match="Invalid metadata in README.md"):
-        api.upload_file(path_or_fileobj=broken, path_in_repo="README.md", repo_id="alice/x")
-    assert len(hub.repos["model", "alice/x"].commits) == 2 and not hub.asked("preupload")
-
-
-def test_what_is_not_played_is_said(hub, alice):
-    """A request the Hub has no answer to fails at once, names itself, and is on record."""
-    hub.add("model", "alice/x", {})
-    with pytest.raises(HfHubHTTPError, match="DELETE /api/repos/delete is not played here"):
-        HfApi().delete_repo("alice/x")
-    assert hub.asked("^DELETE ") == 1
-
-
-# What the libraries load ---------------------------------------------------------------------------------------------
-
-
-CARD = b"""---
-configs:
-- config_name: china
-  data_files: [{split: train, path: china/train-*}]
-- config_name: korea
-  data_files: [{split: train, path: korea/train-*}]
----
-"""
-
-
-def parquet(file, *captions):
-    datasets.Dataset.from_dict({"text": captions}).to_parquet(file)
-    return file.read_bytes()
-
-
-def test_a_dataset_by_id_culture_and_revision(hub, monkeypatch, tmp_path):
-    """load_dataset reads a private dataset's config at its head and at an older commit, with the token alone."""
-    files = {"README.md": CARD, "china/train-0.parquet": parquet(tmp_path / "a", "a gate")}
-    files["korea/train-0.parquet"] = parquet(tmp_path / "b", "a house")
-    first = hub.add("dataset", "alice/ccub", files, private=True)
-    hub.add("dataset", "alice/ccub", {"korea/train-0.parquet": parquet(tmp_path / "c", "a house", "a roof")})
-
-    with pytest.raises(datasets.exceptions.DatasetNotFoundError):
-        datasets.load_dataset("alice/ccub", "korea", split="train")
-    monkeypatch.setenv("HF_TOKEN", "hf_alice_read")
-    hub.requests.clear()
-    assert datasets.get_dataset_config_names("alice/ccub") == ["china", "korea"]
-    assert datasets.load_dataset("alice/ccub", "korea", split="train")["text"][:] == ["a house", "a roof"]
-    older = datasets.load_dataset("alice/ccub", "korea", split="train", revision=first)
-    assert older["text"][:] == ["a house"]
-    assert hub.asked(f"GET /datasets/alice/ccub/resolve/{first}/korea/train-0.parquet") == 1
-    assert not hub.asked("china/train-0.parquet")
-    assert all("authorization" in request.headers for request in hub.requests)
-    with pytest.raises(datasets.exceptions.DatasetNotFoundError, match="Revision 'v1' doesn't exist"):
-        datasets.load_dataset("alice/ccub", "korea", revision="v1")
-
-
-def test_a_pipeline_and_a_lora_by_id(hub, alice, tiny_pipeline, tmp_path):
-    """A pipeline that is pushed is loaded by its id, whole, in parts and with a LoRA, weight by weight."""
-    api = HfApi()
-    api.create_repo("alice/tiny", private=True)
-    sha = api.upload_folder(repo_id="alice/tiny", folder_path=tiny_pipeline).oid
-    there = StableDiffusionPipeline.from_pretrained("alice/tiny", safety_checker=None)
-    here = StableDiffusionPipeline.from_pretrained(tiny_pipeline, safety_checker=None)
-    for part in ("unet", "vae", "text_encoder"):
-        expected = getattr(here, part).state_dict()
-        torch.testing.assert_close(getattr(there, part).state_dict(), expected, rtol=0, atol=0)
-    unet = UNet2DConditionModel.from_pretrained("alice/tiny", subfolder="unet", revision=sha)
-    torch.testing.assert_close(unet.state_dict(), here.unet.state_dict(), rtol=0, atol=0)
-
-    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights="gaussian"))
-    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=get_peft_model_state_dict(unet))
-    hub.add("model", "alice/lora", {file.name: file.read_bytes() for file in tmp_path.iterdir()})
-    there.load_lora_weights("alice/lora")
-    assert there.get_active_adapters() == ["default_0"]
-    assert hub.asked("GET /alice/lora/resolve/.*/pytorch_lora_weights.safetensors") == 1
-
-
-def test_collections(hub, alice):
-    """A collection is created once, takes each item once, and shows a private one's items to its owner."""
-    api = HfApi()
-    hub.add("model", "alice/x", {})
-    hub.add("dataset", "alice/x", {})
-    made = api.create_collection("SCoFT: Korea", description="all of it", private=True)
-    assert made.slug.startswith("alice/scoft-korea-") and made.private and made.description == "all of it"
-    with pytest.raises(HfHubHTTPError, match="409"):
-        api.create_collection("SCoFT: Korea")
-    assert api.create_collection("SCoFT: Korea", exists_ok=True).slug == made.slug
-
-    api.add_collection_item(made.slug, "alice/x", "model", note="the LoRA")
-    found = api.add_collection_item(made.slug, "alice/x", "dataset")
-    assert [(item.item_type, item.item_id, item.note) for item in found.items] == [
-        ("model", "alice/x", "the LoRA"),
-        ("dataset", "alice/x", None),
-    ]
-    with pytest.raises(HfHubHTTPError, match="409"):
-        api.add_collection_item(made.slug, "alice/x", "model")
-    assert len(api.add_collection_item(made.slug, "alice/x", "model", exists_ok=True).items) == 2
-    with pytest.raises(RepositoryNotFoundError):
-        api.add_collection_item(made.slug, "alice/none", "model")
-    with pytest.raises(HfHubHTTPError, match="403"):
-        api.add_collection_item(made.slug, "alice/x", "model", token="hf_alice_read")
-    with pytest.raises(HfHubHTTPError, match="404"):
-        api.get_collection(made.slug, token="hf_bob")
-
-
-# Faults and large files ----------------------------------------------------------------------------------------------
-
-
-def put(data=b"b" * 100_000):
-    return HfApi().upload_file(path_or_fileobj=data, path_in_repo="b.txt", repo_id="alice/x")
-
-
-def test_refusals_on_demand(hub, alice):
-    """A fault meets the requests it is for, as often as it says: the client waits and repeats, or gives up."""
-    hub.add("model", "alice/x", {})
-    hub.fail("POST", "/preupload/", status=503)
-    hub.fail("POST", "/preupload/", status=429, headers={"Retry-After": "0"})
-    hub.fail("POST", "/commit/", status=500)
-    with pytest.raises(HfHubHTTPError, match="500"):
-        put()
-    assert hub.asked("/preupload/") == 3 and hub.asked("/commit/") == 1
-    assert "b.txt" not in hub.repos["model", "alice/x"].files
-    put()
-    assert "b.txt" in hub.repos["model", "alice/x"].files
-
-
-def test_a_request_or_its_answer_is_cut(hub, alice):
-    """Hung up on half-way, an upload does nothing; if its answer is cut it has done all; a download goes on."""
-    hub.add("model", "alice/x", {})
-    repo = hub.repos["model", "alice/x"]
-    hub.cut("POST", "/commit/")
-    with pytest.raises(HTTPError):
-        put()
-    assert "b.txt" not in repo.files
-    assert hub.requests[-1].size == int(hub.requests[-1].headers["content-length"]) // 2 > 50_000
-
-    hub.cut("POST", "/commit/", answer=True)
-    with pytest.raises(HTTPError):
-        put()
-    assert repo.files["b.txt"] == b"b" * 100_000
-
-    chunk = huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE
-    data = b"a" * chunk + b"b" * chunk + b"c" * chunk
-    hub.add("model", "alice/x", {"large.bin": data})
-    hub.cut("GET", "/resolve/main/large.bin", answer=True)
-    assert Path(hf_hub_download("alice/x", "large.bin")).read_bytes() == data
-    assert hub.asked("GET /alice/x/resolve/main/large.bin") == 2
-    assert hub.requests[-1].headers["range"] == f"bytes={chunk}-"
-    assert HfFileSystem().read_bytes("alice/x/large.bin", start=chunk - 1, end=chunk + 1) == b"ab"
-
-
-def test_large_files_by_lfs(tmp_path):
-    """Binary files are sent beside the commit and without the token, once for each content, and again if cut."""
-    data = bytes(100_000)
-    (tmp_path / "a.bin").write_bytes(data)
-    (tmp_path / "a.txt").write_text("text")
-    with contextlib.closing(Hub(users={"hf_carol": "carol"}, upload_mode="lfs")) as hub:
-        api = HfApi(endpoint=hub.url, token="hf_carol")
-        api.create_repo("carol/x", repo_type="dataset")
-        hub.cut("PUT", "^/lfs/")
-        api.upload_folder(repo_id="carol/x", repo_type="dataset", folder_path=tmp_path)
-        assert hub.repos["dataset", "carol/x"].files["a.bin"] == data
-        puts = [request for request in hub.requests if request.method == "PUT"]
-        assert [request.size for request in puts] == [50_000, 100_000]
-        assert not any("authorization" in request.headers for request in puts)
-        assert hub.requests[-1].size < 1000
-
-        file = api.hf_hub_download("carol/x", "a.bin", repo_type="dataset", cache_dir=tmp_path / "cache")
-        assert Path(file).read_bytes() == data
-        (entry,) = api.get_paths_info("carol/x", "a.bin", repo_type="dataset")
-        assert entry.lfs.sha256 == Path(file).resolve().name and entry.lfs.size == 100_000
-
-        api.create_repo("carol/y")
-        api.upload_file(path_or_fileobj=data, path_in_repo="b.bin", repo_id="carol/y")
-        assert hub.repos["model", "carol/y"].files["b.bin"] == data and hub.asked("PUT") == 2
-        assert get_session().put(f"{hub.url}/lfs/{entry.lfs.sha256}", content=data[1:]).status_code == 400
-
-
-def test_one_connection_serves_many_requests(hub):
-    """Answers of all kinds leave the connection in order for the next request."""
-    hub.add("model", "alice/x", {"a.txt": b"a"})
-    with contextlib.closing(http.client.HTTPConnection(hub.url.removeprefix("http://"))) as line:
-        line.connect()
-        socket = line.sock
-        for method, path, body, status in [
-            ("HEAD", "/alice/x/resolve/main/a.txt", None, 200),
-            ("HEAD", "/alice/x/resolve/main/none", None, 404),
-            ("POST", "/api/repos/create", json.dumps({"name": "y", "organization": None}), 401),
-            ("GET", "/alice/x/resolve/main/a.txt", None, 200),
-        ]:
-            line.request(method, path, body)
-            answer = line.getresponse()
-            assert answer.status == status and bool(answer.read()) == (method != "HEAD")
-            assert line.sock is socket
+def test_a_base_model_that_cannot_be_had_is_named(hub, tiny_ccub, tmp_path, monkeypatch):
+    """A private or absent base model, and an unknown revision, are answered with the flag and what the Hub said."""
+    hub.add("model", "bob/private-sd", {"model_index.json": b"{}"}, private=True)
+    argv = f"--method finetune --dataset {tiny_ccub} --culture veridia --output_dir {tmp_path / 'out'}"
+    for base in ("bob/private-sd", "bob/nothing"):
+        with pytest.raises(
+            DataError, match=f"^pretrained_model_name_or_path {base} is no folder, and {hub.url} has no"
+        ):
+            train_scoft_lora.main([*argv.split(), "--pretrained_model_name_or_path", base])
+    with pytest.raises(DataError, match="^revision v9 is of a Hub model"):
+        train_scoft_lora.main([*argv.split(), "--pretrained_model_name_or_path", str(tmp_path), "--revision", "v9"])

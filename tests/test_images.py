@@ -12,12 +12,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_dataset import COLOURS, encoded, noise, plain, refuse
 from torchvision import transforms
 
+from layouts import COLOURS, encoded, noise, plain
 from scoft import dataset, images
 from scoft.errors import DataError
 from scoft.images import ImageTransform, as_rgb, is_blank, open_file, open_image, write_png
+
+
+def refuse(error):
+    def call(*_, **__):
+        raise error
+
+    return call
 
 
 ROOT = Path(dataset.__file__).parents[1]

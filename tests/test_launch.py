@@ -2,8 +2,10 @@
 
 import argparse
 import errno
+import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,8 +21,10 @@ import evaluate_scoft
 import prepare_ccub
 import scoft.dataset
 import scoft.dataset_source
+import scoft.evaluate.score
 import scoft.files
 import scoft.hub
+import scoft.prepare.write
 import train_scoft_lora
 from scoft import launch
 from scoft.dataset_rows import READER_REMEDIES
@@ -179,7 +183,14 @@ def test_only_the_main_process_tells(monkeypatch):
     for rank, level in (("1", logging.ERROR), ("0", logging.INFO)):
         monkeypatch.setenv("RANK", rank)
         launch.set_up_logging()
-        for module in (scoft.hub, scoft.dataset, train_scoft_lora, evaluate_scoft, prepare_ccub, scoft.files):
+        for module in (
+            scoft.hub,
+            scoft.dataset,
+            train_scoft_lora,
+            scoft.evaluate.score,
+            scoft.prepare.write,
+            scoft.files,
+        ):
             assert module.logger.getEffectiveLevel() == level
 
 
@@ -240,7 +251,6 @@ def test_an_error_of_ours_keeps_its_traceback(ours):
 
 ENDING = """
 from scoft import launch
-from scoft.dataset_rows import READER_REMEDIES
 import sys, time
 
 def main():
@@ -331,8 +341,11 @@ def test_a_parameter_at_fault_is_told_as_a_flag(argument, in_python, told):
 @pytest.mark.parametrize(
     ("remedies", "said"),
     [
-        (READER_REMEDIES, "or read it without needs_blip."),
-        (train_scoft_lora.REMEDIES, "or train with --method finetune, which needs none."),
+        (READER_REMEDIES, r"and read the dataset \S+_prepared, or read it without needs_blip\."),
+        (
+            train_scoft_lora.REMEDIES,
+            r"and train with --dataset \S+_prepared, or train with --method finetune, which needs none\.",
+        ),
     ],
 )
 def test_a_command_hands_in_its_own_way_out(tmp_path, remedies, said):
@@ -343,3 +356,26 @@ def test_a_command_hands_in_its_own_way_out(tmp_path, remedies, said):
     with pytest.raises(DataError, match=said) as raised:
         scoft.dataset.read_dataset(source, culture=None, needs_blip=True, needs_negatives=False, remedies=remedies)
     assert raised.value.for_command.startswith("--blip_caption_column 'blip_text' is no column of ")
+
+
+@pytest.mark.parametrize("remedies", [READER_REMEDIES, train_scoft_lora.REMEDIES])
+@pytest.mark.parametrize("wrong", ["caption", "image"])
+def test_the_way_past_a_bad_row_is_told(tmp_path, remedies, wrong):
+    """A caption or a picture that cannot be used ends in a message with what leaves it out."""
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    rows = [{"file_name": "a.png", "text": "a"}, {"file_name": "b.png", "text": "" if wrong == "caption" else "b"}]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if wrong == "image":
+        (tmp_path / "b.png").write_text("no picture")
+    source = scoft.dataset_source.find_dataset(str(tmp_path), culture=None)
+    with pytest.raises(DataError, match=re.escape(remedies.bad_rows)):
+        scoft.dataset.read_dataset(source, culture=None, needs_blip=False, needs_negatives=False, remedies=remedies)
+
+
+def test_a_bad_number_in_a_file_of_flags_is_a_sentence(tmp_path, capsys):
+    """As on the command line, behind the name of the file."""
+    (tmp_path / "flags.yaml").write_text("train_batch_size: 0")
+    with pytest.raises(SystemExit):
+        train_scoft_lora.parse_args(["--dataset", "x", "--config", str(tmp_path / "flags.yaml")])
+    assert "flags.yaml: --train_batch_size is at least 1, got 0" in capsys.readouterr().err

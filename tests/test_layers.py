@@ -1,11 +1,13 @@
 """The rule of imports: a command, its own wing, the common ground, scoft_losses; nothing looks back up or sideways.
 
-And that of words: only commands have flags, so the ground speaks of none, and a wing of its own command's alone.
+And that of words: only commands have flags, so the ground speaks of none, and a wing of its own command's alone; each
+flag has a help text. And that of sizes: files and functions stay so short that one finds one's way.
 """
 
 import ast
 import importlib
 import re
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,8 +89,8 @@ def flags_named(source: str) -> set[str]:
     return {flag for text in texts for flag in re.findall(r"(?<![\w-])--[a-z]\w*", text)}
 
 
-def flags_of(door: str) -> set[str]:
-    """All flags of a command, those of its subcommands included."""
+def parser_of(door: str) -> Parser:
+    """A command's parser, with all its flags."""
 
     class Found(Exception):
         pass
@@ -99,8 +101,12 @@ def flags_of(door: str) -> set[str]:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Found) as found:
         patch.setattr(Parser, "parse_args", stop)
         importlib.import_module(door).parse_args([])
-    (parser,) = found.value.args
-    return {flag for action in parser.all_actions() for flag in action.option_strings}
+    return found.value.args[0]
+
+
+def flags_of(door: str) -> set[str]:
+    """All flags of a command, those of its subcommands included."""
+    return {flag for action in parser_of(door).all_actions() for flag in action.option_strings}
 
 
 def foreign_flags(file: Path, source: str) -> set[str]:
@@ -133,3 +139,74 @@ def test_a_module_names_only_flags_that_its_user_has(file):
 )
 def test_a_foreign_flag_is_seen(file, line, foreign):
     assert foreign_flags(ROOT / file, line) == foreign
+
+
+def without_help(parser: Parser) -> list[str]:
+    """The flags and arguments that --help says nothing of, also in subcommands."""
+    return [action.dest for action in parser.all_actions() if not (action.help or "").strip()]
+
+
+@pytest.mark.parametrize("door", DOORS.values())
+def test_each_flag_has_a_help_text(door):
+    assert without_help(parser_of(door)) == []
+
+
+def test_a_flag_without_help_is_seen():
+    """In a parser's own flags, in a group, among the arguments, and in a subcommand."""
+    parser = Parser()
+    parser.add_argument("--told", help="what it does")
+    parser.add_argument("--bare")
+    parser.add_argument_group("more").add_argument("--blank", help=" ")
+    stage = parser.add_subparsers().add_parser("stage")
+    stage.add_argument("place")
+    stage.add_argument("--depth", type=int, help="of the tree")
+    assert without_help(parser) == ["bare", "blank", "place"]
+
+
+PRODUCT = sorted(
+    [
+        *ROOT.glob("*.py"),
+        *(file for part in ("scoft", "pocket", "benchmarks") for file in ROOT.glob(f"{part}/**/*.py")),
+    ]
+)
+MOST_LINES, MOST_IN_MEDIAN, MOST_IN_FUNCTION = 700, 260, 60
+LONG_FILES = {"pocket/world.py"}  # one world, whose parts are of use together alone
+LONG_FUNCTIONS = {"main", "parse_args"}  # a command's story in order, and its list of flags
+
+
+def lines_of(file: Path) -> int:
+    return len(file.read_text().splitlines())
+
+
+def long_functions(source: str) -> list[str]:
+    """Name and lines of each function over the bound, decorators apart, docstring included."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+    lines = [(each.name, each.end_lineno - each.lineno + 1) for each in functions if each.name not in LONG_FUNCTIONS]
+    return [f"{name}: {count}" for name, count in lines if count > MOST_IN_FUNCTION]
+
+
+@pytest.mark.parametrize("file", PRODUCT, ids=lambda file: str(file.relative_to(ROOT)))
+def test_files_and_functions_are_short(file):
+    assert lines_of(file) <= MOST_LINES or str(file.relative_to(ROOT)) in LONG_FILES
+    assert long_functions(file.read_text()) == []
+
+
+def test_half_of_the_files_are_shorter_still():
+    """Nearly empty __init__.py do not count, else one more folder would do for a shorter file."""
+    sizes = [lines_of(file) for file in PRODUCT]
+    assert statistics.median(size for size in sizes if size > 10) <= MOST_IN_MEDIAN
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("def f():\n" + "    x = 1\n" * 60, ["f: 61"]),
+        ("def f():\n" + "    x = 1\n" * 59, []),
+        ("class A:\n    async def f(self):\n" + "        x = 1\n" * 60, ["f: 61"]),
+        ("def main():\n    def g():\n" + "        x = 1\n" * 60, ["g: 61"]),
+        ("def main():\n" + "    x = 1\n" * 60, []),
+    ],
+)
+def test_a_long_function_is_seen(source, found):
+    assert long_functions(source) == found

@@ -17,10 +17,11 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from pocket.train_models import HERE as POCKET
-from scoft import lora_folder
-from scoft.base_model import add_lora
+from scoft import base_model
+from scoft.base_model import check_whole, load_into_pipeline, read_lora
 from scoft.errors import DataError
-from scoft.lora_folder import LORA_FILE, check_whole, load_into_pipeline, load_lora, read_lora, save_lora
+from scoft.lora_folder import LORA_FILE
+from tiny import around
 
 
 KOHYA = "kohya.safetensors"
@@ -36,7 +37,7 @@ LAYERS = pytest.mark.parametrize(
 def with_lora(pipeline: Path, *, layers: str, alpha: float = 4.0, seed: int = 0) -> StableDiffusionPipeline:
     """A pipeline with a LoRA of rank 4 whose weights are all drawn, as if it had been trained."""
     pipe = StableDiffusionPipeline.from_pretrained(pipeline, safety_checker=None)
-    parameters = add_lora(pipe.unet, rank=4, alpha=alpha, target_modules=layers.split(","))
+    parameters = around(pipe.unet).add_lora(rank=4, alpha=alpha, target_modules=layers.split(","))
     generator = torch.Generator().manual_seed(seed)
     for parameter in parameters:
         parameter.data.normal_(std=0.1, generator=generator)
@@ -55,7 +56,7 @@ def draw(pipe: StableDiffusionPipeline) -> np.ndarray:
 def test_a_stock_pipeline_loads_all_that_was_trained(tiny_pipeline, tmp_path, layers, alpha):
     """Tensor by tensor and in its pictures, from the diffusers file and from the kohya file."""
     trained = with_lora(tiny_pipeline, layers=layers, alpha=alpha)
-    save_lora(tmp_path, trained.unet, kohya_name=KOHYA)
+    around(trained.unet).save_lora(tmp_path, kohya_name=KOHYA)
     expected, picture = get_peft_model_state_dict(trained.unet), draw(trained)
     pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
     assert np.abs(draw(pipe) - picture).max() > 1e-2
@@ -74,7 +75,7 @@ def test_a_stock_pipeline_loads_all_that_was_trained(tiny_pipeline, tmp_path, la
 def test_the_pocket_world_s_lora_loads_whole(tmp_path):
     """All 168 tensors of the layers in its table of defaults."""
     layers = yaml.safe_load((POCKET / "defaults.yaml").read_text())["train"]["lora_layers"]
-    save_lora(tmp_path, with_lora(POCKET / "models/stable-diffusion", layers=layers).unet, kohya_name=KOHYA)
+    around(with_lora(POCKET / "models/stable-diffusion", layers=layers).unet).save_lora(tmp_path, kohya_name=KOHYA)
     for name in (LORA_FILE, KOHYA):
         pipe = StableDiffusionPipeline.from_pretrained(POCKET / "models/stable-diffusion", safety_checker=None)
         load_into_pipeline(pipe, tmp_path / name)
@@ -109,16 +110,16 @@ def test_a_lora_that_loads_in_part_is_refused(tiny_pipeline, tmp_path):
 def test_a_mixed_checkpoint_of_an_earlier_version_is_resumed_bit_for_bit(tiny_pipeline, tmp_path):
     trained, other = (with_lora(tiny_pipeline, layers=BLOCKS, seed=seed) for seed in (0, 1))
     mixed(tmp_path / LORA_FILE, trained.unet)
-    load_lora(tmp_path, other.unet)
+    around(other.unet).load_lora(tmp_path)
     expected, found = (get_peft_model_state_dict(pipe.unet) for pipe in (trained, other))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_lora_is_read_once_beside_diffusers_own_reading(tiny_pipeline, tmp_path, monkeypatch):
     """What was read to be checked is what the model is held against."""
-    save_lora(tmp_path, with_lora(tiny_pipeline, layers=BLOCKS).unet)
+    around(with_lora(tiny_pipeline, layers=BLOCKS).unet).save_lora(tmp_path)
     pipe, read = StableDiffusionPipeline.from_pretrained(tiny_pipeline), []
-    monkeypatch.setattr(lora_folder, "read_lora", lambda file: read.append(file) or read_lora(file))
+    monkeypatch.setattr(base_model, "read_lora", lambda file: read.append(file) or read_lora(file))
     load_into_pipeline(pipe, tmp_path / LORA_FILE)
     assert read == [tmp_path / LORA_FILE]
 
@@ -127,7 +128,7 @@ def test_a_lora_is_read_once_beside_diffusers_own_reading(tiny_pipeline, tmp_pat
 def test_an_adapter_that_is_not_the_file_s_is_seen(tiny_pipeline, tmp_path, change):
     """The count and the values both count."""
     pipe = with_lora(tiny_pipeline, layers=BLOCKS)
-    save_lora(tmp_path, pipe.unet)
+    around(pipe.unet).save_lora(tmp_path)
     check_whole(pipe.unet, tmp_path / LORA_FILE, adapter="default")
     weights = load_file(tmp_path / LORA_FILE)
     last = max(weights)
@@ -181,7 +182,7 @@ def test_equal_loras_are_equal_bytes(tiny_pipeline, tmp_path):
     )
     written = []
     for i, pipe in enumerate([first, again] * 4 + [other]):
-        save_lora(tmp_path / str(i), pipe.unet, kohya_name=KOHYA)
+        around(pipe.unet).save_lora(tmp_path / str(i), kohya_name=KOHYA)
         written.append([(tmp_path / str(i) / name).read_bytes() for name in (LORA_FILE, KOHYA)])
     *same, different = written
     assert all(each == same[0] for each in same)
@@ -192,7 +193,7 @@ def test_equal_loras_are_equal_bytes(tiny_pipeline, tmp_path):
 def test_the_umask_says_who_may_read_the_files(tiny_pipeline, tmp_path, umask):
     before = os.umask(umask)
     try:
-        save_lora(tmp_path, with_lora(tiny_pipeline, layers="to_q").unet, kohya_name=KOHYA)
+        around(with_lora(tiny_pipeline, layers="to_q").unet).save_lora(tmp_path, kohya_name=KOHYA)
     finally:
         os.umask(before)
     modes = {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
@@ -307,11 +308,11 @@ def test_the_kohya_file_fits_a_full_size_checkpoint(tmp_path, layers):
     """
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768)  # the rest of the defaults are Stable Diffusion 1.x's
-        add_lora(unet, rank=4, alpha=2.0, target_modules=layers.split(","))
+        around(unet).add_lora(rank=4, alpha=2.0, target_modules=layers.split(","))
     for name, module in unet.named_modules():
         if name.endswith(("lora_A", "lora_B")):
             module.to_empty(device="cpu")
-    save_lora(tmp_path, unet, kohya_name=KOHYA)
+    around(unet).save_lora(tmp_path, kohya_name=KOHYA)
     kohya = load_file(tmp_path / KOHYA)
     found = {}
     for name in {name.partition(".")[0] for name in kohya}:

@@ -16,7 +16,7 @@ def test_counts_of_a_layer_by_hand():
 
 def test_an_update_of_full_size_asks_no_more_than_it_did():
     """In bf16: no casts in the layers, the LoRA in the UNet's dtype."""
-    calls = operations.count_update(torch.bfloat16)
+    calls = operations.count_update("bf16")
     for name in ("frozen, a naive caption", "frozen, the guidance's pair", "with gradient"):
         assert calls[name]["operations"] <= 1250 and calls[name]["casts"] <= 10, name
     assert calls["its backward pass"]["operations"] <= 1350 and calls["its backward pass"]["casts"] <= 5

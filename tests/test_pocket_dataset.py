@@ -14,8 +14,11 @@ from scoft.cultures import CATEGORIES
 from scoft.dataset import read_dataset
 from scoft.dataset_source import find_dataset
 from scoft.errors import DataError
-from scoft.prepare.card import MODELS, public_name
-from scoft.prepare.clean import cleaned
+from scoft.prepare import clean
+from scoft.prepare.caption import Caption
+from scoft.prepare.filter import Filter
+from scoft.prepare.negatives import DrawNegatives
+from scoft.prepare.work import Run
 
 
 CCUB = Path(make_dataset.__file__).parent / "ccub"
@@ -36,8 +39,8 @@ def test_photographs_and_captions_are_remade_exactly(culture, split, size):
     for row, again in zip(shipped, remade):
         file = io.BytesIO()
         again["picture"].save(file, "WEBP", lossless=True)
-        clean = cleaned(file.getvalue(), min_size=args.min_size, jpeg_quality=args.jpeg_quality)
-        assert row["image"]["bytes"] == clean.content and row["sha256"] == clean.sha256
+        copy = clean.cleaned(file.getvalue(), min_size=args.min_size, jpeg_quality=args.jpeg_quality)
+        assert row["image"]["bytes"] == copy.content and row["sha256"] == copy.sha256
         assert row["text"] == again["text"]
         assert CATEGORIES[row["category"]] == again["category"]
 
@@ -57,13 +60,15 @@ def test_rows_keep_the_contract(culture):
 
 
 @pytest.mark.parametrize("culture", world.CULTURES)
-def test_its_settings_are_the_worlds_defaults(culture):
+def test_its_settings_are_the_worlds_defaults(culture, tmp_path):
     """`prepare_ccub.py --defaults pocket` sets what each shipped summary.json says that it was made with."""
     args = prepare_ccub.parse_args(["--defaults", "pocket", "--culture", culture, "--images", str(CCUB)])
     made = json.loads((CCUB / culture / "summary.json").read_text())["settings"]
-    set_now = {name: getattr(args, name) for name in made}
-    set_now |= {name: public_name(set_now[name]) for name in MODELS}
-    assert set_now | {"prompt_suffix": prepare_ccub.prompt_suffix(args)} == made
+    set_now = {name: getattr(args, name) for name in (*clean.TOLD, "seed")}
+    run = Run(culture=culture, folder=tmp_path, stages=[], accelerator=None, cache_dir=None)
+    for stage, more in ((Caption, {}), (DrawNegatives, {}), (Filter, {"options": {}})):
+        set_now |= prepare_ccub.built(stage, args, **more).told(run)
+    assert {name: set_now[name] for name in made} == made
 
 
 def test_the_judge_finds_the_photographs_right_and_the_negatives_wrong():

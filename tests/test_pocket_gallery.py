@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 
 from pocket import gallery, world
-from scoft.base_model import add_lora, load_pipeline
+from scoft.base_model import load_pipeline
 from scoft.errors import DataError
-from scoft.lora_folder import LORA_FILE, save_lora
+from scoft.lora_folder import LORA_FILE
+from tiny import around
 
 
 def test_columns_stand_in_their_order():
@@ -50,13 +51,13 @@ def test_each_culture_is_drawn_by_the_base_model_and_by_its_own_lora(tmp_path, m
 
     drawn, own = [], {}
     pipeline = load_pipeline(StableDiffusionPipeline, gallery.HERE / "models/stable-diffusion", safety_checker=None)
-    add_lora(pipeline.unet, rank=2, alpha=2, target_modules=["to_q", "proj_in"])
+    around(pipeline.unet).add_lora(rank=2, alpha=2, target_modules=["to_q", "proj_in"])
     for culture in world.CULTURES:
         for name, weight in pipeline.unet.named_parameters():
             if "lora_A" in name:
                 weight.data.normal_()
         own[culture] = first_weight(pipeline.unet)
-        save_lora(tmp_path / culture, pipeline.unet)
+        around(pipeline.unet).save_lora(tmp_path / culture)
     monkeypatch.setattr(gallery, "generated", generated)
     gallery.main(["--loras", str(tmp_path / "{}"), "--output", str(tmp_path)])
     assert [culture for culture, _ in drawn] == [*own, *own]

@@ -12,7 +12,8 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from pocket.train_models import HERE
-from scoft.lora_folder import LORA_FILE, check_whole, read_lora
+from scoft.base_model import check_whole, read_lora
+from scoft.lora_folder import LORA_FILE
 from scoft.train.validation import judge_table
 
 

@@ -1,5 +1,7 @@
 """README.md and the cards: what they name exists."""
 
+import importlib
+import operator
 import re
 from pathlib import Path
 
@@ -7,13 +9,18 @@ import pytest
 
 import evaluate_scoft
 import prepare_ccub
+import scoft.distances
 import scoft_losses
 import train_scoft_lora
+from scoft.evaluate.metrics import METRICS
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
+DOORS = ("prepare", "train", "evaluate")
 README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 POCKET = (ROOT / "pocket/README.md").read_text()
+METRICS_TABLE = README.split("| metric | of | against | features |")[1].split("\n\n")[0]
 METHOD_TABLE = README.split("## The method")[1].split("|---|---|---|---|---|")[1].split("\n\n")[0]
 
 
@@ -38,12 +45,51 @@ def test_defaults_in_the_method_table_are_the_defaults(flag, value):
     assert (str(default) == value) if isinstance(default, str) else default == float(value)
 
 
+def untold_metrics() -> list[str]:
+    """Rows of METRICS with a word in their name that the first column of the table of metrics lacks."""
+    column = " ".join(line.split("|")[1].lower() for line in METRICS_TABLE.splitlines() if line)
+    told = set(re.findall(r"[a-z]+", column))
+    return [name for name in METRICS if not told >= set(name.split("_"))]
+
+
+def test_every_metric_is_told(monkeypatch):
+    """The table of metrics has each row of METRICS, and a row that is planted is missed."""
+    assert untold_metrics() == []
+    monkeypatch.setitem(METRICS, "brightness", METRICS["kid"])
+    assert untold_metrics() == ["brightness"]
+
+
 def test_every_function_and_file_named_exists():
     """The functions of the method table and the files of the map exist."""
     functions = {cells[4].strip(" `") for line in METHOD_TABLE.splitlines() if len(cells := line.split("|")) == 7}
-    assert len(functions) == 6 and all(hasattr(scoft_losses, function) for function in functions)
+    rooms = (scoft_losses, scoft.distances)
+    assert len(functions) == 6 and all(any(hasattr(room, function) for room in rooms) for function in functions)
     files = re.findall(r"^\| `([^`]+)` \|", README.split("## Files")[1].split("## Use it well")[0], flags=re.M)
     assert len(files) >= 6 and all((ROOT / file).exists() for file in files)
+
+
+@pytest.mark.parametrize("folder", ["scoft/prepare", "scoft/train", "scoft/evaluate", "scoft"])
+def test_the_map_has_each_file_of_a_folder(folder):
+    """The row of a folder names all of its files and no other: that of the ground its packages too."""
+    row = re.search(rf"^\| `{folder}/` \|(.*)$", README, flags=re.M)[1]
+    there = {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__"}
+    there |= {f"{path.parent.name}/" for path in (ROOT / folder).glob("*/__init__.py")} - {
+        f"{wing}/" for wing in DOORS
+    }
+    assert set(re.findall(r"`([a-z_]+/?)`", row)) == there
+
+
+def test_every_place_in_contributing_is_there():
+    """`file.py: name` and `file.py: Class.method` are code, and what else stands in backticks with a dot is a file."""
+    places = re.findall(r"`([\w/]+\.py): ([\w.]+)`", CONTRIBUTING)
+    assert len(places) > 20
+    for file, name in places:
+        module = importlib.import_module(file.removesuffix(".py").replace("/__init__", "").replace("/", "."))
+        assert operator.attrgetter(name)(module), (file, name)
+    files = re.findall(r"`([\w/]+(?:\.\w+|/))`", CONTRIBUTING)
+    assert [
+        file for file in files if not (ROOT / file).exists() and file not in ("results.json", "metrics.jsonl")
+    ] == []
 
 
 @pytest.mark.parametrize("text", [README, POCKET], ids=["README.md", "pocket/README.md"])

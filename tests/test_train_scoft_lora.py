@@ -27,19 +27,19 @@ import scoft.files
 import train_scoft_lora
 from pocket import world
 from scoft import dataset_source
-from scoft.base_model import StableDiffusion
+from scoft.base_model import StableDiffusion, check_whole
 from scoft.dataset import read_dataset
 from scoft.dataset_source import find_dataset
 from scoft.distances import distance_options
 from scoft.errors import DataError
 from scoft.images import ImageTransform
-from scoft.lora_folder import check_whole, lora_sha256
+from scoft.lora_folder import lora_name, lora_sha256
 from scoft.train import checkpoints
 from scoft.train.checkpoints import check_seal
 from scoft.train.constants import Constants, ImageFeatures
 from scoft.train.examples import TrainingExamples
 from scoft.train.terms import DEFAULT_WEIGHTS, METHODS
-from scoft.train.validation import Validation
+from scoft.train.validation import Validation, validation_prompts
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
@@ -445,15 +445,15 @@ def test_resuming_a_finished_run_does_nothing_and_says_so(train, caplog):
 def test_going_back_to_an_older_checkpoint_abandons_what_followed(train):
     """Resumed by name from update 2 of 4 and killed before its end, `latest` goes on on the new branch, to its end."""
     run = train("run", checkpointing_steps=1)
-    save_lora = train_scoft_lora.save_lora
+    save_lora = StableDiffusion.save_lora
 
-    def killed(folder, unet, **kwargs):
+    def killed(model, folder, **kwargs):
         if folder == run:
             raise KeyboardInterrupt
-        save_lora(folder, unet, **kwargs)
+        save_lora(model, folder, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_scoft_lora, "save_lora", killed)
+        patch.setattr(StableDiffusion, "save_lora", killed)
         with pytest.raises(KeyboardInterrupt):
             train("run", resume_from_checkpoint="checkpoint-2", max_train_steps=3, learning_rate=1e-2)
     assert [folder.name for folder in checkpoints.checkpoints(run)] == [f"checkpoint-{n}" for n in (1, 2, 3)]
@@ -508,15 +508,16 @@ def test_old_checkpoints_are_pruned_and_other_folders_left_alone(train, tmp_path
 def test_lora_is_float32_and_moves_under_every_precision(train, monkeypatch, precision, said_by):
     """LoRA parameters are float32, lora_A moves too, the UNet takes the precision, whoever sets it."""
     seen = {}
-    save_lora = train_scoft_lora.save_lora
+    save_lora = StableDiffusion.save_lora
 
-    def spy(folder, unet, **kwargs):
+    def spy(model, folder, **kwargs):
+        unet = model.unet
         seen["lora"] = {name: weight.dtype for name, weight in unet.named_parameters() if "lora" in name}
         seen["base"] = unet.conv_in.weight.dtype
         seen["A"] = next(w.detach().clone() for name, w in unet.named_parameters() if "lora_A" in name)
-        return save_lora(folder, unet, **kwargs)
+        return save_lora(model, folder, **kwargs)
 
-    monkeypatch.setattr(train_scoft_lora, "save_lora", spy)
+    monkeypatch.setattr(StableDiffusion, "save_lora", spy)
     flag = {"mixed_precision": precision} if said_by == "flag" else {}
     if said_by == "launcher":
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
@@ -657,10 +658,13 @@ def test_saved_lora_draws_what_the_trained_unet_draws(train, monkeypatch, tiny_p
     from diffusers import StableDiffusionPipeline
 
     trained = []
-    save_lora = train_scoft_lora.save_lora
-    monkeypatch.setattr(
-        train_scoft_lora, "save_lora", lambda folder, unet, **kw: (trained.append(unet), save_lora(folder, unet, **kw))
-    )
+    save_lora = StableDiffusion.save_lora
+
+    def spy(model, folder, **kwargs):
+        trained.append(model.unet)
+        save_lora(model, folder, **kwargs)
+
+    monkeypatch.setattr(StableDiffusion, "save_lora", spy)
     run = train(lora_alpha=alpha, learning_rate=0.05)
     base = draw(StableDiffusionPipeline.from_pretrained(tiny_pipeline))
     expected = draw(StableDiffusionPipeline.from_pretrained(tiny_pipeline, unet=trained[-1].eval()))
@@ -825,17 +829,21 @@ def parse(**flags) -> argparse.Namespace:
     return train_scoft_lora.parse_args(words({"dataset": "d", "culture": "south_korea"} | flags))
 
 
+def prompts_of(args: argparse.Namespace) -> list[str]:
+    return validation_prompts(args.validation_prompts, culture=args.culture)
+
+
 def test_prompts_name_the_culture_where_they_say_so():
     """{} in a validation prompt is the culture in words; other braces stay; one prompt or several are one flag."""
     prompts = ["a house, in {}", "{a|b} {0} {x}", "{}: a view of {}"]
     filled = ["a house, in South Korea", "{a|b} {0} {x}", "South Korea: a view of South Korea"]
-    assert train_scoft_lora.validation_prompts(parse(validation_prompts=prompts)) == filled
-    assert train_scoft_lora.validation_prompts(parse(validation_prompt=prompts[0])) == filled[:1]
-    default = train_scoft_lora.validation_prompts(parse())
+    assert prompts_of(parse(validation_prompts=prompts)) == filled
+    assert prompts_of(parse(validation_prompt=prompts[0])) == filled[:1]
+    default = prompts_of(parse())
     assert len(default) == 2 and all(prompt.endswith(", in South Korea") for prompt in default)
     alone = {"culture": None, "method": "finetune"}
-    assert train_scoft_lora.validation_prompts(parse(**alone, validation_prompt="a {a|b}")) == ["a {a|b}"]
-    assert train_scoft_lora.validation_prompts(parse(**alone)) == []
+    assert prompts_of(parse(**alone, validation_prompt="a {a|b}")) == ["a {a|b}"]
+    assert prompts_of(parse(**alone)) == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -948,7 +956,7 @@ def test_a_damaged_embedded_file_stops_the_run_before_models_load(toy):
 def test_the_pocket_worlds_table_asks_for_pictures_of_eight_categories():
     """pocket/defaults.yaml has prompts that name eight different categories, in 64 pictures."""
     args = train_scoft_lora.parse_args(["--dataset", "pocket", "--culture", "veridia"])
-    prompts = train_scoft_lora.validation_prompts(args)
+    prompts = prompts_of(args)
     assert len({world.read_caption(prompt)["category"] for prompt in prompts}) == len(prompts) == 8
     assert all(prompt.endswith(", in Veridia") for prompt in prompts) and args.num_validation_images == 8
     assert args.validation_judge == f"{ROOT}/pocket/judge.py:rate"
@@ -1140,7 +1148,7 @@ def test_a_culture_in_any_script_names_its_lora(flags, tmp_path, monkeypatch):
 def test_a_checkpoint_of_another_shape_does_not_fit(train, rank):
     """Resuming with another rank names the checkpoint, a weight, both shapes and the flags."""
     train()
-    with pytest.raises(DataError, match=r"(?s)does not fit.*\(4, .*--rank"):
+    with pytest.raises(DataError, match=r"(?s)^resume_from_checkpoint .*does not fit.*\(4, .*give the rank"):
         train(resume_from_checkpoint="latest", rank=rank, max_train_steps=8)
 
 
@@ -1361,7 +1369,7 @@ def test_a_disk_that_is_too_full_is_named_before_the_work(train, monkeypatch):
 )
 def test_the_loras_name_is_in_the_cultures_own_script(culture, name):
     """Vowel signs are part of a word; what no name may have becomes a dash."""
-    assert train_scoft_lora.lora_name(culture) == name
+    assert lora_name(culture, what="it") == name
 
 
 def test_a_long_name_is_refused_by_its_flag(train):

@@ -117,6 +117,13 @@ def build_pipeline(
     return Path(folder)
 
 
+def around(unet):
+    """What trains a UNet's LoRA, of which the other parts are not needed."""
+    from scoft.base_model import StableDiffusion
+
+    return StableDiffusion(None, None, None, None, unet, dtype=torch.float32)
+
+
 def _clip_tokenizer():
     """A CLIP tokenizer that reads any text byte by byte, and the dataset's words in a token or two as CLIP would."""
     from tokenizers.pre_tokenizers import ByteLevel

@@ -1,16 +1,26 @@
-"""Figures of an evaluation, from plain pictures and numbers."""
+"""Figures of an evaluation: drawn from plain pictures and numbers, and written for a scored folder."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from PIL import Image
 
 from scoft import sheets
+from scoft.cultures import culture_words
+from scoft.evaluate.results import Key, Results, checkpoints_of
+from scoft.evaluate.tables import headline
+from scoft.files import private_folder
+from scoft.images import open_file, write_png
+from scoft.pictures import BASE, is_checkpoint, read_pictures
 
 
+PHOTOGRAPHS = "photographs"  # the private folder of the sheets that show the dataset's photographs, which are others'
+NEAREST_SHOWN = 10  # pictures of a sheet of nearest photographs, the most alike first
 COLUMNS = 3  # panels side by side
 PANEL = 2.3  # inches from one row of panels to the next
 
@@ -71,7 +81,72 @@ def curves(
             left=0.06, right=0.99, bottom=0.5 / height, top=1 - 0.9 / height, hspace=0.5, wspace=0.2
         )
         figure.text(0.06, 1 - 0.3 / height, title, fontsize="large", fontweight="bold")
-        shown = {name: line for axes in figure.axes for line, name in zip(*axes.get_legend_handles_labels())}
+        lines = {name: line for axes in figure.axes for line, name in zip(*axes.get_legend_handles_labels())}
         corner = (0.99, 1 - 0.1 / height)
-        figure.legend(shown.values(), shown, loc="upper right", bbox_to_anchor=corner, ncols=len(shown), frameon=False)
+        figure.legend(lines.values(), lines, loc="upper right", bbox_to_anchor=corner, ncols=len(lines), frameon=False)
         return sheets.picture_of(figure)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Of a folder
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def method_grid(folder: Path, only: Sequence[str] | None = None, *, most_rows: int = 10) -> Image.Image | None:
+    """Methods, or `only` these, as columns, prompts as rows, the first picture that no method lacks.
+
+    None where there is no prompt of which every method has a picture that is not blank.
+    """
+    pictures = [each for each in read_pictures(folder) if each.set == "prompts" and not is_checkpoint(each.method)]
+    pictures = [each for each in pictures if only is None or each.method in only]
+    names = list(dict.fromkeys(picture.method for picture in pictures))
+    at = {(each.prompt, each.number, each.method): each for each in pictures if not each.blank}
+    counted = sorted({picture.number for picture in pictures})
+    rows = []
+    for prompt in list(dict.fromkeys(picture.prompt for picture in pictures))[:most_rows]:
+        whole = [number for number in counted if all((prompt, number, name) in at for name in names)]
+        if whole:
+            files = [folder / at[prompt, whole[0], name].file for name in names]
+            rows.append((prompt, [open_file(file, within=folder) for file in files]))
+    return methods(rows, names, title=culture_words(pictures[0].culture)) if rows else None
+
+
+def write_nearest(folder: Path, sheet: Image.Image, *, of: str, method: str):
+    """Keep the sheet of a set and method where only this user may look."""
+    private_folder(folder / PHOTOGRAPHS, flag="folder")
+    write_png(folder / nearest_file(of, method), sheet)
+
+
+def nearest_file(of: str, method: str) -> str:
+    return f"{PHOTOGRAPHS}/nearest-{of}-{method}.png"
+
+
+def write_figures(folder: Path, results: Results, output: Path, *, apart: bool) -> Iterator[tuple[str, str]]:
+    """Write one culture's figures; yields what each shows, and its file's name, which names the culture if `apart`."""
+    culture = culture_words(results.culture)
+    if grid := method_grid(folder):
+        name = f"pictures-{results.culture}.png"
+        write_png(output / name, grid)
+        yield f"Methods as columns, prompts of {culture} as rows, at one seed", name
+    for metric, of, method in results.estimates:
+        sheet = folder / nearest_file(of, method)
+        if metric == "nearest" and not is_checkpoint(method) and sheet.is_file():
+            name = f"{PHOTOGRAPHS}/{sheet.stem}-{results.culture}.png" if apart else f"{PHOTOGRAPHS}/{sheet.name}"
+            private_folder(output / PHOTOGRAPHS, flag="--output")
+            write_png(output / name, open_file(sheet, within=folder))
+            yield f"Pictures of {method}, set {of}, most like a training photograph, {culture}", name
+    if panels := panels_of(results):
+        name = f"updates-{results.culture}.png"
+        write_png(output / name, curves(panels, title=culture))
+        yield f"Metrics by updates, {culture}", name
+
+
+def panels_of(results: Results) -> dict[str, dict[str, list[tuple[int, float, float, float]]]]:
+    """What `curves` takes: a panel a metric and set, a line a run, from the base model on."""
+    panels = defaultdict(dict)
+    for (run, metric, of), points in checkpoints_of(results).items():
+        start = results.estimates.get(Key(metric, of, BASE))
+        panels[headline(metric, of)][run] = [
+            (updates, each.value, each.low, each.high) for updates, each in ([(0, start)] if start else []) + points
+        ]
+    return panels

@@ -12,15 +12,9 @@ from PIL import Image
 
 from scoft.cultures import CULTURE_NAMES
 from scoft.errors import DataError
-from scoft.files import (
-    Ledger,
-    content_key,
-)
-from scoft.prepare.photograph import (
-    Photograph,
-    open_kept,
-)
-from scoft.prepare.work import REMEDY, Run, check_model
+from scoft.files import Ledger, content_key
+from scoft.prepare.photograph import Photograph, open_kept
+from scoft.prepare.work import REMEDY, Run, check_model, public_name
 from scoft.randomness import stable_generator
 from scoft.weights import load_whole, loading, model_key, precision
 
@@ -41,9 +35,13 @@ class Captioned:
 class Caption:
     """The stage: naive captions of each photograph."""
 
-    captioner: str
-    num_captions: int
+    captioner: str  # a BLIP, by its Hub id or folder
+    num_captions: int  # of a photograph
     seed: int
+
+    def told(self, run: Run) -> dict[str, object]:
+        """The settings of which the card tells."""
+        return {"captioner": public_name(self.captioner), "num_captions": self.num_captions}
 
     def key(self, run: Run, photograph: Photograph) -> str:
         """Of all that decides a photograph's captions."""
@@ -55,14 +53,7 @@ class Caption:
         """Raises DataError for a model that is none and a ledger that cannot be read."""
         if run.does("caption"):
             kinds = ("ForConditionalGeneration", "ForCausalLM")
-            check_model(
-                self.captioner,
-                flag="--captioner",
-                file="config.json",
-                weights="*.safetensors",
-                kinds=kinds,
-                cache_dir=run.cache_dir,
-            )
+            check_model(self.captioner, flag="--captioner", kinds=kinds, cache_dir=run.cache_dir)
         read_captions(run)
 
     def run(self, run: Run, photographs: Sequence[Photograph]) -> dict[str, list[str]]:

@@ -7,25 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scoft.cultures import CATEGORIES
-from scoft.files import (
-    checked_name,
-    write_atomically,
-)
+from scoft.files import checked_name, write_atomically
 from scoft.pages import code_text, markdown_text, page_values
-from scoft.prepare.photograph import (
-    NO_CATEGORY,
-    UNKNOWN,
-)
-from scoft.weights import model_key
+from scoft.prepare.photograph import NO_CATEGORY, UNKNOWN
 
 
+TEMPLATE = Path(__file__).parents[2] / "dataset_card.md"
 # What the Hub asks of whoever wants a dataset whose owner has switched access requests on.
 GATED_PROMPT = (
     "The photographs belong to those who took them, and show people whom you have not asked. By asking for access you "
     "agree not to pass them on, not to recognise faces or guess where people come from with them, not to teach models "
     "stereotypes with them, and to delete your copy of whatever is withdrawn from here."
 )
-MODELS = ("captioner", "pretrained_model_name_or_path", "controlnet", "depth_model", "filter_model")
 
 
 @dataclass(frozen=True)
@@ -58,16 +51,6 @@ class Summary:
 
     def __post_init__(self):
         checked_name(self.name, what="name")
-
-
-def public_name(model: str | None) -> str:
-    """What the card calls a model: by its name on the Hub, or a folder's name and content, not by where it lies."""
-    if model is None:
-        return "the distance's own"
-    folder = Path(model)
-    if folder.is_dir():
-        return f"{folder.resolve().name} ({model_key(model)[:16]})"
-    return folder.name if folder.is_absolute() or model.startswith(".") else model
 
 
 def write_card(output: Path, summaries: Sequence[dict], *, links_only: bool, repo_id: str | None = None):
@@ -112,7 +95,7 @@ def write_card(output: Path, summaries: Sequence[dict], *, links_only: bool, rep
     )
     card = DatasetCard.from_template(
         data,
-        template_path=str(Path(__file__).parents[2] / "dataset_card.md"),
+        template_path=str(TEMPLATE),
         text=markdown_text,
         place_in_code=code_text(repo_id or output.name),
         config_in_code=code_text(summaries[0]["name"]),

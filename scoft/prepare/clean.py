@@ -18,12 +18,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from scoft.errors import DataError
-from scoft.files import (
-    Ledger,
-    content_key,
-    read_regular,
-    write_atomically,
-)
+from scoft.files import Ledger, content_key, read_record, read_regular, write_atomically
 from scoft.images import (
     FORMATS,
     MAX_BYTES,
@@ -52,7 +47,19 @@ from scoft.prepare.work import Run
 logger = logging.getLogger("scoft")
 
 CLEAN_THREADS = 4
-CLEANING = ("min_size", "near_duplicate_bits", "test_share", "jpeg_quality")  # that the card tells of
+TOLD = ("min_size", "near_duplicate_bits", "test_share", "jpeg_quality")  # the settings of which the card tells
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cleaned:
+    """A photograph ready to be kept: its file's bytes and format, its size, what finds its like."""
+
+    content: bytes
+    sha256: str  # of it
+    suffix: str
+    size: tuple[int, int]
+    pixels: str  # equal for equal pictures
+    hash: int  # of 128 bits, few of which differ between versions of one picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,19 +85,78 @@ class Clean:
     def clean(self, run: Run, photographs: list[Photograph], *, fetcher: Fetcher):
         if self.images is None and any(photograph.picture for photograph in photographs):
             raise DataError("--stages clean: these photographs come from --images; give the folder again.")
-        clean_photographs(
-            photographs,
-            run.folder / "photographs",
-            source=self.images or run.folder / "fetched",
-            fetcher=fetcher,
-            min_size=self.min_size,
-            near_duplicate_bits=self.near_duplicate_bits,
-            jpeg_quality=self.jpeg_quality,
-        )
+        self.clean_photographs(photographs, run.folder, fetcher=fetcher)
         assign_splits(kept(photographs), test_share=self.test_share, seed=self.seed)
         write_photographs(run.folder, photographs)
-        settings = {name: getattr(self, name) for name in CLEANING}
-        write_atomically(run.folder / "clean.json", json.dumps(settings))  # what the card tells, also of a later write
+        told = {name: getattr(self, name) for name in TOLD}
+        write_atomically(run.folder / "clean.json", json.dumps(told))
+
+    def told(self, run: Run) -> dict[str, object]:
+        """The settings of which the card tells: those of the run that cleaned, which may be an earlier one."""
+        return read_record(run.folder / "clean.json", dict[str, int | float], remedy="Run --stages clean again.")
+
+    def clean_photographs(self, photographs: Sequence[Photograph], folder: Path, *, fetcher: Fetcher):
+        """Write a clean copy of every usable photograph into the culture's folder, and into its line what it is, or
+        why it is not usable.
+
+        Of equal pictures, and of those whose hashes differ in at most `near_duplicate_bits`, the first is kept,
+        whatever its split. (Of CCUB's Korean photographs no two differ in fewer than 44; a crop by 1 % changes up to
+        10, a JPEG of quality 20 up to 5.) The fetched bytes of one on the deny-list are deleted.
+        """
+        copies, room = folder / "photographs", Room(MAX_PIXELS)
+        copies.mkdir(exist_ok=True)
+        came = [photograph for photograph in photographs if photograph.source_sha256]
+
+        def copied(photograph: Photograph) -> Cleaned | NotUsable:
+            try:
+                result = self.clean_one(photograph, folder, room=room, fetcher=fetcher)
+            except UnusableImage as reason:
+                return NotUsable(reason.status, str(reason))
+            except NotUsable as reason:
+                return reason
+            # Here and not below, where it would have to be held in memory until all before it are done.
+            write_atomically(copies / f"{photograph.id}.{result.suffix}", result.content)
+            return dataclasses.replace(result, content=b"")
+
+        doubles = Doubles(near_duplicate_bits=self.near_duplicate_bits)
+        with progress(desc="Cleaning", total=len(came)) as bar, ThreadPoolExecutor(CLEAN_THREADS) as pool:
+            for photograph, result in zip(came, pool.map(copied, came)):
+                bar.update()
+                if isinstance(result, Cleaned) and (twin := doubles.first_like(result)):
+                    result = NotUsable("duplicate", f"of {twin.origin}")
+                if isinstance(result, Cleaned):
+                    doubles.add(photograph, result)
+                    file = f"{copies.name}/{photograph.id}.{result.suffix}"
+                    photograph.keep(file=file, sha256=result.sha256, size=result.size)
+                else:
+                    photograph.leave_out(result.status, result.detail)
+                    if result.status == "denied":
+                        forget(photograph, folder)
+        wanted = {photograph.file for photograph in photographs}
+        for file in copies.iterdir():
+            if f"{copies.name}/{file.name}" not in wanted:
+                file.unlink()
+
+    def clean_one(self, photograph: Photograph, folder: Path, *, room: Room, fetcher: Fetcher) -> Cleaned:
+        """What came of a photograph, made clean, unless it is denied. Raises UnusableImage and NotUsable."""
+        source = self.images or folder / "fetched"
+        file = source / (photograph.picture or photograph.id)
+        if not file.exists():
+            raise NotUsable("corrupt", "the bytes that came are gone; the stage fetch asks for them again")
+        if (size := file.stat().st_size) > MAX_BYTES:
+            raise NotUsable("too_large", f"{size} bytes; {MAX_BYTES} are allowed")
+        try:
+            content = read_regular(file, within=source)
+        except (OSError, DataError) as error:
+            raise NotUsable("corrupt", str(error)) from error
+        formats = FORMATS if photograph.picture else PHOTOGRAPH_FORMATS
+        with room.of(math.prod(open_header(content, formats=formats, min_side=self.min_size).size)):
+            result = cleaned(content, min_size=self.min_size, jpeg_quality=self.jpeg_quality)
+        links = (photograph.url, photograph.final_url)
+        hashes = (photograph.source_sha256, photograph.sha256, result.sha256)  # came, was published, is now
+        if any(map(fetcher.denies, links)) or any(fetcher.denies(sha256=sha256) for sha256 in hashes):
+            raise NotUsable("denied", "the deny-list names its link or content")
+        return result
 
 
 def tell_of_losses(run: Run, photographs: Sequence[Photograph]):
@@ -105,90 +171,21 @@ def tell_of_losses(run: Run, photographs: Sequence[Photograph]):
         raise DataError(f"--culture {run.culture}: no photograph is usable; {run.folder / 'manifest.jsonl'} {reason}.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cleaned:
-    """A photograph ready to be kept: its file's bytes and format, its size, what finds its like."""
+class Doubles:
+    """The pictures that were kept so far, by which others are found to be doubles."""
 
-    content: bytes
-    sha256: str  # of it
-    suffix: str
-    size: tuple[int, int]
-    pixels: str  # equal for equal pictures
-    hash: int  # of 128 bits, few of which differ between versions of one picture
+    def __init__(self, *, near_duplicate_bits: int):
+        self.near_duplicate_bits = near_duplicate_bits
+        self.by_pixels: dict[str, Photograph] = {}
+        self.hashes: list[tuple[int, Photograph]] = []
 
+    def first_like(self, cleaned: Cleaned) -> Photograph | None:
+        near = (p for bits, p in self.hashes if (bits ^ cleaned.hash).bit_count() <= self.near_duplicate_bits)
+        return self.by_pixels.get(cleaned.pixels) or next(near, None)
 
-def clean_photographs(
-    photographs: Sequence[Photograph],
-    folder: Path,
-    *,
-    source: Path,
-    fetcher: Fetcher,
-    min_size: int,
-    near_duplicate_bits: int,
-    jpeg_quality: int,
-):
-    """Write every usable photograph into `folder`, clean, and into its line what it is, or why it is not usable.
-
-    Of equal pictures, and of those whose hashes differ in at most `near_duplicate_bits`, the first is kept, whatever
-    its split. (Of CCUB's Korean photographs no two differ in fewer than 44; a crop by 1 % changes up to 10, a JPEG of
-    quality 20 up to 5.) The fetched bytes of one on the deny-list are deleted.
-    """
-    folder.mkdir(exist_ok=True)
-    came = [photograph for photograph in photographs if photograph.source_sha256]
-    room = Room(MAX_PIXELS)
-
-    def clean(photograph: Photograph) -> Cleaned | NotUsable:
-        try:
-            file = source / (photograph.picture or photograph.id)
-            if not file.exists():
-                raise NotUsable("corrupt", "the bytes that came are gone; the stage fetch asks for them again")
-            if (size := file.stat().st_size) > MAX_BYTES:
-                raise NotUsable("too_large", f"{size} bytes; {MAX_BYTES} are allowed")
-            try:
-                content = read_regular(file, within=source)
-            except (OSError, DataError) as error:
-                raise NotUsable("corrupt", str(error)) from error
-            formats = FORMATS if photograph.picture else PHOTOGRAPH_FORMATS
-            with room.of(math.prod(open_header(content, formats=formats, min_side=min_size).size)):
-                result = cleaned(content, min_size=min_size, jpeg_quality=jpeg_quality)
-            links = (photograph.url, photograph.final_url)
-            hashes = (photograph.source_sha256, photograph.sha256, result.sha256)  # came, was published, is now
-            if any(map(fetcher.denies, links)) or any(fetcher.denies(sha256=sha256) for sha256 in hashes):
-                raise NotUsable("denied", "the deny-list names its link or content")
-        except UnusableImage as reason:
-            return NotUsable(reason.status, str(reason))
-        except NotUsable as reason:
-            return reason
-        # Here and not below, where it would have to be held in memory until all before it are done.
-        write_atomically(folder / f"{photograph.id}.{result.suffix}", result.content)
-        return dataclasses.replace(result, content=b"")
-
-    first: dict[str, Photograph] = {}
-    hashes: list[tuple[int, Photograph]] = []
-    with progress(desc="Cleaning", total=len(came)) as bar, ThreadPoolExecutor(CLEAN_THREADS) as pool:
-        for photograph, result in zip(came, pool.map(clean, came)):
-            bar.update()
-            if isinstance(result, Cleaned):
-                near = (p for bits, p in hashes if (bits ^ result.hash).bit_count() <= near_duplicate_bits)
-                if twin := first.get(result.pixels) or next(near, None):
-                    result = NotUsable("duplicate", f"of {twin.origin}")
-            if isinstance(result, NotUsable):
-                photograph.status, photograph.detail = result.status, result.detail
-                photograph.file = photograph.sha256 = ""
-                photograph.width = photograph.height = 0
-                if result.status == "denied":
-                    forget(photograph, folder.parent)
-                continue
-            first[result.pixels] = photograph
-            hashes.append((result.hash, photograph))
-            photograph.status, photograph.detail = "ok", ""
-            photograph.file = f"{folder.name}/{photograph.id}.{result.suffix}"
-            photograph.sha256 = result.sha256
-            photograph.width, photograph.height = result.size
-    wanted = {photograph.file for photograph in photographs}
-    for file in folder.iterdir():
-        if f"{folder.name}/{file.name}" not in wanted:
-            file.unlink()
+    def add(self, photograph: Photograph, cleaned: Cleaned):
+        self.by_pixels[cleaned.pixels] = photograph
+        self.hashes.append((cleaned.hash, photograph))
 
 
 def forget(photograph: Photograph, folder: Path):

@@ -11,16 +11,9 @@ from pathlib import Path
 from scoft.launch import progress
 
 from scoft.cultures import SHEET_TABS
-from scoft.files import (
-    Ledger,
-    write_atomically,
-)
-from scoft.prepare.photograph import (
-    Photograph,
-    read_photographs,
-    write_photographs,
-)
-from scoft.prepare.sources import read_links, read_pictures, read_table
+from scoft.files import Ledger, write_atomically
+from scoft.prepare.photograph import Photograph, read_photographs, write_photographs
+from scoft.prepare.sources import read_images, read_links, read_table
 from scoft.prepare.web import Fetched, Fetcher
 from scoft.prepare.work import REMEDY, Run
 
@@ -49,7 +42,7 @@ class Fetch:
 
     def found(self, run: Run, *, fetcher: Fetcher) -> list[Photograph]:
         if self.images:
-            return read_pictures(self.images)
+            return read_images(self.images)
         source = self.links or SHEET.format(SHEET_TABS[run.culture])
         return fetch_links(
             read_links(read_table(source, fetcher=fetcher), culture=run.culture, source=source),
@@ -134,8 +127,9 @@ def outcome(fetched: Fetched) -> Outcome:
 
 
 def known_again(found: Sequence[Photograph], manifest: Sequence[Photograph]) -> list[Photograph]:
-    """The input's photographs, each in the split where it was; where the bytes are as before, all that later stages
-    found out stays.
+    """The photographs found now, each in the split that the manifest of an earlier run has for it.
+
+    Where the bytes are as they were then, what cleaning and writing put into its line is taken over too.
     """
     known = {photograph.id: photograph for photograph in manifest}
     later = ("status", "detail", "file", "sha256", "width", "height", "negatives")

@@ -1,4 +1,4 @@
-"""The stage filter: which negatives differ enough from their photograph to be some."""
+"""The stage filter: negatives that came out like their photograph are left out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,18 +12,11 @@ from PIL import Image, ImageOps
 
 from scoft.distances import PerceptualDistance, load_distance
 from scoft.errors import DataError
-from scoft.files import (
-    Ledger,
-    content_key,
-)
-from scoft.images import (
-    open_file,
-)
+from scoft.files import Ledger, content_key
+from scoft.images import open_file
 from scoft.prepare.negatives import Negatives, read_drawn
-from scoft.prepare.photograph import (
-    open_kept,
-)
-from scoft.prepare.work import REMEDY, Run
+from scoft.prepare.photograph import open_kept
+from scoft.prepare.work import REMEDY, Run, public_name
 from scoft.weights import model_key
 
 
@@ -54,14 +47,28 @@ class Negative:
 class Filter:
     """The stage: leave out negatives that came out like their photograph."""
 
-    distance: str
-    model: str | None
+    filter_distance: str  # one of DISTANCES
+    filter_model: str | None  # None: the distance's own
+    false_negative_threshold: float | None  # None: the distance's own, where FALSE_NEGATIVE_THRESHOLDS has it
     options: Mapping[str, str]  # of distances that have some, by their names
-    threshold: float | None  # decides at each run; what is measured holds for any
+
+    @property
+    def threshold(self) -> float | None:
+        """The distance below which a negative is left out. It decides at each run; what is measured holds for any."""
+        given = self.false_negative_threshold
+        return FALSE_NEGATIVE_THRESHOLDS.get(self.filter_distance) if given is None else given
+
+    def told(self, run: Run) -> dict[str, object]:
+        """The settings of which the card tells."""
+        return {
+            "filter_distance": self.filter_distance,
+            "filter_model": public_name(self.filter_model),
+            "false_negative_threshold": self.threshold,
+        }
 
     def key(self, drawn_key: str) -> str:
         """Of all that decides the distances of a photograph's negatives."""
-        return content_key(drawn_key, self.distance, model_key(self.model), *self.options.values())
+        return content_key(drawn_key, self.filter_distance, model_key(self.filter_model), *self.options.values())
 
     def check(self, run: Run):
         """Raises DataError for a distance that cannot be loaded, if none was measured with it here, and a ledger that
@@ -107,8 +114,8 @@ class Filter:
 
     def load(self, *, device, cache_dir: str | None) -> PerceptualDistance:
         return load_distance(
-            self.distance,
-            model_name_or_path=self.model,
+            self.filter_distance,
+            model_name_or_path=self.filter_model,
             device=device,
             cache_dir=cache_dir,
             flags=("--filter_distance", "--filter_model"),

@@ -12,21 +12,11 @@ import torch
 from PIL import Image, ImageOps
 
 from scoft.base_model import load_controlnet_pipeline
+from scoft.cultures import culture_words
 from scoft.errors import DataError
-from scoft.files import (
-    Ledger,
-    checked_name,
-    content_key,
-    write_atomically,
-)
-from scoft.prepare.photograph import (
-    Photograph,
-    jpeg,
-    kept,
-    open_kept,
-    png,
-)
-from scoft.prepare.work import REMEDY, Run, check_model
+from scoft.files import Ledger, checked_name, content_key, write_atomically
+from scoft.prepare.photograph import Photograph, jpeg, kept, open_kept, png
+from scoft.prepare.work import REMEDY, Run, check_model, public_name
 from scoft.randomness import stable_generator
 from scoft.weights import load_whole, loading, model_key, precision
 
@@ -78,22 +68,38 @@ class Negatives:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draw:
+class DrawNegatives:
     """The stage: negatives of each photograph of the train split."""
 
-    base_model: str
+    pretrained_model_name_or_path: str  # the base model, like the next two by its Hub id or folder
     controlnet: str
     depth_model: str
     num_negatives: int  # of a photograph
-    prompt_suffix: str
+    prompt_suffix: str  # {} in it stands for the culture
     resolution: int  # short side in pixels
     num_inference_steps: int
     guidance_scale: float
     seed: int
 
+    def told(self, run: Run) -> dict[str, object]:
+        """The settings of which the card tells."""
+        return {
+            "pretrained_model_name_or_path": public_name(self.pretrained_model_name_or_path),
+            "controlnet": public_name(self.controlnet),
+            "depth_model": public_name(self.depth_model),
+            "num_negatives": self.num_negatives,
+            "prompt_suffix": self.suffix(run.culture),
+            "resolution": self.resolution,
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+        }
+
+    def suffix(self, culture: str) -> str:
+        return self.prompt_suffix.replace("{}", culture_words(culture))
+
     def drawing(self, run: Run) -> Drawing:
         return Drawing(
-            base_model=model_key(self.base_model),
+            base_model=model_key(self.pretrained_model_name_or_path),
             controlnet=model_key(self.controlnet),
             depth_model=model_key(self.depth_model),
             resolution=self.resolution,
@@ -106,22 +112,19 @@ class Draw:
     def check(self, run: Run):
         """Raises DataError for a model that is none and a ledger that cannot be read."""
         if run.does("negatives"):
+            there = {"cache_dir": run.cache_dir}
             check_model(
-                self.base_model,
+                self.pretrained_model_name_or_path,
                 flag="--pretrained_model_name_or_path",
+                kinds=("Pipeline",),
                 file="model_index.json",
                 weights="unet/*.safetensors",
-                kinds=("Pipeline",),
-                cache_dir=run.cache_dir,
+                **there,
             )
-            described = {"file": "config.json", "weights": "*.safetensors"}
-            kinds, there = ("ControlNetModel",), {"cache_dir": run.cache_dir}
-            check_model(self.controlnet, flag="--controlnet", kinds=kinds, **described, **there)
-            if is_midas(self.depth_model):
-                check_model(self.depth_model, flag="--depth_model", file=MIDAS_FILE, weights=MIDAS_FILE, **there)
-            else:
-                kinds = ("ForDepthEstimation",)
-                check_model(self.depth_model, flag="--depth_model", kinds=kinds, **described, **there)
+            check_model(self.controlnet, flag="--controlnet", kinds=("ControlNetModel",), **there)
+            midas = {"file": MIDAS_FILE, "weights": MIDAS_FILE}
+            depth = midas if is_midas(self.depth_model) else {"kinds": ("ForDepthEstimation",)}
+            check_model(self.depth_model, flag="--depth_model", **depth, **there)
         read_drawn(run)
 
     def run(
@@ -131,14 +134,8 @@ class Draw:
 
         Raises DataError if a dataset is to be written of photographs some of which alone have been drawn.
         """
-        drawing, wanted = self.drawing(run), {}
         trained = kept(photographs, split="train")
-        for photograph in trained:
-            if its_captions := captions.get(photograph.id):
-                prompts = prompts_of_negatives(
-                    photograph, its_captions, number=self.num_negatives, suffix=self.prompt_suffix, drawing=drawing
-                )
-                wanted[content_key(*prompts)] = (photograph, prompts)
+        wanted = self.wanted(run, trained, captions)
         if run.does("negatives"):
             if lacking := len(trained) - len(wanted):
                 logger.warning("%d photographs have no naive caption under these settings, so no negatives.", lacking)
@@ -160,8 +157,20 @@ class Draw:
             for key, (photograph, prompts) in wanted.items()
         ]
 
+    def wanted(
+        self, run: Run, photographs: Sequence[Photograph], captions: Mapping[str, Sequence[str]]
+    ) -> dict[str, tuple[Photograph, dict[str, str]]]:
+        """The photographs that have captions, each with its prompts by name, under the key of its negatives' entry."""
+        how = {"number": self.num_negatives, "suffix": self.suffix(run.culture), "drawing": self.drawing(run)}
+        wanted = {}
+        for photograph in photographs:
+            if its_captions := captions.get(photograph.id):
+                prompts = prompts_of_negatives(photograph, its_captions, **how)
+                wanted[content_key(*prompts)] = (photograph, prompts)
+        return wanted
+
     def draw(self, run: Run, wanted: dict[str, tuple]):
-        """Draw the negatives of `wanted`, by key, and write down which of them the safety checker has left."""
+        """Draw the negatives of what is `wanted`, and write down which of them the safety checker has left."""
         folder, ledger, accelerator = run.folder, Ledger(run.folder / LEDGER), run.accelerator
         for name in ("depth", "negatives"):
             (folder / name).mkdir(exist_ok=True)
@@ -233,10 +242,12 @@ class EmbedOnce(torch.nn.Module):
 class NegativeGenerator:
     """Generates the negatives of one photograph in one batch, so that what else is drawn changes nothing."""
 
-    def __init__(self, draw: Draw, *, device, dtype, cache_dir: str | None):
+    def __init__(self, draw: DrawNegatives, *, device, dtype, cache_dir: str | None):
         self.draw = draw
         self.depth = DepthEstimator(draw.depth_model, device=device, cache_dir=cache_dir)
-        self.pipeline = load_controlnet_pipeline(draw.base_model, controlnet=draw.controlnet, cache_dir=cache_dir)
+        self.pipeline = load_controlnet_pipeline(
+            draw.pretrained_model_name_or_path, controlnet=draw.controlnet, cache_dir=cache_dir
+        )
         controlnet = self.pipeline.controlnet
         controlnet.controlnet_cond_embedding = EmbedOnce(controlnet.controlnet_cond_embedding)
         self.pipeline.to(device, dtype)

@@ -11,14 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 from scoft.errors import DataError
-from scoft.files import (
-    checked_name,
-    read_lines,
-    write_atomically,
-)
-from scoft.images import (
-    open_file,
-)
+from scoft.files import checked_name, read_lines, write_atomically
+from scoft.images import open_file
 
 
 PERIODS = ("traditional", "modern")  # the paper asks each collector for photographs of both
@@ -57,6 +51,18 @@ class Photograph:
     @property
     def origin(self) -> str:
         return self.picture or self.url
+
+    def keep(self, *, file: str, sha256: str, size: tuple[int, int]):
+        """It is in the dataset, by its clean copy."""
+        self.status, self.detail = "ok", ""
+        self.file, self.sha256 = file, sha256
+        self.width, self.height = size
+
+    def leave_out(self, status: str, detail: str):
+        """It is not in the dataset, for this reason."""
+        self.status, self.detail = status, detail
+        self.file = self.sha256 = ""
+        self.width = self.height = 0
 
 
 def read_photographs(folder: Path) -> list[Photograph]:

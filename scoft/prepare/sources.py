@@ -1,6 +1,5 @@
-"""What is asked for: a table of links, or a folder of pictures with its metadata."""
+"""What the user hands in: a table of links, or a folder of pictures with its metadata; and texts."""
 
-import csv
 import hashlib
 import io
 import logging
@@ -12,17 +11,10 @@ from pathlib import Path
 from scoft.cultures import CATEGORIES, CATEGORY_CODES, CULTURE_OF_CODE
 from scoft.dataset import unusable, warn_of_scripts
 from scoft.errors import DataError
-from scoft.files import (
-    content_key,
-    open_regular,
-    read_file,
-)
+from scoft.files import content_key, open_regular, read_file, read_regular
 from scoft.hub import CREDENTIALS
-from scoft.metadata import MAX_METADATA, jsonl_records, read_metadata
-from scoft.prepare.photograph import (
-    PERIODS,
-    Photograph,
-)
+from scoft.metadata import MAX_METADATA, csv_rows, jsonl_records, read_metadata
+from scoft.prepare.photograph import PERIODS, Photograph
 from scoft.prepare.web import Fetcher
 
 
@@ -30,6 +22,22 @@ logger = logging.getLogger("scoft")
 
 LINK_COLUMNS = ("country_code", "category_code", "url", "caption", "created_at")
 EXAMPLE_LINE = '{"file_name": "market.jpg", "text": "a market in Ibadan", "category": "city"}'  # of a metadata.jsonl
+
+
+def read_text(file: Path | None, *, flag: str) -> str:
+    """The text of the file that `flag` names, if it names one. Raises DataError, which names the flag."""
+    if file is None:
+        return ""
+    try:
+        return read_regular(file, at_most=MAX_METADATA).decode("utf-8-sig").replace("\r\n", "\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{flag} {file} cannot be read ({error}); it is a text file in UTF-8.") from error
+
+
+def read_deny_list(file: Path | None) -> list[str]:
+    """The entries of --deny_list, one a line; # begins a line that is none. Raises DataError."""
+    lines = read_text(file, flag="--deny_list").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def read_table(source: str, *, fetcher: Fetcher) -> bytes:
@@ -52,7 +60,7 @@ def read_links(table: bytes, *, culture: str, source: str) -> list[Photograph]:
     Raises DataError for bytes that are not UTF-8, missing columns, unknown codes, and no row for the culture.
     """
     found, elsewhere = {}, Counter()
-    for name, row in csv_rows(table, source=source, needed=("url", "caption")):
+    for name, row in table_rows(table, source=source, needed=("url", "caption")):
         country = row.get("country_code", "").upper()
         if country and country not in CULTURE_OF_CODE:
             raise DataError(
@@ -79,8 +87,8 @@ def read_links(table: bytes, *, culture: str, source: str) -> list[Photograph]:
     return marked_duplicates(list(found.values()))
 
 
-def csv_rows(table: bytes, *, source: str, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Each row of a table that is not blank, stripped, with the words by which messages call it.
+def table_rows(table: bytes, *, source: str, needed: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    """The rows of a table that are not blank, stripped, each with the words by which messages call it.
 
     Raises DataError for bytes that are not UTF-8, missing columns, and cells that no column is for.
     """
@@ -89,23 +97,14 @@ def csv_rows(table: bytes, *, source: str, needed: Sequence[str]) -> Iterator[tu
     except UnicodeDecodeError as error:
         line = table[: error.start].count(b"\n") + 1
         raise DataError(f"{source}: line {line} is not UTF-8 ({error.reason}); save the table as UTF-8.") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
-    try:
-        columns = reader.fieldnames or []
-        if missing := [name for name in needed if name not in columns]:
-            raise DataError(
-                f"{source}: no column {' and no column '.join(missing)}; it has {', '.join(columns) or 'none'}. "
-                f"{' and '.join(needed)} are needed; CCUB's are {', '.join(LINK_COLUMNS)}."
-            )
-        for number, row in enumerate(reader, start=2):
-            if None in row:
-                raise DataError(
-                    f"{source}, row {number}: more cells than columns; put double quotes around a text with a comma."
-                )
-            if any(cell.strip() for cell in row.values()):
-                yield f"{source}, row {number}", {column: cell.strip() for column, cell in row.items()}
-    except csv.Error as error:
-        raise DataError(f"{source}: line {reader.line_num} is not CSV ({error}).") from error
+    columns, rows = csv_rows(io.StringIO(text, newline=""), source=source)
+    if missing := [name for name in needed if name not in columns]:
+        raise DataError(
+            f"{source}: no column {' and no column '.join(missing)}; it has {', '.join(columns) or 'none'}. "
+            f"{' and '.join(needed)} are needed; CCUB's are {', '.join(LINK_COLUMNS)}."
+        )
+    stripped = [(name, {column: (cell or "").strip() for column, cell in row.items()}) for name, row in rows]
+    return [(name, row) for name, row in stripped if any(row.values())]
 
 
 def category_of(name_or_code: object, *, name: str) -> str | None:
@@ -167,7 +166,7 @@ def marked_duplicates(found: list[Photograph]) -> list[Photograph]:
     return found
 
 
-def read_pictures(folder: Path) -> list[Photograph]:
+def read_images(folder: Path) -> list[Photograph]:
     """The rows of a folder of pictures: its metadata.jsonl or metadata.csv with `file_name` and `text`, and where
     there are such `category`, `collector`, `period`, `split` (train or test), `source_url` and `license`.
 
@@ -217,7 +216,7 @@ def metadata_rows(folder: Path) -> Iterator[tuple[str, dict]]:
             yield f"{lines}, line {number}", row
     elif table.is_file():
         content = read_file(table, within=folder, at_most=MAX_METADATA)
-        yield from csv_rows(content, source=str(table), needed=("file_name", "text"))
+        yield from table_rows(content, source=str(table), needed=("file_name", "text"))
     else:
         raise DataError(
             f"--images {folder}: there is no metadata.jsonl or metadata.csv; write one of lines like {EXAMPLE_LINE}"

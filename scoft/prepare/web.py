@@ -14,7 +14,6 @@ Links come from strangers' sheets, so what they lead to is hostile until shown o
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import http.client
 import ipaddress
@@ -31,29 +30,22 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cached_property
 from typing import NamedTuple
-from urllib.parse import unquote, unquote_to_bytes, urljoin
+from urllib.parse import unquote, urljoin
 
 from urllib3 import HTTPHeaderDict, HTTPResponse, exceptions
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import Url, parse_url
 
+from scoft.errors import DataError
 from scoft.images import kind_of
+from scoft.prepare.robots import PRODUCT, Robots, moment_of, opt_out
 
 
-PRODUCT = "SCoFT"  # how robots.txt and X-Robots-Tag may address this program
 PHOTOGRAPH_FORMATS = ("JPEG", "PNG", "WEBP")  # what photographs on the web are; each decoder more is one more to trust
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _REDIRECTS = {301, 302, 303, 307, 308}
-_OPT_OUTS = {"noai", "noimageai", "noml", "noindex", "noimageindex", "none"}
-# What an X-Robots-Tag is made of: a date, which may hold commas; numbers and sizes, of no interest; and words, each a
-# directive, or with a colon the robot that the rest of the line is for.
-_ROBOTS_TAG = re.compile(
-    r"unavailable_after\s*:\s*(?P<date>(?:[a-z]+,)?[^,]*)|max-[a-z-]+\s*:\s*[^\s,]*|(?P<word>[^\s,:;]+)(?P<colon>\s*:)?"
-)
-_ARCHIVED = "X-Archive-Orig-"  # before the names of the headers that the Internet Archive was given
 _URL_CHARACTERS = 8000  # RFC 9110, 4.1: what all servers should understand
 _ROBOTS_BYTES = 500 * 1024  # RFC 9309, 2.5: what a crawler must read at least
 _ROBOTS_RULES = 10_000  # for us; gone through for each link, and kept for each host
@@ -173,107 +165,8 @@ def _resolve(host: str, port: int, *, seconds: float) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a host permits
+# What headers say
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-class _Robots:
-    """The rules of a robots.txt for us, by RFC 9309: of the groups that name us, else of those for all; the longest
-    rule that matches decides, and permission wins a draw.
-
-    Our own, since a thread cannot be stopped: the time taken here is bounded by the file's size and the link's budget,
-    where protego 0.7, which is well kept, multiplies agents by rules and was busy with 363 KB of them for 115 s.
-    """
-
-    def __init__(self, content: bytes):
-        us, all_robots = PRODUCT.lower().encode(), b"*"
-        groups: dict[bytes, set[tuple[int, bool, bytes]]] = {}  # those two alone: others' rules would add up
-        delays: dict[bytes, float] = {}
-        agents: set[bytes] = set()
-        in_rules = False
-        for line in content.removeprefix(codecs.BOM_UTF8).splitlines():
-            key, _, value = (part.strip() for part in line.partition(b"#")[0].partition(b":"))
-            match key.lower():
-                case b"user-agent":
-                    agents, in_rules = (set() if in_rules else agents), False
-                    agents |= {re.match(rb"\*|[A-Za-z_-]*", value)[0].lower()} & {us, all_robots}
-                    groups |= {agent: groups.get(agent, set()) for agent in agents}  # without rules it permits all
-                case b"allow" | b"disallow":
-                    in_rules = True
-                    for agent in agents if value else ():
-                        groups[agent].add((len(value), key.lower() == b"allow", value))
-                case b"crawl-delay" if re.fullmatch(rb"[0-9]{1,9}(\.[0-9]{0,9})?", value):
-                    delays |= dict.fromkeys(agents, float(value))
-        group = us if us in groups else all_robots
-        self.delay = delays.get(group, 0.0)  # seconds between two requests
-        rules = sorted(groups.get(group, ()), reverse=True)  # what decides comes first
-        self.rules = [(allow, _pieces(pattern), pattern.endswith(b"$")) for _, allow, pattern in rules]
-
-    def allows(self, path: str, budget: _Budget) -> bool:
-        """Raises NotUsable when the budget is spent before all rules are gone through."""
-        text = unquote_to_bytes(path)
-        for allow, pieces, to_the_end in self.rules:
-            if budget.left() <= 0:
-                raise NotUsable("timeout", "going through its robots.txt was not done in time", transient=True)
-            if _matches(text, pieces, to_the_end=to_the_end):
-                return allow
-        return True
-
-
-def _pieces(pattern: bytes) -> list[bytes]:
-    """What a path holds in this order, the first at its beginning, if it is one of the pattern's."""
-    first, *others = (unquote_to_bytes(piece) for piece in pattern.removesuffix(b"$").split(b"*"))
-    return [first, *filter(None, others[:-1]), *others[-1:]]
-
-
-def _matches(text: bytes, pieces: list[bytes], *, to_the_end: bool) -> bool:
-    # piece by piece and not as a regular expression, which a hostile pattern of many stars could stall for hours
-    if not text.startswith(pieces[0]):
-        return False
-    if to_the_end and len(pieces) == 1:
-        return text == pieces[0]
-    at, end = len(pieces[0]), len(text)
-    if to_the_end:
-        end -= len(pieces[-1])
-        if end < at or not text.endswith(pieces[-1]):
-            return False
-    for piece in pieces[1:-1] if to_the_end else pieces[1:]:
-        at = text.find(piece, at, end)
-        if at < 0:
-            return False
-        at += len(piece)
-    return True
-
-
-def _opt_out(headers: HTTPHeaderDict) -> str | None:
-    """The header that reserves the picture from indexing or machine learning, for all or for us by name; also one that
-    an archive has kept of the picture's own host.
-    """
-    for origin in ("", _ARCHIVED):
-        if "1" in (part.strip() for line in headers.getlist(f"{origin}TDM-Reservation") for part in line.split(",")):
-            return f"{origin}TDM-Reservation: 1"
-        for line in headers.getlist(f"{origin}X-Robots-Tag"):
-            agent = "*"
-            for part in _ROBOTS_TAG.finditer(line.lower()):
-                if part["colon"]:
-                    agent = part["word"].partition("/")[0]  # without its version
-                elif agent in ("*", PRODUCT.lower()) and (part["word"] in _OPT_OUTS or _is_past(part["date"])):
-                    return f"{origin}X-Robots-Tag: {part['word'] or 'unavailable_after'}"
-    return None
-
-
-def _is_past(date: str | None) -> bool:
-    moment = _moment(date.strip().upper()) if date else None
-    return moment is not None and moment < datetime.now(UTC)
-
-
-def _moment(text: str) -> datetime | None:
-    """The moment that a header names in a form of HTTP's or of ISO 8601; in UTC where it names no zone. Else None."""
-    for read in (parsedate_to_datetime, datetime.fromisoformat):
-        with suppress(ValueError, OverflowError):
-            moment = read(text)
-            return moment.replace(tzinfo=moment.tzinfo or UTC)
-    return None
 
 
 def _licence(headers: HTTPHeaderDict, base: str) -> str | None:
@@ -300,7 +193,7 @@ def _retry_after(headers: HTTPHeaderDict) -> float | None:
     value = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,9}", value):
         return float(value)
-    moment = _moment(value)
+    moment = moment_of(value)
     return None if moment is None else max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
@@ -366,7 +259,7 @@ class _Host:
     ready_at: float = float("-inf")
     delay: float = 0.0  # seconds that its robots.txt asks for between two requests
     asking: threading.Lock = field(default_factory=threading.Lock)
-    robots: dict[str, _Robots | NotUsable] = field(default_factory=dict)  # by scheme, host and port
+    robots: dict[str, Robots | NotUsable] = field(default_factory=dict)  # by scheme, host and port
 
 
 class _Watchdog(threading.Thread):
@@ -404,10 +297,10 @@ class Fetcher:
     contact: str | None  # mail address or URL in the User-Agent, by which a site can reach whoever runs this
     # Each 'HOST' (ports 80 and 443) or 'HOST:PORT' that may be asked though its address is not public: as written in
     # the link, that port alone, and nothing that it redirects to.
-    allow_hosts: Sequence[str] = ()
+    allow_host: Sequence[str] = ()
     # What must not be fetched or kept: URLs (whatever their scheme), host names (with all below them), sha256 of
     # contents.
-    deny: Collection[str] = ()
+    deny_list: Collection[str] = ()
     max_bytes: int = 25_000_000  # of one link, decoded
     total_timeout: float = 30.0  # seconds of one link
     connect_timeout: float = 10.0  # seconds of one wait
@@ -422,11 +315,13 @@ class Fetcher:
 
     def __post_init__(self) -> None:
         if self.contact is not None and not re.fullmatch(r"[ -~]+", self.contact):
-            raise ValueError(f"contact {self.contact!r} must be printable ASCII, such as a mail address or a URL.")
+            raise DataError(
+                f"{self.contact!r} must be printable ASCII, such as a mail address or a URL.", argument="contact"
+            )
         about = "+https://arxiv.org/abs/2401.08053" + (f"; {self.contact}" if self.contact else "")
         self._user_agent = f"{PRODUCT}/1.0 ({about})"
-        self._allowed = {place for entry in self.allow_hosts for place in _allowed_places(entry)}
-        self._denied = {_denied(entry) for entry in self.deny}
+        self._allowed = {place for entry in self.allow_host for place in _allowed_places(entry)}
+        self._denied = {_denied(entry) for entry in self.deny_list}
         self._hosts: dict[str, _Host] = {}
 
     @cached_property
@@ -511,15 +406,19 @@ class Fetcher:
                 own = _Budget(self.total_timeout / 3, self.clock)  # the host's other links need the outcome too
                 robots = host.robots[origin] = self._read_robots(origin, own)
                 budget.extend(own.waited)
-                if isinstance(robots, _Robots):
+                if isinstance(robots, Robots):
                     host.delay = max(host.delay, robots.delay)
         robots = host.robots[origin]
         if isinstance(robots, NotUsable):
             raise _copy(robots)
-        if not robots.allows(url.request_uri, budget):
-            raise NotUsable("robots", "robots.txt forbids it")
+        try:
+            if not robots.allows(url.request_uri, seconds_left=budget.left):
+                raise NotUsable("robots", "robots.txt forbids it")
+        except TimeoutError as error:
+            why = "going through its robots.txt was not done in time"
+            raise NotUsable("timeout", why, transient=True) from error
 
-    def _read_robots(self, origin: str, budget: _Budget) -> _Robots | NotUsable:
+    def _read_robots(self, origin: str, budget: _Budget) -> Robots | NotUsable:
         """RFC 9309, 2.3.1: any 4xx means that there are no rules, other trouble that nothing may be fetched. We count
         429 as trouble too. A host that does not answer at all has failed the link by that, not by its robots.txt.
         """
@@ -531,10 +430,10 @@ class Fetcher:
             if code is None and len(trail) == 1:
                 return _copy(problem)
             if code is not None and 400 <= code < 500 and code != 429:
-                return _Robots(b"")
+                return Robots(b"")
             why = f"no robots.txt to be had, so nothing may be fetched ({problem.detail})"
             return NotUsable("robots", why, transient=problem.transient, http_code=code)
-        robots = _Robots(answer.content)
+        robots = Robots(answer.content)
         if robots.delay > self.max_crawl_delay:
             why = f"its robots.txt asks for {robots.delay:g} s between requests; {self.max_crawl_delay:g} are kept"
             return NotUsable("robots", why)
@@ -653,7 +552,7 @@ class Fetcher:
             asks = "" if pause is None else f" and asks to wait {pause:.0f} s"
             problem = f"answers {response.status}{asks}"
             raise NotUsable("http_error", problem, transient=transient, retry_after=pause)
-        reserved = _opt_out(response.headers) if kind == "photograph" else None
+        reserved = opt_out(response.headers) if kind == "photograph" else None
         if reserved:
             raise NotUsable("opted_out", f"says {reserved}")
         if kind != "robots" and (response.length_remaining or 0) > self.max_bytes:
@@ -678,19 +577,21 @@ def _broken(error: Exception) -> NotUsable:
 
 
 def _allowed_places(entry: str) -> list[tuple[str, int]]:
-    url = _parse_entry(f"http://{entry}", "allow_hosts", entry)
+    url = _parse_entry(f"http://{entry}", "allow_host", entry)
     given = parse_url(f"http://{entry}")  # unlike `url` it tells whether a port was given
     if given.path or given.query or given.fragment:
-        raise ValueError(f"allow_hosts: {entry!r} must be HOST or HOST:PORT.")
+        raise DataError(f"{entry!r} must be HOST or HOST:PORT.", argument="allow_host")
     return [(url.host, port) for port in ([80, 443] if given.port is None else [given.port])]
 
 
 def _denied(entry: str) -> str:
     if "://" in entry:
-        return _denied_form(_parse_entry(entry, "deny", entry))
-    url = _parse_entry(f"http://{entry}", "deny", entry)  # a sha256 has the form of a host name
+        return _denied_form(_parse_entry(entry, "deny_list", entry))
+    url = _parse_entry(f"http://{entry}", "deny_list", entry)  # a sha256 has the form of a host name
     if url.request_uri != "/" or url.port is not None:
-        raise ValueError(f"deny: {entry!r} must be a whole URL with http:// or https://, a host name or a sha256.")
+        raise DataError(
+            f"{entry!r} must be a whole URL with http:// or https://, a host name or a sha256.", argument="deny_list"
+        )
     return url.host
 
 
@@ -702,8 +603,8 @@ def _denied_form(url: Url) -> str:
     return f"{url.netloc}{path}?{unquote(url.query or '')}"
 
 
-def _parse_entry(url: str, name: str, entry: str) -> Url:
+def _parse_entry(url: str, argument: str, entry: str) -> Url:
     try:
         return _parse(url)
     except NotUsable as problem:
-        raise ValueError(f"{name}: {entry!r} cannot be used: {problem.detail}.") from problem
+        raise DataError(f"{entry!r} cannot be used: {problem.detail}.", argument=argument) from problem

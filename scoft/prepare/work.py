@@ -1,14 +1,17 @@
-"""What the stages share: the run they belong to, its processes, and the check of their models."""
+"""What the stages share: the run they belong to, its processes, and what is to be said of their models."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
+import torch
+
 from scoft.errors import DataError
-from scoft.files import (
-    Ledger,
-)
+from scoft.files import Ledger, private_folder, sole_writer
+from scoft.weights import model_key
 
 
 REMEDY = "Remove that line; what it told of is made again."
@@ -34,6 +37,10 @@ class Run:
     def is_main(self) -> bool:
         return self.accelerator.is_main_process
 
+    def sole_writer(self) -> contextlib.AbstractContextManager:
+        """Keep other runs from writing into the folder; DataError if one does so now. Of processes, the main asks."""
+        return sole_writer(self.folder, flag="--output") if self.is_main else contextlib.nullcontext()
+
     def wait(self):
         self.accelerator.wait_for_everyone()
 
@@ -45,11 +52,51 @@ class Run:
         return undone[self.accelerator.process_index :: self.accelerator.num_processes]
 
 
-def check_model(model: str, *, flag: str, file: str, weights: str, kinds: tuple[str, ...] = (), cache_dir: str | None):
+def start_run(
+    culture: str, *, output: Path, stages: Sequence[str], mixed_precision: str | None, cache_dir: str | None
+) -> Run:
+    """Begin to work in the culture's folder of `output`, which is made if need be, private to this user.
+
+    Raises DataError if it cannot be made.
+    """
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    if not output.exists():  # else it is for its owner to say who may look into it
+        private_folder(output, flag="--output")
+    folder = private_folder(output / culture, flag="--output")
+    # processes wait for the main one as long as it asks the web
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=7))
+    accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[patience])
+    if accelerator.device.type == "cpu":
+        # Threads share out sums, which changes their last bits and pixels here and there. Processes share out rows.
+        torch.set_num_threads(1)
+    return Run(culture=culture, folder=folder, stages=stages, accelerator=accelerator, cache_dir=cache_dir)
+
+
+def public_name(model: str | None) -> str:
+    """What the card calls a model: by its name on the Hub, or a folder's name and content, not by where it lies."""
+    if model is None:
+        return "the distance's own"
+    folder = Path(model)
+    if folder.is_dir():
+        return f"{folder.resolve().name} ({model_key(model)[:16]})"
+    return folder.name if folder.is_absolute() or model.startswith(".") else model
+
+
+def check_model(
+    model: str,
+    *,
+    flag: str,
+    cache_dir: str | None,
+    kinds: tuple[str, ...] = (),
+    file: str = "config.json",
+    weights: str = "*.safetensors",
+):
     """Find before the work of hours whether a model can be had and is of its kind: a folder, or on the Hub or in its
     cache. Raises DataError, which names the flag.
 
-    file: its description, or where it has none its weights; weights: a pattern; kinds: how its class's name may end.
+    kinds: how its class's name may end; file: what says so, or for a model that has no such file its weights;
+    weights: a pattern.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError, HTTPError

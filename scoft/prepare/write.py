@@ -14,21 +14,12 @@ from PIL import Image
 from scoft import hub, sheets
 from scoft.cultures import CATEGORIES, culture_words
 from scoft.errors import DataError
-from scoft.files import (
-    content_key,
-    read_file,
-    read_record,
-    sole_writer,
-    write_atomically,
-)
-from scoft.hub import files_on_hub
-from scoft.images import (
-    MAX_BYTES,
-    write_png,
-)
+from scoft.files import content_key, read_file, read_record, sole_writer, write_atomically
+from scoft.hub import files_on_hub, ready_repo
+from scoft.images import MAX_BYTES, write_png
 from scoft.prepare.caption import culture_mentions
-from scoft.prepare.card import MODELS, Summary, public_name, write_card
-from scoft.prepare.filter import Negative
+from scoft.prepare.card import Summary, write_card
+from scoft.prepare.filter import Filter, Negative
 from scoft.prepare.photograph import (
     NO_CATEGORY,
     UNKNOWN,
@@ -58,20 +49,36 @@ class Row:
         return [negative.file for negative in self.negatives if negative.is_kept]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Write:
     """The stage: the dataset's files, what there is to look at, the card, and if it is asked for the push."""
 
     output: Path  # of all cultures
     links_only: bool
     about: str  # Markdown, for the card
-    languages: list[str]
-    settings: dict[str, str | int | float | None]  # flag -> value, what the card tells of
-    distance: str  # its name, for the histogram
-    threshold: float | None
-    repo_id: str | None  # where it is pushed to
-    private: bool
+    language: list[str]
+    push_to_hub: bool
+    hub_dataset_id: str | None
+    public: bool
+    seed: int  # of the stages before
+    earlier: Sequence  # the stages before, each of which tells the card its settings
+    filter: Filter  # one of them
     retry: str  # the command that goes on with a push
+    repo_id: str | None = dataclasses.field(default=None, init=False)  # on the Hub, found by `check`
+
+    @property
+    def folder(self) -> Path:
+        """Where the dataset is written: --output, or a folder beside it for what has no pictures in it."""
+        output = self.output.resolve()
+        return output.with_name(f"{output.name}-links") if self.links_only else output
+
+    def check(self, run: Run):
+        """Find before the work of hours whether the dataset may be written and pushed. Raises DataError."""
+        if self.links_only:
+            check_no_pictures(self.folder)
+        if self.push_to_hub:
+            name, private = self.hub_dataset_id or self.folder.name, not self.public
+            self.repo_id, _ = ready_repo(name, repo_type="dataset", private=private, flag="--hub_dataset_id")
 
     def run(
         self,
@@ -87,20 +94,14 @@ class Write:
             ]
             self.write_dataset(run, rows)
             self.write_pictures(run, rows)
-            logger.info("The dataset is in %s", self.output)
-            if self.repo_id:
-                push(
-                    self.output,
-                    repo_id=self.repo_id,
-                    private=self.private,
-                    links_only=self.links_only,
-                    retry=self.retry,
-                )
+            logger.info("The dataset is in %s", self.folder)
+            if self.push_to_hub:
+                self.push()
         run.wait()
 
     def write_dataset(self, run: Run, rows: Sequence[Row]):
         """The parquet files of the culture, its manifest and summary, and the card of all cultures."""
-        place = self.output / run.culture
+        place = self.folder / run.culture
         place.mkdir(parents=True, exist_ok=True)
         for split in ("train", "test"):
             file = place / f"{split}-00000-of-00001.parquet"
@@ -113,13 +114,13 @@ class Write:
         for photograph in kept(photographs):
             photograph.negatives = {each.file.stem: each.distance for each in by_id[photograph.id].negatives}
         write_photographs(run.folder, photographs)
-        facts = json.dumps(summary(run, self, photographs, rows), indent=2, ensure_ascii=False)
+        facts = json.dumps(self.summary(run, photographs, rows), indent=2, ensure_ascii=False)
         write_atomically(place / "summary.json", f"{facts}\n")
-        with sole_writer(self.output, flag="--output"):  # the card is of all cultures, each may have its own run
+        with sole_writer(self.folder, flag="--output"):  # the card is of all cultures, each may have its own run
             remedy = "Run the stage write of that culture again, or remove its folder."
-            read = [read_record(file, Summary, remedy=remedy) for file in sorted(self.output.glob("*/summary.json"))]
+            read = [read_record(file, Summary, remedy=remedy) for file in sorted(self.folder.glob("*/summary.json"))]
             summaries = list(map(dataclasses.asdict, read))
-            write_card(self.output, summaries, links_only=self.links_only, repo_id=self.repo_id)
+            write_card(self.folder, summaries, links_only=self.links_only, repo_id=self.repo_id)
 
     def write_pictures(self, run: Run, rows: Sequence[Row]):
         """The pages of the contact sheet, and the histogram of the distances with what the filter left out."""
@@ -131,12 +132,66 @@ class Write:
             write_png(run.folder / f"contact_sheet-{page}.png", sheet)
         negatives = [negative for row in rows for negative in row.negatives]
         if negatives:
-            unit = f"{self.distance} distance to the photograph"
+            unit = f"{self.filter.filter_distance} distance to the photograph"
             distances = [negative.distance for negative in negatives]
-            plot = sheets.histogram(distances, threshold=self.threshold, of="negatives", unit=unit)
+            plot = sheets.histogram(distances, threshold=self.filter.threshold, of="negatives", unit=unit)
             write_png(run.folder / "histogram.png", plot)
             false = sum(not negative.is_kept for negative in negatives)
             logger.info("%d of %d negatives are too near their photographs and left out", false, len(negatives))
+
+    def summary(self, run: Run, photographs: Sequence[Photograph], rows: Sequence[Row]) -> dict:
+        """What is kept as the culture's Summary."""
+        usable = kept(photographs)
+        captions = [text for row in rows for text in row.captions]
+        settings = {name: value for stage in self.earlier for name, value in stage.told(run).items()}
+        days = sorted(photograph.fetched_at[:10] for photograph in photographs if photograph.fetched_at)
+        return {
+            "name": run.culture,
+            "words": culture_words(run.culture),
+            "about": self.about.strip(),
+            "rows": {split: len(kept(usable, split=split)) for split in ("train", "test")},
+            "categories": {
+                name: count
+                for name in (*CATEGORIES, NO_CATEGORY)
+                if (count := sum((photograph.category or NO_CATEGORY) == name for photograph in usable))
+            },
+            "statuses": dict(Counter(photograph.status for photograph in photographs).most_common()),
+            "collectors": dict(Counter(photograph.collector for photograph in usable if photograph.collector)),
+            "periods": dict(Counter(photograph.period for photograph in usable if photograph.period)),
+            "languages": self.language,
+            "licenses": dict(Counter(photograph.license[:200] or UNKNOWN for photograph in usable).most_common()),
+            "fetched": [days[0], days[-1]] if days else [],
+            "captions": len(captions),
+            "mentions": dict(culture_mentions(captions).most_common()),
+            "negatives": sum(len(row.kept_negatives) for row in rows),
+            "false_negatives": sum(len(row.negatives) - len(row.kept_negatives) for row in rows),
+            "fingerprint": content_key(*(photograph.sha256 for photograph in usable)),
+            "settings": settings | {"seed": self.seed},
+        }
+
+    def push(self):
+        """Commit card and parquet files, and nothing else, to a dataset of the Hub. Raises DataError."""
+        output, repo_id = self.folder, self.repo_id
+        if self.links_only:
+            check_no_pictures(output)
+        paths = (output / "README.md", *output.glob("*/*.parquet"))
+        files = {path.relative_to(output).as_posix(): path for path in paths}
+        rows_there = [path for path in files_on_hub(repo_id, repo_type="dataset") if path.endswith(".parquet")]
+        cultures = {Path(path).parent.name for path in files}
+        if others := {Path(path).parent.name for path in rows_there} - cultures:
+            raise DataError(
+                f"--hub_dataset_id {repo_id} has cultures that {output} has not, and would lose them from its card: "
+                f"{', '.join(sorted(others))}. Prepare them here too, or name another dataset."
+            )
+        hub.push(
+            repo_id,
+            repo_type="dataset",
+            files=files,
+            stale=[path for path in rows_there if path not in files],
+            private=not self.public,
+            message="Dataset of " + ", ".join(sorted(cultures - {""})),
+            retry=self.retry,
+        )
 
 
 def features(*, links_only: bool):
@@ -235,58 +290,3 @@ def contact_sheet(rows: Sequence[Row], folder: Path, *, title: str) -> Image.Ima
         "negatives: distance, prompt": max(1, *(len(row.negatives) for row in rows)),
     }
     return sheets.grid([block(row) for row in rows], columns=columns, title=title)
-
-
-def summary(run: Run, write: "Write", photographs: Sequence[Photograph], rows: Sequence[Row]) -> dict:
-    """What is kept as a culture's Summary."""
-    usable = kept(photographs)
-    captions = [text for row in rows for text in row.captions]
-    days = sorted(photograph.fetched_at[:10] for photograph in photographs if photograph.fetched_at)
-    return {
-        "name": run.culture,
-        "words": culture_words(run.culture),
-        "about": write.about.strip(),
-        "rows": {split: len(kept(usable, split=split)) for split in ("train", "test")},
-        "categories": {
-            name: count
-            for name in (*CATEGORIES, NO_CATEGORY)
-            if (count := sum((photograph.category or NO_CATEGORY) == name for photograph in usable))
-        },
-        "statuses": dict(Counter(photograph.status for photograph in photographs).most_common()),
-        "collectors": dict(Counter(photograph.collector for photograph in usable if photograph.collector)),
-        "periods": dict(Counter(photograph.period for photograph in usable if photograph.period)),
-        "languages": write.languages,
-        "licenses": dict(Counter(photograph.license[:200] or UNKNOWN for photograph in usable).most_common()),
-        "fetched": [days[0], days[-1]] if days else [],
-        "captions": len(captions),
-        "mentions": dict(culture_mentions(captions).most_common()),
-        "negatives": sum(len(row.kept_negatives) for row in rows),
-        "false_negatives": sum(len(row.negatives) - len(row.kept_negatives) for row in rows),
-        "fingerprint": content_key(*(photograph.sha256 for photograph in usable)),
-        "settings": read_record(run.folder / "clean.json", dict[str, int | float], remedy="Run --stages clean again.")
-        | write.settings
-        | {name: public_name(write.settings[name]) for name in MODELS},
-    }
-
-
-def push(output: Path, *, repo_id: str, private: bool, links_only: bool, retry: str):
-    """Commit card and parquet files, and nothing else, to a dataset of the Hub. Raises DataError."""
-    if links_only:
-        check_no_pictures(output)
-    files = {path.relative_to(output).as_posix(): path for path in (output / "README.md", *output.glob("*/*.parquet"))}
-    rows_there = [path for path in files_on_hub(repo_id, repo_type="dataset") if path.endswith(".parquet")]
-    cultures = {Path(path).parent.name for path in files}
-    if others := {Path(path).parent.name for path in rows_there} - cultures:
-        raise DataError(
-            f"--hub_dataset_id {repo_id} has cultures that {output} has not, and would lose them from its card: "
-            f"{', '.join(sorted(others))}. Prepare them here too, or name another dataset."
-        )
-    hub.push(
-        repo_id,
-        repo_type="dataset",
-        files=files,
-        stale=[path for path in rows_there if path not in files],
-        private=private,
-        message="Dataset of " + ", ".join(sorted(cultures - {""})),
-        retry=retry,
-    )

@@ -12,9 +12,10 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from scoft.base_model import StableDiffusion
 from scoft.errors import DataError
 from scoft.files import file_sha256, read_record, settle, write_atomically
-from scoft.lora_folder import CARD_FILE, LORA_FILE, load_lora, save_lora
+from scoft.lora_folder import CARD_FILE, LORA_FILE
 
 
 logger = logging.getLogger(__name__)
@@ -78,9 +79,12 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return sorted(folders, key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
 
 
-def save_checkpoint(output_dir: Path, *, step: int, unet, state: dict, total_limit: int | None):
+def save_checkpoint(
+    output_dir: Path, *, step: int, model: StableDiffusion, state: dict[str, object], total_limit: int | None
+):
     """Write checkpoint-<step>, complete or not at all, then prune the oldest.
 
+    state: what else the run goes on with, by name, each with a `state_dict`.
     No random state is in it: every draw is a function of the seed and the update.
     """
     import torch
@@ -88,7 +92,7 @@ def save_checkpoint(output_dir: Path, *, step: int, unet, state: dict, total_lim
     for leftover in output_dir.glob("partial-checkpoint-*"):
         remove(leftover)
     partial, final = output_dir / f"partial-checkpoint-{step}", output_dir / f"checkpoint-{step}"
-    save_lora(partial, unet)
+    model.save_lora(partial)
     content = io.BytesIO()  # torch's own writer hides behind a RuntimeError that a disk is full
     torch.save({"step": step, **{name: part.state_dict() for name, part in state.items()}}, content)
     write_atomically(partial / STATE_FILE, content.getvalue())
@@ -146,11 +150,11 @@ def find_checkpoint(output_dir: Path, resume_from: str) -> tuple[Path | None, in
     return None, 0
 
 
-def load_checkpoint(folder: Path, *, unet, state: dict):
+def load_checkpoint(folder: Path, *, model: StableDiffusion, state: dict[str, object]):
     """Restore a checkpoint that find_checkpoint has found whole."""
     import torch
 
-    load_lora(folder, unet)
+    model.load_lora(folder)
     saved = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
     for name, part in state.items():
         if name not in saved:

@@ -74,9 +74,7 @@ class Constants:
     model: StableDiffusion
     caption_index: dict[str, int]  # caption -> its row in `text`
     text: torch.Tensor  # (N, 77, D), the embeddings of all captions, on the device
-    latents: (
-        dict[str, torch.Tensor] | None
-    )  # of all photographs, see `cache_latents`; None: each batch encodes its own
+    latents: dict[str, torch.Tensor] | None  # see `cache_latents`; None: each batch encodes its own photographs
     features: ImageFeatures | None  # None: no loss is on images
 
     @classmethod
@@ -157,18 +155,18 @@ class Constants:
 def cache_text(
     captions: list[str], *, model: StableDiffusion, device: torch.device, precompute_dir: Path | None
 ) -> torch.Tensor:
-    """Text embeddings (N, 77, D) of the run's captions, in float32 on the CPU, to which the text encoder returns.
+    """Text embeddings (N, 77, D) of the run's captions, in float32 on the CPU.
 
-    Captions longer than the text encoder reads are cut, counted and warned of.
+    Captions longer than the model reads are cut, counted and warned of.
     """
     if too_long := model.too_long(captions):
         logger.warning(
-            f"{len(too_long)} of {len(captions)} captions are longer than {model.tokenizer.model_max_length} tokens "
+            f"{len(too_long)} of {len(captions)} captions are longer than {model.max_tokens} tokens "
             f"and lose their end; the first: {too_long[0]}"
         )
     embeddings = cached_tensors(
         precompute_dir and precompute_dir / "text.safetensors",
-        key=precompute_dir and content_key("text", captions, weights_key(model.text_encoder)),
+        key=precompute_dir and content_key("text", captions, model.captions_key()),
         compute=lambda: {"text": model.encode_captions(captions, device=device)},
     )
     return embeddings["text"]
@@ -198,7 +196,7 @@ def cache_latents(
 
     latents = cached_tensors(
         precompute_dir and precompute_dir / "latents.safetensors",
-        key=precompute_dir and content_key("latents", dataset.image_hashes, transform, flips, weights_key(model.vae)),
+        key=precompute_dir and content_key("latents", dataset.image_hashes, transform, flips, model.photographs_key()),
         compute=compute,
     )
     return {name: tensor.to(device) for name, tensor in latents.items()}

@@ -5,12 +5,17 @@ No state is kept: a draw is a function of the seed, its purpose, the update and 
 
 import dataclasses
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
 from scoft.dataset import CulturalDataset
 from scoft.images import ImageTransform
 from scoft.randomness import row_of_entry, stable_generator
+
+
+if TYPE_CHECKING:
+    import accelerate
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,6 +94,29 @@ class EntrySampler:
 
     def __len__(self) -> int:
         return len(self.updates) * self.accumulation
+
+
+def make_loader(
+    examples: TrainingExamples,
+    updates: range,
+    *,
+    train_batch_size: int,
+    accumulation: int,
+    num_workers: int,
+    accelerator: "accelerate.Accelerator",
+) -> torch.utils.data.DataLoader:
+    """The batches of this process, `accumulation` of them for each of the updates, which count from 0."""
+    entries = EntrySampler(
+        updates,
+        train_batch_size=train_batch_size,
+        accumulation=accumulation,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+    )
+    is_cuda = accelerator.device.type == "cuda"
+    return torch.utils.data.DataLoader(
+        examples, batch_sampler=entries, collate_fn=collate, num_workers=num_workers, pin_memory=is_cuda
+    )
 
 
 def collate(examples: list[dict]) -> dict:

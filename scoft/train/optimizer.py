@@ -8,6 +8,9 @@ import torch
 
 logger = logging.getLogger(__name__)
 
+# Of the learning rate, as diffusers names them; all but the constant ones end at 0 with the last update.
+SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+
 
 def make_optimizer(parameters: list[torch.nn.Parameter], *, use_8bit: bool, **settings) -> torch.optim.Optimizer:
     """AdamW, on a GPU in one kernel, or bitsandbytes' with moments in 8 bits.
@@ -25,7 +28,7 @@ def make_optimizer(parameters: list[torch.nn.Parameter], *, use_8bit: bool, **se
 def make_schedule(
     optimizer: torch.optim.Optimizer, *, kind: str, warmup_steps: int, first_step: int, total_steps: int, **settings
 ):
-    """The schedule `kind` of the learning rate, which goes on after `first_step` updates.
+    """The schedule `kind`, one of SCHEDULES, which goes on after `first_step` updates.
 
     settings: those of this run; an optimizer that was loaded has those of the run before.  Where the schedule would
     then have the rate jump, that is warned of.

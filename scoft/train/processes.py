@@ -1,9 +1,11 @@
-"""How the processes of a run start together, and stop together with a checkpoint."""
+"""How the processes of a run claim its folder, start together, and stop together with a checkpoint."""
 
+import contextlib
 import logging
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +14,32 @@ from scoft.launch import is_orphan
 import torch
 
 from scoft.errors import DataError
+from scoft.files import is_empty, sole_writer
 
 
 if TYPE_CHECKING:
     import accelerate
 
 logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def claimed(output_dir: Path, *, goes_on: bool) -> Iterator[None]:
+    """Let no other run write into the folder, for as long as this lasts.
+
+    The main process alone holds the lock; where it is refused, the launcher ends the others.
+    Raises DataError for a folder in use, and for one that holds something unless the run in it goes on.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with sole_writer(output_dir, flag="--output_dir"):
+        if not goes_on and not is_empty(output_dir):
+            raise DataError(
+                f"--output_dir {output_dir} is not empty: choose another folder, or continue the run in it with "
+                "--resume_from_checkpoint latest"
+            )
+        yield
 
 
 def start_processes(

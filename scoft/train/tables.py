@@ -5,7 +5,7 @@ from pathlib import Path
 
 from scoft.launch import Parser
 
-from scoft.dataset_source import DEFAULTS_FILE, embedded_folder
+from scoft.dataset_source import embedded_flags, embedded_folder
 
 
 DATASET_FLAGS = ("--dataset", "--dataset_name", "--train_data_dir")
@@ -23,9 +23,8 @@ def with_tables(parser: Parser, argv: list[str]) -> list[str]:
         flags, here = parser.table(Path(config), source=source), Path(config).resolve().parent
         argv = table_words(parser, flags, here=here, source=source, stronger=peek(argv)) + argv
     if embedded := embedded_folder(peek(argv).dataset or ""):
-        table = embedded / DEFAULTS_FILE
-        source = f"{table}, the defaults of --dataset {embedded.name}"
-        flags = parser.table(table, source=source, section="train")
+        asked_by = f"the defaults of --dataset {embedded.name}"
+        flags, source = embedded_flags(parser, embedded, section="train", asked_by=asked_by)
         argv = table_words(parser, flags, here=embedded, source=source, stronger=peek(argv)) + argv
     return argv
 

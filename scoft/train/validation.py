@@ -14,10 +14,11 @@ from PIL import Image
 
 from scoft import sheets
 from scoft.base_model import StableDiffusion
+from scoft.cultures import culture_words
 from scoft.dataset import CulturalDataset
 from scoft.files import private_folder
 from scoft.images import is_blank, write_png
-from scoft.lora_folder import write_judged
+from scoft.lora_folder import GRID_FILE, PICTURE_FILE, write_judged
 from scoft.pages import comparison_rows
 from scoft.train.trackers import show_picture
 
@@ -27,7 +28,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_PROMPTS = ("Photo of a traditional building, in {}", "Two people wearing traditional clothing, in {}")
 IMAGES_PER_CALL = 8  # pictures drawn in one pipeline call
+
+
+def validation_prompts(prompts: list[str] | None, *, culture: str | None) -> list[str]:
+    """The prompts, by default the paper's two, with `{}` in them replaced by the culture in words; none without both.
+
+    Any other brace stays as it is.
+    """
+    if culture is None:
+        return prompts or []
+    words = culture_words(culture)
+    return [prompt.replace("{}", words) for prompt in prompts or DEFAULT_PROMPTS]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -104,16 +117,16 @@ class Validation:
         drawn = (self.prompts, self.base_images, images)
         title = f"{self.subject}: the base model, and the LoRA after {step} updates"
         sheet = comparison_grid(*drawn, title=title)
-        write_png(self.folder / ("before_after.png" if final else f"step-{step:06d}.png"), sheet)
+        write_png(self.folder / (Path(GRID_FILE).name if final else f"step-{step:06d}.png"), sheet)
         if final:
             count = min(max(self.images_per_prompt, 4), len(self.dataset))
             rows = (row * len(self.dataset) // count for row in range(count))
             photographs = [sheets.fitted(self.dataset.image(row), sheet_side(images)) for row in rows]
             beside_them = comparison_grid(*drawn, title=title, photographs=photographs)
-            place = private_folder(self.folder / "photographs", flag="--output_dir") / "before_after.png"
+            place = private_folder(self.folder / "photographs", flag="--output_dir") / Path(GRID_FILE).name
             write_png(place, beside_them)
             for i, image in enumerate(images[:: self.images_per_prompt]):
-                write_png(self.folder / f"lora-{i}.png", image)
+                write_png(self.folder / Path(PICTURE_FILE.format(i)).name, image)
         return sheet
 
     def rate(self, images: list, *, step: int, final: bool):

@@ -5,8 +5,8 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from scoft.base_model import StableDiffusion, add_lora
-from scoft.lora_folder import LORA_FILE, save_lora
+from scoft.base_model import StableDiffusion
+from scoft.lora_folder import LORA_FILE
 from scoft.train.processes import start_processes
 
 
@@ -18,7 +18,7 @@ def loaded(folder, dtype: torch.dtype) -> tuple[StableDiffusion, list[torch.nn.P
     options = dict.fromkeys(("revision", "variant", "cache_dir", "prediction_type"))
     model = StableDiffusion.load(str(folder), **options, dtype=dtype)
     torch.manual_seed(0)
-    parameters = add_lora(model.unet, rank=4, alpha=4.0, target_modules=["to_k", "to_q", "to_v", "to_out.0", "conv1"])
+    parameters = model.add_lora(rank=4, alpha=4.0, target_modules=["to_k", "to_q", "to_v", "to_out.0", "conv1"])
     with torch.no_grad():
         for parameter in parameters:
             parameter.normal_(std=0.1)
@@ -82,7 +82,7 @@ def test_every_prediction_and_picture_is_of_the_lora_as_it_is(tiny_pipeline, dty
 def test_what_is_saved_is_in_float32(tiny_pipeline, tmp_path):
     model, parameters = loaded(tiny_pipeline, torch.bfloat16)
     model.predict(Z, T, C.to(torch.bfloat16))
-    save_lora(tmp_path, model.unet, kohya_name="kohya.safetensors")
+    model.save_lora(tmp_path, kohya_name="kohya.safetensors")
     saved = load_file(tmp_path / LORA_FILE).values()
     assert {tensor.dtype for tensor in saved} == {torch.float32}
     assert sorted(tensor.sum().item() for tensor in saved) == sorted(each.sum().item() for each in parameters)

@@ -1,0 +1,10 @@
+"""Fixtures shared by the tests of preparing."""
+
+import pytest
+
+from loopback import Clock
+
+
+@pytest.fixture
+def clock():
+    return Clock()
