@@ -47,11 +47,12 @@ def test_the_trainers_advice_makes_what_it_lacks(flags, pictures, tmp_path, monk
     shutil.copytree(pictures, tmp_path / "my pictures")
 
     def read(name: str):
-        return read_dataset(find_dataset(name, culture="igbo"), culture="igbo", needs_blip=True, needs_negatives=True)
+        needs = {"needs_blip": True, "needs_negatives": True, "remedies": train_scoft_lora.REMEDIES}
+        return read_dataset(find_dataset(name, culture="igbo"), culture="igbo", **needs)
 
     with pytest.raises(DataError) as refused:
         read("my pictures")
-    advice = re.search("Make them with `(.*)` and take the dataset '(.*)', or", str(refused.value))
+    advice = re.search("Make them with `(.*)` and train with --dataset '(.*)', or", str(refused.value))
     command, name = advice.groups()
     python, script, *argv = shlex.split(command)
     assert (python, script) == ("python", "prepare_ccub.py")
