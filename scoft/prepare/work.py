@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,6 +14,9 @@ from scoft.errors import DataError
 from scoft.files import Ledger, private_folder, sole_writer
 from scoft.weights import model_key
 
+
+if TYPE_CHECKING:
+    import accelerate
 
 REMEDY = "Remove that line; what it told of is made again."
 
@@ -27,7 +31,7 @@ class Run:
     culture: str
     folder: Path
     stages: Sequence[str]  # those that this run does; the others give what earlier runs made
-    accelerator: "Accelerator"  # noqa: F821
+    accelerator: "accelerate.Accelerator"
     cache_dir: str | None
 
     def does(self, stage: str) -> bool:
