@@ -414,7 +414,7 @@ def build_dataset(args: argparse.Namespace, source: DatasetSource, weights: dict
         seed=args.seed,
         skip_bad_images=args.skip_bad_images,
         cache_dir=args.cache_dir,
-        revision=args.dataset_revision,
+        dataset_revision=args.dataset_revision,
         remedies=REMEDIES,
     )
 

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import train_scoft_lora as trainer
 from benchmarks.train_step import SIZES, RandomClipConv, make_accelerator, random_model
 from scoft.base_model import StableDiffusion
 from scoft.files import write_atomically
@@ -29,8 +30,9 @@ from scoft.weights import DTYPES
 
 
 SIZE = SIZES["full"]
-NEGATIVES, STEPS, EVERY = 5, 20, 10  # of a photograph; of DDIM; updates from one with image losses to the next
-LORA_LAYERS = ["to_k", "to_q", "to_v", "to_out.0"]
+DEFAULTS = trainer.parse_args(["--dataset", "any", "--culture", "any"])
+EVERY = DEFAULTS.perceptual_every  # updates of a round, of which the last has L_P and L_C
+NEGATIVES = 5  # of a photograph
 
 
 class Counter(TorchDispatchMode):
@@ -64,14 +66,14 @@ def empty_model(precision: str) -> tuple[StableDiffusion, list[torch.nn.Paramete
         model = random_model(SIZE, dtype=DTYPES[precision])
     for part in (model.unet, model.vae):
         part.to_empty(device="cpu")
-    parameters = model.add_lora(rank=SIZE["rank"], alpha=SIZE["rank"], target_modules=LORA_LAYERS)
+    parameters = model.add_lora(rank=SIZE["rank"], alpha=SIZE["rank"], target_modules=DEFAULTS.lora_layers.split(","))
     model.decode_in(model.image_dtype)
     model.trained = make_accelerator(precision, cpu=True).prepare(model.unet)
     return model, parameters
 
 
 def count_update(precision: str) -> dict[str, dict[str, int]]:
-    """The counts of each kind of call in an update of batch 1 and one naive caption, and how many ten updates make."""
+    """The counts of each kind of call in an update of batch 1 and one naive caption, and how many a round makes."""
     model, parameters = empty_model(precision)
     distance = RandomClipConv(**SIZE["clip_conv"], device=torch.device("cpu"), dtype=model.image_dtype)
     optimizer = make_optimizer(parameters, use_8bit=False, lr=1e-4, fused=True)  # as on a GPU
@@ -85,18 +87,18 @@ def count_update(precision: str) -> dict[str, dict[str, int]]:
             z, t = torch.empty(batch, *latent), torch.zeros(batch, dtype=torch.long)
             return z, t, torch.empty(batch, 77, width, dtype=model.dtype)
 
-        def add(name: str, of_ten: int, call: Callable):
+        def add(name: str, of_round: int, call: Callable):
             counts, result = counted(call)
-            found[name] = {"calls_in_10_updates": of_ten, **counts}
+            found[name] = {"calls_in_a_round": of_round, **counts}
             return result
 
-        for batch, name, of_ten in (
+        for batch, name, of_round in (
             (1, "frozen, a naive caption", EVERY - 1),
             (3, "frozen, with the guidance's pair", 1),
-            (2, "frozen, the guidance's pair", STEPS - 1),
+            (2, "frozen, the guidance's pair", DEFAULTS.num_denoising_steps - 1),
         ):
             z, t, c = inputs(batch)
-            add(name, of_ten, functools.partial(model.predict_frozen, z, t, c))
+            add(name, of_round, functools.partial(model.predict_frozen, z, t, c))
         z, t, c = inputs(1)
         eps_theta = add("with gradient", EVERY, lambda: model.predict(z, t, c))
         add("its backward pass", EVERY, lambda: eps_theta.sum().backward())
@@ -111,20 +113,20 @@ def count_update(precision: str) -> dict[str, dict[str, int]]:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # makes the moments
     counts, _ = counted(optimizer.step)
-    found["AdamW"] = {"calls_in_10_updates": EVERY, **counts}
+    found["AdamW"] = {"calls_in_a_round": EVERY, **counts}
     return found
 
 
 def totals(calls: dict[str, dict[str, int]]) -> dict[str, float]:
-    """Of an update, the mean over ten."""
+    """Of an update, the mean over a round."""
     names = ("operations", "casts", "bytes")
-    return {name: sum(each["calls_in_10_updates"] * each[name] for each in calls.values()) / EVERY for name in names}
+    return {name: sum(each["calls_in_a_round"] * each[name] for each in calls.values()) / EVERY for name in names}
 
 
 def table(calls: dict[str, dict[str, int]]) -> str:
-    rows = [("call", "in 10 updates", "operations", "casts", "GB")]
+    rows = [("call", f"in {EVERY} updates", "operations", "casts", "GB")]
     for name, each in calls.items():
-        counts = (str(each[key]) for key in ("calls_in_10_updates", "operations", "casts"))
+        counts = (str(each[key]) for key in ("calls_in_a_round", "operations", "casts"))
         rows.append((name, *counts, f"{each['bytes'] / 1e9:.1f}"))
     mean = totals(calls)
     rows.append(

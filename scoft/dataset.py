@@ -97,7 +97,7 @@ def read_dataset(
     seed: int = 0,
     skip_bad_images: bool = False,
     cache_dir: str | os.PathLike | None = None,
-    revision: str | None = None,
+    dataset_revision: str | None = None,
     remedies: Remedies = READER_REMEDIES,
 ) -> CulturalDataset:
     """Read one culture of a dataset and check all of it, decoding every image once, so that training cannot trip.
@@ -106,16 +106,16 @@ def read_dataset(
     - `metadata.jsonl` or `metadata.csv` in it or in `<split>/`, with imagefolder's `file_name` and
       `negatives_file_names`, or the authors' `negative_imgpath`; paths count from the metadata's folder;
     - parquet files, in it, in `data/` or in `<split>/`, of the split that is in their names, or else all train.
-    Its README may declare a config per culture. A dataset of the Hub is such a folder; `revision` is a branch, tag or
-    commit of it. Without cultures it is taken whole. Only regular files of the dataset's own folder are read, and in
-    parquet from the Hub only pictures that lie in the rows.
+    Its README may declare a config per culture. A dataset of the Hub is such a folder; `dataset_revision` is a branch,
+    tag or commit of it. Without cultures it is taken whole. Only regular files of the dataset's own folder are read,
+    and in parquet from the Hub only pictures that lie in the rows.
 
     With `max_train_samples` rows are shuffled by `seed` and the first ones kept, the same as in diffusers' scripts.
     `remedies`: how whoever asks gets on without what is missing, for messages.
     Raises DataError for all that is wrong; with `skip_bad_images` bad images, and rows without a usable caption, are
     left out with a warning instead.
     """
-    place = _place_of(source, culture, split=split, cache_dir=cache_dir, revision=revision)
+    place = _place_of(source, culture, split=split, cache_dir=cache_dir, revision=dataset_revision)
     blip, negatives = blip_caption_column if needs_blip else None, negatives_column if needs_negatives else None
     try:
         completing = how_to_complete(source, culture, remedies=remedies)

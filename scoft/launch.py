@@ -205,7 +205,7 @@ def multiple_of(step: int) -> Callable[[str], int]:
 
 
 def count_or(word: str) -> Callable[[str], str]:
-    """The text of a number from 1 up, or `word`."""
+    """argparse's type of the text of a whole number from 1 up, and of `word`."""
 
     def parse(text: str) -> str:
         if text != word and not re.fullmatch("[1-9][0-9]*", text):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import evaluate_scoft
@@ -134,10 +135,15 @@ def test_the_judge_is_whole(damaged):
 def test_what_is_never_asked_may_be_missing(damaged, tiny_depth, tiny_blip2):
     """Checkpoints on the Hub lack weights that no picture needs: the first fusion of a DPT has no residual."""
     folder = damaged(tiny_depth, "neck.fusion_stage.layers.0.residual_layer1.convolution1.weight")
-    DepthEstimator(str(folder), device="cpu", cache_dir=None)
+    picture, whole = Image.effect_noise((32, 32), 64).convert("RGB"), {"device": "cpu", "cache_dir": None}
+    depths = [DepthEstimator(str(each), **whole)(picture) for each in (folder, tiny_depth)]
+    assert depths[0].getextrema()[0][0] < depths[0].getextrema()[0][1] and depths[0] == depths[1]
     shutil.rmtree(folder)
-    folder = damaged(tiny_blip2, "itm_head.weight")
-    load_distance("blip2", model_name_or_path=str(folder), device="cpu")
+    folder, x = damaged(tiny_blip2, "itm_head.weight"), torch.rand(1, 3, 32, 32) * 2 - 1
+    lacking, complete = (
+        load_distance("blip2", model_name_or_path=str(each), device="cpu").embed(x) for each in (folder, tiny_blip2)
+    )
+    assert torch.equal(lacking, complete)
 
 
 def test_a_pipeline_is_what_diffusers_loads(tiny_pipeline):

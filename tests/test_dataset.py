@@ -233,4 +233,4 @@ def test_revision_of_a_folder(tmp_path):
     """A revision makes no sense for a folder and is not ignored."""
     write_folder(tmp_path / "d", records())
     with pytest.raises(DataError, match="^dataset_revision v1 is of a Hub dataset"):
-        read(tmp_path / "d", revision="v1")
+        read(tmp_path / "d", dataset_revision="v1")

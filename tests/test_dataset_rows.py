@@ -455,10 +455,10 @@ def test_hub_dataset(published):
 def test_hub_dataset_of_a_commit(published):
     """--dataset_revision pins the rows, also when the other commit was read last and lies in the cache."""
     read_hub("ccub", "china")
-    found = read_hub("alice/ccub", "china", revision=published[0])
+    found = read_hub("alice/ccub", "china", dataset_revision=published[0])
     assert found.captions[0] == ["a red house"] and found.commit == published[0]
     with pytest.raises(DataError, match="the Hub, alice/ccub: "):
-        read_hub("alice/ccub", "china", revision="v9")
+        read_hub("alice/ccub", "china", dataset_revision="v9")
 
 
 def test_hub_dataset_without_a_card(published, hub):
@@ -488,7 +488,7 @@ def test_hub_dataset_offline(published):
         "from scoft.errors import DataError\n"
         "source = find_dataset('alice/ccub', culture='korea')\n"
         "read = lambda revision: read_dataset(source, culture='korea', needs_blip=False, needs_negatives=False, "
-        "cache_dir='cache', revision=revision)\n"
+        "cache_dir='cache', dataset_revision=revision)\n"
         "try: read(None); sys.exit('read without a copy')\n"
         "except DataError as error: print(error)\n"
     )
@@ -498,7 +498,7 @@ def test_hub_dataset_offline(published):
         return subprocess.run([sys.executable, "-c", program], env=offline, capture_output=True, text=True, check=True)
 
     assert "the Hub, alice/ccub: " in run(program).stdout and "prepare_ccub.py --culture korea" in run(program).stdout
-    read_hub("alice/ccub", "korea", revision=published[0])
+    read_hub("alice/ccub", "korea", dataset_revision=published[0])
     read_hub("alice/ccub", "korea")
     program = program.partition("try:")[0] + (
         f"for revision in (None, {published[0]!r}): print(read(revision).commit, read(revision).captions[0])\n"

@@ -5,6 +5,7 @@ flag has a help text. And that of sizes: files and functions stay so short that 
 """
 
 import ast
+import dataclasses
 import importlib
 import re
 import statistics
@@ -16,11 +17,14 @@ from scoft.launch import Parser
 import pytest
 
 import train_scoft_lora
+from scoft.distances import distance_options
+from scoft.train.terms import DEFAULT_WEIGHTS
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
-LAYERED = [ROOT / "scoft_losses.py", *sorted((ROOT / "scoft").rglob("*.py"))]
 DOORS = {"train": "train_scoft_lora", "prepare": "prepare_ccub", "evaluate": "evaluate_scoft"}
+LAYERED = [ROOT / "scoft_losses.py", *sorted((ROOT / "scoft").rglob("*.py"))]
+COMMANDS = [ROOT / f"{door}.py" for door in DOORS.values()]
 WINGS = set(DOORS)  # other folders of scoft/ are ground
 OURS = {path.stem for path in ROOT.glob("*.py")} | {"scoft", "pocket", "benchmarks"}
 
@@ -35,21 +39,24 @@ def imported(source: str) -> Iterator[str]:
 
 
 def violations(file: Path, source: str) -> list[str]:
-    """What a module imports and may not: scoft takes the ground, its own wing and scoft_losses; that takes nothing."""
+    """What a module imports and may not: a command and its wing take that wing, the ground and scoft_losses, the
+    ground itself and scoft_losses; that takes nothing.
+    """
     parts = file.relative_to(ROOT).parts
-    own = parts[1] if len(parts) > 2 else None
+    wing_of = {door: wing for wing, door in DOORS.items()}
+    own = parts[1] if len(parts) > 2 else wing_of.get(file.stem)
     found = []
     for name in imported(source):
         first, second = (name.split(".") + [""])[:2]
         allowed = first not in OURS | {""}
-        if parts[0] == "scoft":
+        if file in COMMANDS or parts[0] == "scoft":
             allowed |= first == "scoft_losses" or (first == "scoft" and second not in WINGS - {own})
         if not allowed:
             found.append(name)
     return found
 
 
-@pytest.mark.parametrize("file", LAYERED, ids=lambda file: str(file.relative_to(ROOT)))
+@pytest.mark.parametrize("file", [*COMMANDS, *LAYERED], ids=lambda file: str(file.relative_to(ROOT)))
 def test_a_module_imports_only_what_lies_below_it(file):
     assert violations(file, file.read_text()) == []
 
@@ -66,6 +73,10 @@ def test_a_module_imports_only_what_lies_below_it(file):
         ("scoft_losses.py", "from scoft.errors import DataError", True),
         ("scoft/train/checkpoints.py", "from scoft.train import records\nfrom scoft import sheets", False),
         ("scoft/base_model.py", "import torch\nfrom scoft_losses import ldm_loss", False),
+        ("prepare_ccub.py", "from scoft.train.terms import TERMS", True),
+        ("evaluate_scoft.py", "from train_scoft_lora import parse_args", True),
+        ("train_scoft_lora.py", "from pocket import world", True),
+        ("train_scoft_lora.py", "from scoft import sheets\nfrom scoft.train import records", False),
     ],
 )
 def test_a_violation_is_seen(file, line, wrong):
@@ -161,6 +172,32 @@ def test_a_flag_without_help_is_seen():
     stage.add_argument("place")
     stage.add_argument("--depth", type=int, help="of the tree")
     assert without_help(parser) == ["bare", "blank", "place"]
+
+
+def unread(door: str, declared: set[str], source: str) -> set[str]:
+    """The flags that a command declares and neither reads as `args.<flag>` nor hands on.
+
+    Handed on are the fields of what `built` makes of the flags, the options of distances, and weights by their terms.
+    What is read before there are `args` are the flags that name a table of flags.
+    """
+    nodes = list(ast.walk(ast.parse(source)))
+    read = {each.attr for each in nodes if isinstance(each, ast.Attribute) and getattr(each.value, "id", "") == "args"}
+    calls = [each for each in nodes if isinstance(each, ast.Call) and getattr(each.func, "id", "") == "built"]
+    for stage in (getattr(importlib.import_module(door), call.args[0].id) for call in calls):
+        read |= {field.name for field in dataclasses.fields(stage)}
+    if re.search(r"getattr\(args, \w+\) for \w+ in distance_options\(\)", source):
+        read |= distance_options().keys()
+    if re.search(r'getattr\(args, f"{\w+}_weight"\)', source):
+        read |= {f"{term}_weight" for term in DEFAULT_WEIGHTS}
+    return declared - read - {"config", "defaults", "help"}
+
+
+@pytest.mark.parametrize("door", DOORS.values())
+def test_every_declared_flag_is_read(door):
+    declared = {action.dest for action in parser_of(door).all_actions()}
+    source = (ROOT / f"{door}.py").read_text()
+    assert unread(door, declared, source) == set()
+    assert unread(door, declared | {"idle"}, source) == {"idle"}
 
 
 PRODUCT = sorted(

@@ -65,7 +65,7 @@ class Dataset:
             image_column=self.image_column,
             caption_column=self.caption_column,
             cache_dir=self.cache_dir,
-            revision=self.revision,
+            dataset_revision=self.revision,
             remedies=self.remedies,
         )
 

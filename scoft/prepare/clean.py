@@ -44,7 +44,7 @@ from scoft.prepare.web import PHOTOGRAPH_FORMATS, Fetcher, NotUsable
 from scoft.prepare.work import Run
 
 
-logger = logging.getLogger("scoft")
+logger = logging.getLogger(__name__)
 
 CLEAN_THREADS = 4
 TOLD = ("min_size", "near_duplicate_bits", "test_share", "jpeg_quality")  # the settings of which the card tells
@@ -83,6 +83,7 @@ class Clean:
         return kept(read_photographs(run.folder))
 
     def clean(self, run: Run, photographs: list[Photograph], *, fetcher: Fetcher):
+        """Clean what came, give it splits, and write that down. DataError where a folder of pictures is not given."""
         if self.images is None and any(photograph.picture for photograph in photographs):
             raise DataError("--stages clean: these photographs come from --images; give the folder again.")
         self.clean_photographs(photographs, run.folder, fetcher=fetcher)

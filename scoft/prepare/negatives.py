@@ -21,7 +21,7 @@ from scoft.randomness import stable_generator
 from scoft.weights import load_whole, loading, model_key, precision
 
 
-logger = logging.getLogger("scoft")
+logger = logging.getLogger(__name__)
 
 LEDGER = "negatives.jsonl"
 ATTEMPTS = 5  # at a negative that the safety checker leaves

@@ -18,7 +18,7 @@ from scoft.prepare.photograph import PERIODS, Photograph
 from scoft.prepare.web import Fetcher
 
 
-logger = logging.getLogger("scoft")
+logger = logging.getLogger(__name__)
 
 LINK_COLUMNS = ("country_code", "category_code", "url", "caption", "created_at")
 EXAMPLE_LINE = '{"file_name": "market.jpg", "text": "a market in Ibadan", "category": "city"}'  # of a metadata.jsonl

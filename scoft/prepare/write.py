@@ -31,7 +31,7 @@ from scoft.prepare.photograph import (
 from scoft.prepare.work import Run
 
 
-logger = logging.getLogger("scoft")
+logger = logging.getLogger(__name__)
 
 SHEET_ROWS = 25  # photographs of a page of the contact sheet
 
@@ -87,6 +87,10 @@ class Write:
         captions: Mapping[str, list[str]],
         negatives: Mapping[str, list[Negative]],
     ):
+        """Write the dataset, by the main process, and push it if that is asked for.
+
+        captions, negatives: of each photograph that has some, by its id. Raises DataError for what cannot be pushed.
+        """
         if run.is_main and run.does("write"):
             rows = [
                 Row(photograph=p, captions=captions.get(p.id, []), negatives=negatives.get(p.id, []))

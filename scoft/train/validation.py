@@ -33,9 +33,9 @@ IMAGES_PER_CALL = 8  # pictures drawn in one pipeline call
 
 
 def validation_prompts(prompts: list[str] | None, *, culture: str | None) -> list[str]:
-    """The prompts, by default the paper's two, with `{}` in them replaced by the culture in words; none without both.
+    """The prompts, by default the paper's two, with `{}` in them replaced by the culture in words.
 
-    Any other brace stays as it is.
+    Any other brace stays as it is. Without a culture the prompts stay as they are, and there are none by default.
     """
     if culture is None:
         return prompts or []
