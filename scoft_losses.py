@@ -250,13 +250,11 @@ class RecordedStepDenoiser:
         z_t: torch.Tensor,
         t: torch.Tensor,
         u: torch.Tensor,
-        *,
-        first: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> Rollout:
         """Denoise z_t (B, 4, h, w) from t (B,), on the CPU; u (B,) are the draws for `recorded_step="random"`.
 
-        predict(z, t) returns the predictions (eps_cond, eps_null) at z, each (B, 4, h, w); t is on z's device.  first:
-        those at z_t, where the caller has them already.  No call runs with gradients on; latents keep z_t's dtype.
+        predict(z, t) returns the predictions (eps_cond, eps_null) at z, each (B, 4, h, w); t is on z's device.  No
+        call runs with gradients on; latents keep z_t's dtype.
         """
         timetables = denoising_timetables(t, num_steps=self.num_steps)
         recorded = recorded_index(self.recorded_step, t, u, num_steps=self.num_steps)
@@ -276,7 +274,7 @@ class RecordedStepDenoiser:
         for j in range(int(t.max().clamp(max=self.num_steps))):
             z_recorded = torch.where(is_recorded[:, j], z, z_recorded)
             # A finished row rests: the UNet is asked about timestep 0 for it, and b = 0 drops the answer.
-            eps_cond, eps_null = first if j == 0 and first else predict(z, tau[:, j])
+            eps_cond, eps_null = predict(z, tau[:, j])
             z = a[:, j] * z + b[:, j] * guide(eps_cond, eps_null, guidance_scale=self.guidance_scale).to(z)
 
         t_recorded = tau.gather(1, recorded[:, None].to(tau.device, non_blocking=True))[:, 0]

@@ -116,7 +116,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lora_layers", default="to_k,to_q,to_v,to_out.0", help="comma-separated UNet modules that get a LoRA")
     add("--enable_xformers_memory_efficient_attention", default=False, **switch, help="needs the package xformers")
     add("--gradient_checkpointing", default=False, **switch, help="less memory, more time")
-    add("--compile", default=False, **switch, help="torch.compile the UNet; the first updates are slow")
+    add("--compile", default=False, **switch, help="torch.compile the UNet, on a GPU into CUDA graphs; slow at first")
 
     add = parser.add_argument_group("data").add_argument
     add(
@@ -184,7 +184,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--adam_epsilon", type=positive, default=1e-8, help="added to the root of the second moment")
     add("--max_grad_norm", type=positive, default=1.0, help="a longer gradient is cut to this")
     add("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: accelerate's")
-    add("--allow_tf32", default=False, **switch, help="faster float32 on Ampere GPUs, less exact")
+    add("--allow_tf32", default=False, **switch, help="float32 products in TF32, 10 bits, on Ampere GPUs and later")
     add("--cpu_threads", type=count, help="of each process on a CPU, where accelerate's launcher says 1 unless told")
     add("--checkpointing_steps", type=count, default=500, help="updates between checkpoints")
     add("--checkpoints_total_limit", type=count, help="keep this many, the newest")
@@ -281,15 +281,10 @@ def training_losses(batch: dict, objective: Objective) -> tuple[torch.Tensor, di
     z_t = model.noised(z_0, eps, t)
 
     # All that carries no gradient comes first.
-    first_pair, eps_blip = objective.constant_predictions(batch, z_t, t, with_images=images is not None)
+    eps_blip = objective.teach(batch, z_t, t) if "memorization" in weights else None
     z_in, t_in, c_in = z_t, t, c_ccub
     if images:
-
-        def predict_pair(z: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            captions = torch.cat([c_ccub, batch["c_null"]])
-            return model.predict_frozen(torch.cat([z, z]), torch.cat([t, t]), captions).chunk(2)
-
-        rollout = images.denoiser(predict_pair, z_t, batch["t"], batch["recorded_u"], first=first_pair)
+        rollout = objective.roll_out(batch, z_t)
         g, image_terms = latent_gradient(lambda z: image_losses(z, batch, objective), weights, rollout.z_hat_0)
         if images.denoiser.recorded_step != "first":
             z_in, t_in = torch.cat([z_t, rollout.z_recorded]), torch.cat([t, rollout.t_recorded])
@@ -383,6 +378,9 @@ def build_objective(
             margin=distance.default_margin if args.margin is None else args.margin,
             every=args.perceptual_every,
         )
+    most = max(map(len, dataset.blip_captions), default=0)  # naive captions of a photograph in an update
+    if args.blip_captions_per_step != "all":
+        most = min(most, int(args.blip_captions_per_step))
     return Objective(
         model=model,
         constants=constants,
@@ -390,6 +388,7 @@ def build_objective(
         teacher=args.memorization_teacher,
         snr_gamma=args.snr_gamma,
         images=images,
+        naive_captions=args.train_batch_size * most if args.compile else None,
     )
 
 
@@ -524,6 +523,7 @@ def main(argv: list[str] | None = None):
             logging_dir=args.logging_dir,
             allow_tf32=args.allow_tf32,
             cpu_threads=args.cpu_threads,
+            compile=args.compile,
         )
         device, is_main = accelerator.device, accelerator.is_main_process
         images_per_update = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps

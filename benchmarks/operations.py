@@ -11,7 +11,7 @@ it reads and writes, nothing fused.  What the count cannot see is time.
 """
 
 import argparse
-import functools
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +76,7 @@ def count_update(precision: str) -> dict[str, dict[str, int]]:
     """The counts of each kind of call in an update of batch 1 and one naive caption, and how many a round makes."""
     model, parameters = empty_model(precision)
     distance = RandomClipConv(**SIZE["clip_conv"], device=torch.device("cpu"), dtype=model.image_dtype)
-    optimizer = make_optimizer(parameters, use_8bit=False, lr=1e-4, fused=True)  # as on a GPU
+    optimizer = make_optimizer(parameters, use_8bit=False, lr=1e-4)
     latent = model.latent_shape(SIZE["resolution"])
     found = {}
 
@@ -92,14 +92,12 @@ def count_update(precision: str) -> dict[str, dict[str, int]]:
             found[name] = {"calls_in_a_round": of_round, **counts}
             return result
 
-        for batch, name, of_round in (
-            (1, "frozen, a naive caption", EVERY - 1),
-            (3, "frozen, with the guidance's pair", 1),
-            (2, "frozen, the guidance's pair", DEFAULTS.num_denoising_steps - 1),
-        ):
-            z, t, c = inputs(batch)
-            add(name, of_round, functools.partial(model.predict_frozen, z, t, c))
+        with contextlib.ExitStack() as stack:
+            predict_pair = add("the LoRA merged", 1, lambda: stack.enter_context(model.merged_lora()))
+            z, t, c = inputs(2)
+            add("merged, the guidance's pair", DEFAULTS.num_denoising_steps, lambda: predict_pair(z, t, c))
         z, t, c = inputs(1)
+        add("frozen, a naive caption", EVERY, lambda: model.predict_frozen(z, t, c))
         eps_theta = add("with gradient", EVERY, lambda: model.predict(z, t, c))
         add("its backward pass", EVERY, lambda: eps_theta.sum().backward())
 

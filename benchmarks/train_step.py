@@ -125,7 +125,7 @@ def plain_losses(
         return text_encoder(token_ids[captions].to(device))[0]
 
     def predict(z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        return unet(z, t, c, return_dict=False)[0].float()
+        return unet(z, t, c, return_dict=False)[0].float().clone()  # a CUDA graph's next replay writes over the last
 
     with torch.no_grad():
         posterior = vae.encode(photograph.to(vae.dtype)).latent_dist

@@ -300,7 +300,7 @@ def test_finished_rows_stand_still(prediction_type):
 @pytest.mark.parametrize("recorded_step", RECORDED_STEPS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_rows_of_a_batch_do_not_meet(prediction, recorded_step):
-    """A batch of mixed t is its rows denoised one by one, also where the first predictions are given."""
+    """A batch of mixed t is its rows denoised one by one."""
 
     def predict(z, t):
         assert t.min() >= 0
@@ -310,7 +310,7 @@ def test_rows_of_a_batch_do_not_meet(prediction, recorded_step):
     t = torch.tensor([1, 5, 18, 19, 20, 37, 500, 999])
     z_t, u = normal(8, 4, 4, 4, seed=0), torch.rand(8, generator=torch.Generator().manual_seed(1))
     denoiser = denoiser_of(prediction, recorded_step=recorded_step)
-    together = denoiser(predict, z_t, t, u, first=predict(z_t, t))
+    together = denoiser(predict, z_t, t, u)
     for b in range(8):
         alone = denoiser(predict, z_t[b : b + 1], t[b : b + 1], u[b : b + 1])
         for whole, row in zip(together, alone):
@@ -686,7 +686,7 @@ PAIRS = [(16, False)]
 @pytest.mark.parametrize(
     "weights, teacher, constant",
     [
-        (WEIGHTS, "current", [(16 + BLIP, False)] + 19 * PAIRS),
+        (WEIGHTS, "current", [(BLIP, False)] + 20 * PAIRS),
         (WEIGHTS, "base", [(BLIP, False)] + 20 * PAIRS),
         ({"ldm": 0.7, **IMAGE_WEIGHTS}, "current", 20 * PAIRS),
     ],
@@ -695,7 +695,7 @@ PAIRS = [(16, False)]
 def test_unet_calls_of_an_update_with_image_losses(
     world, unet_calls, weights, teacher, constant, recorded_step, graph
 ):
-    """One call with gradients, the last; before it the captions ride with the first pair where they can."""
+    """One call with gradients, the last; before it one for all naive captions, and a pair for each step."""
     world.losses(
         "epsilon",
         recorded_step=recorded_step,
@@ -714,11 +714,21 @@ def test_unet_calls_of_an_update_without_image_losses(world, unet_calls, weights
     assert unet_calls == constant + [(8, True)]
 
 
+@pytest.mark.parametrize("teacher", ["current", "base"])
+def test_batches_of_naive_captions_are_filled_up_to_one_shape(world, unet_calls, teacher):
+    """What fills them is dropped: the losses are the same."""
+    more = {"weights": WEIGHTS, "batch": world.without_images(), "teacher": teacher}
+    expected, _ = world.losses("epsilon", **more)
+    found, _ = world.losses("epsilon", **more, naive_captions=BLIP + 3)
+    assert unet_calls == [(BLIP, False), (8, True), (BLIP + 3, False), (8, True)]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
 def test_rollout_ends_with_its_longest_row(world, unet_calls):
     """A batch of small t takes as many steps as its largest t needs."""
     batch = world.batch | {"t": torch.tensor([1, 2, 3, 4, 5, 6, 7, 7])}
     world.losses("epsilon", weights=WEIGHTS, batch=batch)
-    assert unet_calls == [(16 + BLIP, False)] + 6 * PAIRS + [(8, True)]
+    assert unet_calls == [(BLIP, False)] + 7 * PAIRS + [(8, True)]
 
 
 # Image losses of the trainer

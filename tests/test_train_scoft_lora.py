@@ -32,10 +32,11 @@ from scoft.dataset_source import find_dataset
 from scoft.errors import DataError
 from scoft.images import ImageTransform
 from scoft.lora_folder import lora_name, lora_sha256
-from scoft.train import checkpoints
+from scoft.train import checkpoints, processes
 from scoft.train.checkpoints import check_seal
 from scoft.train.constants import Constants, ImageFeatures
 from scoft.train.examples import TrainingExamples
+from scoft.train.objective import Objective
 from scoft.train.terms import DEFAULT_WEIGHTS, METHODS
 from scoft.train.validation import Validation, validation_prompts
 
@@ -290,17 +291,58 @@ def test_gradient_checkpointing_changes_nothing(train, start, monkeypatch):
 
 
 def test_a_compiled_unet_gives_the_same_run(train, start, monkeypatch):
-    """--compile traces every batch shape, with gradient and without, within dynamo's limit, to the same LoRA."""
+    """--compile traces three graphs, however many naive captions a photograph has, and trains to the same LoRA."""
     compile_in_place = torch.nn.Module.compile
     monkeypatch.setattr(  # the tracing is ours to get right; generating code for it would take minutes here
         torch.nn.Module, "compile", lambda module, **kwargs: compile_in_place(module, backend="eager", **kwargs)
     )
-    more = SMOOTH["mpc"] | AUDIBLE_IMAGES | {"max_train_steps": 4, "train_batch_size": 2}
+    monkeypatch.setattr(processes, "check_compiler", lambda device: None)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    more = SMOOTH["mpc"] | AUDIBLE_IMAGES | {"max_train_steps": 4, "gradient_accumulation_steps": 2}
+    more |= {"blip_captions_per_step": "all", "train_batch_size": 2}
+    counts, teach, build_dataset = set(), Objective.teach, train_scoft_lora.build_dataset
+
+    def ragged(*args):
+        dataset = build_dataset(*args)
+        dataset.blip_captions[::2] = [captions[:1] for captions in dataset.blip_captions[::2]]
+        return dataset
+
+    def counted(objective, batch, *noised):
+        counts.add(len(batch["blip_rows"]))
+        return teach(objective, batch, *noised)
+
+    monkeypatch.setattr(train_scoft_lora, "build_dataset", ragged)
+    monkeypatch.setattr(Objective, "teach", counted)
     plain = train("plain", **more)
+    assert len(counts) > 1 and not torch._dynamo.utils.counters["stats"]
     compiled = train("compiled", **more, compile=True, num_validation_images=1, validation_inference_steps=1)
     assert relative_difference(plain, compiled, start) <= 1e-5
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3  # captions, guidance's pair, with gradient
     torch._dynamo.reset()
+
+
+def test_without_a_compiler_it_says_so_before_any_model_is_loaded(train, monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/no/such/compiler"))
+    monkeypatch.setattr(StableDiffusion, "load", None)
+    torch._dynamo.reset()
+    with torch._inductor.config.patch(force_disable_caches=True), pytest.raises(DataError) as caught:
+        train(compile=True)
+    assert re.search("--compile: .*cpu.*/no/such/compiler.* leave --compile out", str(caught.value))
+
+
+@pytest.mark.parametrize("has_none", ["anywhere", "GPU"])
+def test_a_device_without_bf16_is_named(train, monkeypatch, has_none):
+    if has_none == "anywhere":
+        monkeypatch.setattr("accelerate.utils.is_bf16_available", lambda: False)
+        named = "this device"
+    else:  # of some GPUs torch says that they have it, and means that it emulates it
+        monkeypatch.setattr("accelerate.Accelerator.device", torch.device("cuda"))
+        monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
+        monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Old GPU")
+        named = "Old GPU"
+    with pytest.raises(DataError, match=f"--mixed_precision bf16: {named} .* --mixed_precision fp16"):
+        train(mixed_precision="bf16")
 
 
 def test_precomputed_files_serve_a_second_run_and_are_thrown_away_when_stale(train, tmp_path, monkeypatch, tiny_ccub):
@@ -340,7 +382,7 @@ def test_precomputed_files_serve_a_second_run_and_are_thrown_away_when_stale(tra
 KILLED_RUN = """
 import os, pathlib, shutil, signal, sys
 import torch, train_scoft_lora
-from scoft.train import checkpoints
+from scoft.train import checkpoints, processes
 
 moment, count, *argv = sys.argv[1:]
 calls = 0

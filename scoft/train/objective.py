@@ -10,7 +10,7 @@ from scoft.distances import PerceptualDistance
 from scoft.randomness import stable_generator
 from scoft.train.constants import Constants, to_device
 from scoft.train.examples import is_due
-from scoft_losses import RecordedStepDenoiser
+from scoft_losses import RecordedStepDenoiser, Rollout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,30 +34,34 @@ class Objective:
     teacher: Literal["current", "base"]  # whose weights predict for the naive captions
     snr_gamma: float | None  # None: w_t is 1
     images: ImageLosses | None  # None: no term is on images
+    naive_captions: int | None = None  # to so many a batch is filled up, always to one shape; None: it is not
 
     def assemble(self, batch: dict, step: int) -> dict:
         """A collated batch of update `step` as `training_losses` takes it; with features where L_P and L_C are due."""
         with_images = self.images is not None and is_due(step, self.images.every)
         return self.constants.assemble(batch, with_images=with_images)
 
-    def constant_predictions(
-        self, batch: dict, z_t: torch.Tensor, t: torch.Tensor, *, with_images: bool
-    ) -> tuple[list[torch.Tensor] | None, torch.Tensor | None]:
-        """eps(c_ccub) and eps(null) at z_t, and eps(c_blip), in as few calls as the teacher allows; without gradient.
+    def teach(self, batch: dict, z_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """eps(c_blip) (N, 4, h, w) at z_t, what the teacher predicts for the naive captions; without gradient."""
+        predict = self.model.predict_base if self.teacher == "base" else self.model.predict_frozen
+        rows, c_blip = batch["blip_rows"], batch["c_blip"]
+        count = len(rows)
+        if self.naive_captions:  # the fill is the first caption once more, and dropped
+            index = torch.arange(self.naive_captions)
+            index[count:] = 0
+            rows, c_blip = rows[index], c_blip[to_device(index, c_blip.device)]
+        rows = to_device(rows, z_t.device)
+        return predict(z_t[rows], t[rows], c_blip)[:count]
 
-        None where not needed; the pair is left to the denoiser where it cannot ride along with the naive captions.
-        """
-        if "memorization" not in self.weights:
-            return None, None
-        model, is_base = self.model, self.teacher == "base"
-        rows = to_device(batch["blip_rows"], z_t.device)
-        z_blip, t_blip, c_blip = z_t[rows], t[rows], batch["c_blip"]
-        if is_base or not with_images:
-            return None, (model.predict_base if is_base else model.predict_frozen)(z_blip, t_blip, c_blip)
-        captions = torch.cat([batch["c_ccub"], batch["c_null"], c_blip])
-        predictions = model.predict_frozen(torch.cat([z_t, z_t, z_blip]), torch.cat([t, t, t_blip]), captions)
-        *pair, eps_blip = predictions.split([len(z_t), len(z_t), len(rows)])
-        return pair, eps_blip
+    def roll_out(self, batch: dict, z_t: torch.Tensor) -> Rollout:
+        """z_t denoised to z_hat_0 under the LoRA as it is, with guidance; without gradient."""
+        captions = torch.cat([batch["c_ccub"], batch["c_null"]])
+        with self.model.merged_lora() as predict:
+
+            def predict_pair(z: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                return predict(torch.cat([z, z]), torch.cat([t, t]), captions).chunk(2)
+
+            return self.images.denoiser(predict_pair, z_t, batch["t"], batch["recorded_u"])
 
     def check_prediction(self, step: int, *, seed: int, resolution: int):
         """Losses tell of the weights before an update; those after it, which are saved, show here what they are.

@@ -13,13 +13,12 @@ SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant
 
 
 def make_optimizer(parameters: list[torch.nn.Parameter], *, use_8bit: bool, **settings) -> torch.optim.Optimizer:
-    """AdamW, on a GPU in one kernel, or bitsandbytes' with moments in 8 bits.
+    """AdamW, in one kernel where torch has it, or bitsandbytes' with moments in 8 bits.
 
     settings: lr, betas, weight_decay, eps, and what else AdamW takes.
     """
     if not use_8bit:
-        on_gpu = {"fused": True} if parameters[0].is_cuda else {}
-        return torch.optim.AdamW(parameters, **on_gpu | settings)
+        return torch.optim.AdamW(parameters, fused=parameters[0].device.type in ("cuda", "cpu"), **settings)
     import bitsandbytes
 
     return bitsandbytes.optim.AdamW8bit(parameters, **settings)

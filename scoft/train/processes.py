@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+NO_BF16 = "--mixed_precision bf16: {} does not compute in bf16; train with --mixed_precision fp16, or no"
+
 
 @contextlib.contextmanager
 def claimed(output_dir: Path, *, goes_on: bool) -> Iterator[None]:
@@ -50,14 +52,17 @@ def start_processes(
     logging_dir: str,
     allow_tf32: bool,
     cpu_threads: int | None,
+    compile: bool,
 ) -> "accelerate.Accelerator":
     """accelerate's object for this process, set up; raises DataError where the launch is not what the run needs.
 
     report_to: a tracker, `all`, or `none`.  logging_dir: of the trackers, inside output_dir.
     """
     from accelerate import Accelerator
-    from accelerate.utils import AutocastKwargs, ProjectConfiguration
+    from accelerate.utils import AutocastKwargs, ProjectConfiguration, is_bf16_available
 
+    if (mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "bf16" and not is_bf16_available():
+        raise DataError(NO_BF16.format("this device"))
     accelerator = Accelerator(
         mixed_precision=mixed_precision,
         log_with=None if report_to == "none" else report_to,
@@ -78,6 +83,11 @@ def start_processes(
     is_cpu = accelerator.device.type == "cpu"
     if is_cpu and accelerator.mixed_precision == "fp16":
         raise DataError("--mixed_precision fp16 needs a GPU; bf16 works on CPUs too")
+    if accelerator.device.type == "cuda" and accelerator.mixed_precision == "bf16":
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise DataError(NO_BF16.format(torch.cuda.get_device_name(accelerator.device)))
+    if compile:
+        check_compiler(accelerator.device)
     if torch.backends.mps.is_available():
         accelerator.native_amp = False
     if allow_tf32:
@@ -85,6 +95,19 @@ def start_processes(
     if cpu_threads and is_cpu:
         torch.set_num_threads(cpu_threads)
     return accelerator
+
+
+def check_compiler(device: torch.device):
+    """Raise DataError where torch.compile makes no code for the device: now, not after all models are loaded."""
+    try:
+        torch.compile(lambda x: x + 1, dynamic=False)(torch.ones(2, device=device))
+    except Exception as error:  # whatever a compiler raises, or the lack of one
+        said = str(error).strip().partition("\n")[0]
+        raise DataError(
+            f"--compile: torch.compile makes no code for {device.type} on this machine ({said}). On a CPU it needs a "
+            "C++ compiler, on a GPU triton and a compute capability of 7.0. Install what it names, or leave --compile "
+            "out"
+        ) from error
 
 
 class StopRequest:

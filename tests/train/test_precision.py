@@ -18,7 +18,7 @@ def loaded(folder, dtype: torch.dtype) -> tuple[StableDiffusion, list[torch.nn.P
     options = dict.fromkeys(("revision", "variant", "cache_dir", "prediction_type"))
     model = StableDiffusion.load(str(folder), **options, dtype=dtype)
     torch.manual_seed(0)
-    parameters = model.add_lora(rank=4, alpha=4.0, target_modules=["to_k", "to_q", "to_v", "to_out.0", "conv1"])
+    parameters = model.add_lora(rank=4, alpha=6.0, target_modules=["to_k", "to_q", "to_v", "to_out.0", "conv1"])
     with torch.no_grad():
         for parameter in parameters:
             parameter.normal_(std=0.1)
@@ -79,6 +79,29 @@ def test_every_prediction_and_picture_is_of_the_lora_as_it_is(tiny_pipeline, dty
     assert torch.equal(after[1], after[2])
 
 
+@pytest.mark.parametrize("dtype, near", [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_merged_it_predicts_the_same(tiny_pipeline, dtype, near):
+    """W + BA in copies, of dense layers and of convolutions; the weights themselves stay as they are, to the bit."""
+    model, parameters = loaded(tiny_pipeline, dtype)
+    c, weights = C.to(dtype), {name: weight.clone() for name, weight in model.unet.named_parameters()}
+    expected, base = model.predict_frozen(Z, T, c), model.predict_base(Z, T, c)
+    with model.merged_lora() as predict:
+        found = predict(Z, T, c)
+        assert not found.requires_grad
+    assert (found - expected).norm() < near * expected.norm() < (expected - base).norm() / 5
+    with pytest.raises(KeyboardInterrupt), model.merged_lora():
+        raise KeyboardInterrupt
+    assert torch.equal(model.predict_frozen(Z, T, c), expected) and torch.equal(model.predict_base(Z, T, c), base)
+    after = dict(model.unet.named_parameters())
+    assert after.keys() == weights.keys() and all(torch.equal(after[name], weights[name]) for name in weights)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.mul_(-2)
+    with model.merged_lora() as predict:  # the LoRA as it has become
+        changed = predict(Z, T, c)
+    assert (changed - model.predict_frozen(Z, T, c)).norm() < near * changed.norm() < (changed - found).norm() / 5
+
+
 def test_what_is_saved_is_in_float32(tiny_pipeline, tmp_path):
     model, parameters = loaded(tiny_pipeline, torch.bfloat16)
     model.predict(Z, T, C.to(torch.bfloat16))
@@ -91,7 +114,7 @@ def test_what_is_saved_is_in_float32(tiny_pipeline, tmp_path):
 def test_no_autocast_is_around_the_unet(tiny_pipeline, tmp_path):
     places = {"output_dir": tmp_path, "logging_dir": "logs"}
     accelerator = start_processes(
-        mixed_precision="bf16", report_to="none", allow_tf32=False, cpu_threads=None, **places
+        mixed_precision="bf16", report_to="none", allow_tf32=False, cpu_threads=None, compile=False, **places
     )
     model, _ = loaded(tiny_pipeline, torch.bfloat16)
     model.trained, seen = accelerator.prepare(model.unet), []
