@@ -14,30 +14,36 @@ Differs from the paper: its prompt lists are not public, so prompts/ has ours, i
 figures and text show.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scoft.launch import Parser, add_options, at_least, check_function, multiple_of, run_main, set_up_logging
 
-import torch
-
-from scoft import intervals
-from scoft.dataset_rows import Remedies
-from scoft.dataset_source import embedded_flags, embedded_folder
+from scoft.dataset_source import Remedies, embedded_flags, embedded_folder
 from scoft.distances import distance_options
 from scoft.errors import DataError
-from scoft.evaluate import generate, report, score
-from scoft.evaluate.encoders import ENCODERS, Encoders
 from scoft.evaluate.loras import DEFAULT_BASE
 from scoft.evaluate.metrics import METRICS
-from scoft.evaluate.sample import Choices
-from scoft.evaluate.sources import Dataset, Photographs
 from scoft.files import checked_name
 from scoft.pictures import BASE, SETS
 
 
+# torch and all that imports it are imported where they are used: --help and a mistyped flag are answered without.
+
+if TYPE_CHECKING:
+    from scoft.evaluate.encoders import Encoders
+    from scoft.evaluate.generate import Plan
+    from scoft.evaluate.sample import Choices
+    from scoft.evaluate.sources import Photographs
+
+# Names of what would be heavy to import; tests/test_layers.py holds them to it.
+ENCODERS = ("inception", "clip", "dino", "dinov2", "dreamsim")
+QUESTIONS = ("these prompts", "prompts like these")
 HERE = Path(__file__).resolve().parent
 REMEDIES = Remedies(bad_rows="train_scoft_lora.py leaves them out with --skip_bad_images")
 
@@ -138,16 +144,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_options(score, distance_options())
     score.add_argument(
         "--question",
-        default=intervals.QUESTIONS[0],
-        choices=intervals.QUESTIONS,
+        default=QUESTIONS[0],
+        choices=QUESTIONS,
         help="what the intervals are for: other seeds of the same prompts, or other prompts as well",
     )
     score.add_argument(
         "--neighbours", type=at_least(1), default=5, help="k of precision, recall, density and coverage"
     )
-    score.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the encoders work"
-    )
+    score.add_argument("--device", help="where the encoders work; default: cuda where there is one, else cpu")
 
     report = stages.add_parser("report", help="tables and figures of the numbers")
     report.add_argument("folders", nargs="+", type=Path, help="scored folders, one a culture")
@@ -225,6 +229,8 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
 
 
 def photographs_of(args: argparse.Namespace, *, general: Path | None) -> Photographs:
+    from scoft.evaluate.sources import Dataset, Photographs
+
     dataset = Dataset(
         name=args.dataset,
         culture=args.culture,
@@ -237,8 +243,10 @@ def photographs_of(args: argparse.Namespace, *, general: Path | None) -> Photogr
     return Photographs(dataset, general)
 
 
-def plan_of(args: argparse.Namespace) -> generate.Plan:
-    return generate.Plan(
+def plan_of(args: argparse.Namespace) -> Plan:
+    from scoft.evaluate.generate import Plan
+
+    return Plan(
         sets=args.sets,
         prompt_files={"prompts": args.prompts, "general": args.general_prompts},
         num_captions=args.num_captions,
@@ -259,6 +267,8 @@ def plan_of(args: argparse.Namespace) -> generate.Plan:
 
 def choices_of(args: argparse.Namespace) -> Choices:
     """Without --metrics, all that no flag is lacking for."""
+    from scoft.evaluate.sample import Choices
+
     possible = [name for name, row in METRICS.items() if row.flag is None or getattr(args, row.flag)]
     return Choices(
         metrics=args.metrics or possible,
@@ -270,24 +280,35 @@ def choices_of(args: argparse.Namespace) -> Choices:
 
 
 def encoders_of(args: argparse.Namespace) -> Encoders:
+    import torch
+
+    from scoft.evaluate.encoders import Encoders
+
     options = {name: getattr(args, name) for name in distance_options()}
-    return Encoders(dict(args.encoder), device=args.device, cache_dir=args.cache_dir, options=options)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Encoders(dict(args.encoder), device=device, cache_dir=args.cache_dir, options=options)
 
 
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
     set_up_logging()
     if args.stage == "generate":
+        from scoft.evaluate.generate import generate
+
         data = [str(args.folder), f"--dataset={args.dataset}", f"--culture={args.culture}"]
         scoring = parse_args(["score", *data])  # `score` as it comes, to say what it will not be able to give
         photographs = photographs_of(args, general=scoring.general_reference)
-        generate.generate(args.folder, plan_of(args), photographs, choices_of(scoring))
+        generate(args.folder, plan_of(args), photographs, choices_of(scoring))
     elif args.stage == "score":
+        from scoft.evaluate.score import score
+
         photographs = photographs_of(args, general=args.general_reference)
         encoders, choices = encoders_of(args), choices_of(args)
-        score.score(args.folder, choices, photographs, encoders, judge=args.judge, batch_size=args.batch_size)
+        score(args.folder, choices, photographs, encoders, judge=args.judge, batch_size=args.batch_size)
     else:
-        report.report(args.folders, output=args.output or args.folders[0], card=args.card, method=args.method)
+        from scoft.evaluate.report import report
+
+        report(args.folders, output=args.output or args.folders[0], card=args.card, method=args.method)
 
 
 if __name__ == "__main__":

@@ -33,17 +33,10 @@ from scoft.dataset_source import EMBEDDED
 from scoft.distances import DISTANCES, distance_options
 from scoft.errors import DataError
 from scoft.files import checked_name
-from scoft.prepare.caption import Caption
-from scoft.prepare.clean import Clean
-from scoft.prepare.fetch import Fetch
-from scoft.prepare.filter import FALSE_NEGATIVE_THRESHOLDS, Filter
-from scoft.prepare.negatives import MIDAS, DrawNegatives
-from scoft.prepare.sources import read_deny_list, read_text
-from scoft.prepare.tables import with_defaults
-from scoft.prepare.web import Fetcher
-from scoft.prepare.work import start_run
-from scoft.prepare.write import Write
+from scoft.prepare.tables import FALSE_NEGATIVE_THRESHOLDS, MIDAS, with_defaults
 
+
+# The stages, with torch and all that they need, are imported in main: --help and a mistyped flag are answered without.
 
 STAGES = ("fetch", "clean", "caption", "negatives", "filter", "write")
 
@@ -205,6 +198,17 @@ def built(stage: type, args: argparse.Namespace, **more):
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
     set_up_logging()
+
+    from scoft.prepare.caption import Caption
+    from scoft.prepare.clean import Clean
+    from scoft.prepare.fetch import Fetch
+    from scoft.prepare.filter import Filter
+    from scoft.prepare.negatives import DrawNegatives
+    from scoft.prepare.sources import read_deny_list, read_text
+    from scoft.prepare.web import Fetcher
+    from scoft.prepare.work import start_run
+    from scoft.prepare.write import Write
+
     retry = command_again("prepare_ccub.py", sys.argv[1:] if argv is None else argv)
     about, deny_list = read_text(args.about, flag="--about"), read_deny_list(args.deny_list)
     fetcher = Fetcher(contact=args.contact, allow_host=args.allow_host, deny_list=deny_list)

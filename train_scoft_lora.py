@@ -7,6 +7,8 @@ Mirrors diffusers' `examples/text_to_image/train_text_to_image_lora.py`: its fla
 order.  What SCoFT adds stands in `training_losses` below and in `scoft_losses.py`; the rooms behind are scoft/train/.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import importlib.util
@@ -15,6 +17,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scoft.launch import (
     Parser,
@@ -35,59 +38,34 @@ from scoft.launch import (
     share,
 )
 
-import torch
-
-from scoft.base_model import MAX_RANK, StableDiffusion, base_commit, license_of
 from scoft.cultures import culture_words
-from scoft.dataset import CulturalDataset, read_dataset
-from scoft.dataset_rows import Remedies
 from scoft.dataset_source import DatasetSource, check_embedded, find_dataset
-from scoft.distances import DISTANCES, PerceptualDistance, distance_options, load_distance
+from scoft.distances import DISTANCES, distance_options, load_distance
 from scoft.errors import DataError
 from scoft.hub import ready_repo
-from scoft.images import INTERPOLATIONS, ImageTransform
 from scoft.lora_folder import KOHYA_FILE, LORA_FILE, lora_name
 from scoft.lora_page import publish
+from scoft.train import tables
 from scoft.train.checkpoints import check_space, find_checkpoint, is_finished, load_checkpoint, save_checkpoint, seal
-from scoft.train.constants import Constants, pad_rows, to_device
-from scoft.train.examples import TrainingExamples, crosses_epoch, is_due, make_loader
-from scoft.train.objective import ImageLosses, Objective
 from scoft.train.optimizer import SCHEDULES, make_optimizer, make_schedule
-from scoft.train.processes import StopRequest, claimed, start_processes
-from scoft.train.records import Metrics, abandon_what_follows, announce, resolve, write_record
-from scoft.train.tables import DATASET_FLAGS, with_tables
 from scoft.train.terms import DEFAULT_WEIGHTS, IMAGE_TERMS, METHODS, TERMS
 from scoft.train.trackers import TRACKERS
-from scoft.train.validation import Validation, validation_prompts
-from scoft.weights import precision
-from scoft_losses import (
-    RECORDED_STEP_SCALINGS,
-    RECORDED_STEPS,
-    latent_gradient,
-    ldm_loss,
-    memorization_loss,
-    perceptual_loss,
-    recorded_step_surrogate,
-    self_contrastive_loss,
-    weighted_sum,
-)
 
 
-# diffusers, transformers, peft and accelerate are imported where they are used: arguments and data are checked first.
+# torch and all that imports it are imported where they are used: arguments are read and checked first.
+
+if TYPE_CHECKING:
+    import torch
+
+    from scoft.base_model import StableDiffusion
+    from scoft.dataset import CulturalDataset
+    from scoft.distances.base import PerceptualDistance
+    from scoft.images import ImageTransform
+    from scoft.train.examples import TrainingExamples
+    from scoft.train.objective import Objective
 
 logger = logging.getLogger("scoft")
-
 DEFAULT_TRAIN_STEPS = 3000
-REMEDIES = Remedies(
-    no_blip_captions="or train with --method finetune, which needs none",
-    no_negatives="or train with --method mp, which needs none",
-    bad_rows="--skip_bad_images leaves them out",
-    other_dataset="train with --dataset {}",
-)
-MEMORY_ADVICE = (
-    "On a GPU --gradient_checkpointing, --mixed_precision bf16 and a smaller --train_batch_size need less, and "
-    "everywhere a smaller --resolution and --rank"
-)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Arguments
@@ -111,7 +89,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--variant", help="weight files of the base model, such as fp16")
     add("--cache_dir", help="where downloaded models and datasets are kept")
     add("--prediction_type", choices=["epsilon", "v_prediction"], help="default: the base model's")
-    add("--rank", type=at_most(MAX_RANK, ", the width of the widest layers"), default=64, help="of the LoRA")
+    add("--rank", type=at_most(tables.MAX_RANK, ", the width of the widest layers"), default=64, help="of the LoRA")
     add("--lora_alpha", type=positive, help="the LoRA is scaled by lora_alpha / rank; default: rank")
     add("--lora_layers", default="to_k,to_q,to_v,to_out.0", help="comma-separated UNet modules that get a LoRA")
     add("--enable_xformers_memory_efficient_attention", default=False, **switch, help="needs the package xformers")
@@ -120,7 +98,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     add = parser.add_argument_group("data").add_argument
     add(
-        *DATASET_FLAGS,
+        *tables.DATASET_FLAGS,
         required=True,
         help="an embedded dataset, with its own defaults, a folder, a Hub id, or a bare name: <you>/NAME on the Hub",
     )
@@ -135,7 +113,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--resolution", type=multiple_of(8), default=512, help="side of the square training images in pixels")
     add("--center_crop", default=True, **switch, help="else a random crop, without caches of images")
     add("--random_flip", default=False, **switch, help="mirror a photograph and its negatives at random")
-    add("--image_interpolation_mode", default="lanczos", choices=INTERPOLATIONS, help="how images are scaled")
+    add("--image_interpolation_mode", default="lanczos", choices=tables.INTERPOLATIONS, help="how images are scaled")
     add("--cache_latents", default=True, **switch, help="encode each photograph once")
     add("--precompute_dir", type=Path, help="keep latents, embeddings and features in this folder")
     add("--dataloader_num_workers", type=from_zero(int), default=0, help="processes that load; 0: the main one")
@@ -152,11 +130,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--perceptual_distance", default="clip_conv", choices=DISTANCES, help="S of L_P and L_C")
     add("--perceptual_model_name_or_path", help="Hub id or folder; default: the distance's own")
     add_options(group, distance_options())
-    add("--recorded_step", default="first", choices=RECORDED_STEPS, help="the denoising step that L_P and L_C train")
+    add("--recorded_step", default="first", choices=tables.RECORDED_STEPS, help="the step that L_P and L_C train")
     add(
         "--recorded_step_scaling",
         default="paper",
-        choices=RECORDED_STEP_SCALINGS,
+        choices=tables.RECORDED_STEP_SCALINGS,
         help="weight of that step's gradient: as derived, or alike at all timesteps",
     )
     add("--num_denoising_steps", type=count, default=20, help="of DDIM, from z_t to x_hat")
@@ -209,7 +187,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--hub_private_repo", default=False, **switch, help="for you alone to see")
     add("--hub_collection", help="title of a collection of yours that the LoRA joins, such as SCoFT")
 
-    argv = with_tables(parser, sys.argv[1:] if argv is None else argv)
+    argv = tables.with_tables(parser, sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(argv)
     check_args(parser, args)
     return args
@@ -275,6 +253,11 @@ def training_losses(batch: dict, objective: Objective) -> tuple[torch.Tensor, di
         (B, P, D), f_neg (B, K, P, D) and is_negative (B, K).  On the CPU, so that no device is waited for: t (B,),
         recorded_u (B,) and blip_rows (N,), the row that each naive caption belongs to, in order.
     """
+    import torch
+
+    from scoft.train.constants import pad_rows, to_device
+    from scoft_losses import latent_gradient, ldm_loss, memorization_loss, recorded_step_surrogate, weighted_sum
+
     model, weights, images = objective.model, objective.weights, objective.images if "f_pos" in batch else None
     z_0, eps, c_ccub = batch["z_0"], batch["eps"], batch["c_ccub"]
     size, t = len(z_0), to_device(batch["t"], z_0.device)
@@ -311,6 +294,8 @@ def training_losses(batch: dict, objective: Objective) -> tuple[torch.Tensor, di
 
 def image_losses(z: torch.Tensor, batch: dict, objective: Objective) -> dict[str, torch.Tensor]:
     """L_P and L_C (equations 3 and 4) of a latent z (B, 4, h, w), each (B,), as far as they have a weight."""
+    from scoft_losses import perceptual_loss, self_contrastive_loss
+
     images, terms = objective.images, {}
     f_hat = images.distance.embed(objective.model.decode(z))
     terms["perceptual"] = d_pos = perceptual_loss(images.distance, f_hat, batch["f_pos"])
@@ -350,6 +335,9 @@ def build_objective(
 
     prompts: captions besides the dataset's.  distance: S, where a term is on images.
     """
+    from scoft.train.constants import Constants
+    from scoft.train.objective import ImageLosses, Objective
+
     constants = Constants.compute(
         dataset,
         more_captions=prompts,
@@ -399,6 +387,8 @@ def build_objective(
 
 def build_dataset(args: argparse.Namespace, source: DatasetSource, weights: dict[str, float]) -> CulturalDataset:
     """What is trained on, checked whole.  Raises DataError."""
+    from scoft.dataset import read_dataset
+
     needs = {TERMS[term].needs for term in weights}
     return read_dataset(
         source,
@@ -414,7 +404,7 @@ def build_dataset(args: argparse.Namespace, source: DatasetSource, weights: dict
         skip_bad_images=args.skip_bad_images,
         cache_dir=args.cache_dir,
         dataset_revision=args.dataset_revision,
-        remedies=REMEDIES,
+        remedies=tables.REMEDIES,
     )
 
 
@@ -427,6 +417,8 @@ def build_examples(
     images_per_update: int,
 ) -> TrainingExamples:
     """The endless order of training, whose entries hold the pixels that no constant of the objective serves."""
+    from scoft.train.examples import TrainingExamples
+
     every_image_anew = objective.images is not None and not args.center_crop
     return TrainingExamples(
         dataset,
@@ -445,10 +437,10 @@ def build_examples(
     )
 
 
-def build_validation(
-    args: argparse.Namespace, accelerator, objective: Objective, *, prompts: list[str], **known
-) -> Validation:
+def build_validation(args: argparse.Namespace, accelerator, objective: Objective, *, prompts: list[str], **known):
     """known: the judge, the dataset, the folder of the pictures, and what is to be seen in them."""
+    from scoft.train.validation import Validation
+
     return Validation(
         accelerator=accelerator,
         model=objective.model,
@@ -480,6 +472,8 @@ def update(
 
     losses(batch, step): the loss and its terms.  Nothing here waits for the device.
     """
+    from scoft_losses import weighted_sum
+
     accumulation, sums = args.gradient_accumulation_steps, {}
     for micro_step in range(accumulation):
         is_last = micro_step == accumulation - 1  # whose backward pass alone is reduced over the processes
@@ -501,6 +495,15 @@ def main(argv: list[str] | None = None):
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
     set_up_logging()
+
+    from scoft.base_model import StableDiffusion, base_commit, license_of
+    from scoft.images import ImageTransform
+    from scoft.train.examples import crosses_epoch, is_due, make_loader
+    from scoft.train.processes import StopRequest, claimed, start_processes
+    from scoft.train.records import Metrics, abandon_what_follows, announce, resolve, write_record
+    from scoft.train.validation import validation_prompts
+    from scoft.weights import precision
+
     named_by = "--culture" if args.culture else "the last part of --dataset"
     name = lora_name(args.culture or Path(args.dataset).resolve().name, what=f"the LoRA's name, by {named_by},")
     output_dir = args.output_dir or Path(f"scoft-{name}")
@@ -508,11 +511,9 @@ def main(argv: list[str] | None = None):
     check_embedded(args.dataset)
     judge = load_function(args.validation_judge, flag="--validation_judge") if args.validation_judge else None
     source = find_dataset(args.dataset, culture=args.culture)
+    prompts = validation_prompts(args.validation_prompts, culture=args.culture) if args.num_validation_images else []
     with claimed(output_dir, goes_on=bool(args.resume_from_checkpoint)):
         weights = loss_weights(args)
-        prompts = (
-            validation_prompts(args.validation_prompts, culture=args.culture) if args.num_validation_images else []
-        )
         dataset = build_dataset(args, source, weights)
 
         # Accelerator.  Arguments and data are in order: now the heavy imports.
@@ -696,4 +697,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    run_main(main, memory_advice=MEMORY_ADVICE)
+    run_main(main, memory_advice=tables.MEMORY_ADVICE)

@@ -44,7 +44,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import train_scoft_lora as trainer
 from scoft.base_model import StableDiffusion
-from scoft.distances import ClipConv, PerceptualDistance
+from scoft.distances.base import PerceptualDistance
+from scoft.distances.clip_conv import ClipConv
 from scoft.train.examples import is_due, make_loader
 from scoft.train.optimizer import make_optimizer
 from scoft.train.terms import DEFAULT_WEIGHTS

@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 # Licences of the base models that most use, where their own pages cannot be read: a part of the id -> licence.
 BASE_LICENSES = {"stable-diffusion-v1": "creativeml-openrail-m", "stable-diffusion-2": "openrail++"}
-MAX_RANK = 1280  # a matrix has no rank above its smaller side, which is at most this in Stable Diffusion 1.x and 2.x
 
 
 # ---------------------------------------------------------------------------------------------------------------------

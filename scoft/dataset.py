@@ -23,18 +23,16 @@ import numpy as np
 from PIL import Image
 
 from scoft.dataset_rows import (
-    READER_REMEDIES,
     ArrowCell,
     Columns,
     ImageFile,
     Place,
-    Remedies,
     Row,
     how_to_complete,
     hub_place,
     place_rows,
 )
-from scoft.dataset_source import DatasetSource
+from scoft.dataset_source import READER_REMEDIES, DatasetSource, Remedies
 from scoft.errors import DataError, legible, listing
 from scoft.files import content_key
 from scoft.images import open_image

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from scoft.launch import prepare_command
 
-from scoft.dataset_source import DatasetSource, not_found
+from scoft.dataset_source import DatasetSource, Remedies, not_found
 from scoft.errors import DataError, legible, listing
 from scoft.files import content_key, open_regular, read_front_matter, read_regular
 from scoft.hub import hub_commit
@@ -29,18 +29,6 @@ if TYPE_CHECKING:
 
 _SPLITS = ("train", "validation", "test")
 MAX_FILES = 100_000  # that a dataset's folder may hold
-
-
-class Remedies(NamedTuple):
-    """Ways out that depend on who reads a dataset: clauses of messages, in which a command names its own flags."""
-
-    no_blip_captions: str = "or read it without needs_blip"
-    no_negatives: str = "or read it without needs_negatives"
-    bad_rows: str = "skip_bad_images leaves them out"
-    other_dataset: str = "read the dataset {}"  # {}: its name, as a shell takes it
-
-
-READER_REMEDIES = Remedies()  # of the functions' own parameters
 
 
 class Columns(NamedTuple):

@@ -7,6 +7,7 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from scoft.launch import Parser, prepare_command
 
@@ -29,6 +30,18 @@ class DatasetSource:
     kind: str
     location: str
     name: str
+
+
+class Remedies(NamedTuple):
+    """Ways out that depend on who reads a dataset: clauses of messages, in which a command names its own flags."""
+
+    no_blip_captions: str = "or read it without needs_blip"
+    no_negatives: str = "or read it without needs_negatives"
+    bad_rows: str = "skip_bad_images leaves them out"
+    other_dataset: str = "read the dataset {}"  # {}: its name, as a shell takes it
+
+
+READER_REMEDIES = Remedies()  # of the functions' own parameters
 
 
 def find_dataset(dataset: str, *, culture: str | None) -> DatasetSource:

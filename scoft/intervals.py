@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 
 CONFIDENCE = 0.95
@@ -241,6 +240,8 @@ def _deviations(replicates: np.ndarray) -> np.ndarray:
 
 def _spread(replicates: Mapping[str, Mapping[Hashable, float]]) -> tuple[float, float]:
     """Standard error, and the t of CONFIDENCE."""
+    from scipy import stats
+
     draws = [_deviations(np.array(list(by_label.values()))) for by_label in replicates.values()]
     variances = np.array([deviations @ deviations for deviations in draws])
     freedom = np.array([len(deviations) - 1.0 for deviations in draws])

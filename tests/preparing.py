@@ -137,7 +137,7 @@ def copy(made, tmp_path):
 def quick(monkeypatch):
     """A fetcher for tests: the script's own, with little patience."""
     patient = functools.partial(Fetcher, host_delay=0, total_timeout=1.5, max_bytes=300_000)
-    monkeypatch.setattr(prepare_ccub, "Fetcher", patient)
+    monkeypatch.setattr("scoft.prepare.web.Fetcher", patient)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from PIL import Image
 import evaluate_scoft
 import prepare_ccub
 import train_scoft_lora
-from scoft.distances import DISTANCES, distance_options, load_distance
+from scoft.distances import DISTANCES, Row, distance_options, load_distance
 from scoft.distances.clip_conv import ClipConv
 from scoft.errors import DataError
 
@@ -293,8 +293,6 @@ def test_dreamsim_holds_no_graph(tiny_dreamsim):
 class Dull(ClipConv):
     """A distance with an option of its own."""
 
-    options = {"dullness": {"type": int, "default": 3, "help": "how little it sees"}}
-
     def __init__(self, model_name_or_path: str | None = None, *, dullness: int, **common):
         super().__init__(model_name_or_path, **common)
         self.dullness = dullness
@@ -302,7 +300,8 @@ class Dull(ClipConv):
 
 def test_a_distance_brings_its_options_to_all_commands(monkeypatch, tiny_clip_conv, capsys):
     """A row of the table gives each command the flag, in its help, its parser and the distance; no other gets it."""
-    monkeypatch.setitem(DISTANCES, "dull", Dull)
+    options = {"dullness": {"type": int, "default": 3, "help": "how little it sees"}}
+    monkeypatch.setitem(DISTANCES, "dull", Row(f"{__name__}:Dull", options))
     for door, words in (
         (train_scoft_lora, ["--dataset", "d", "--method", "finetune"]),
         (prepare_ccub, ["--culture", "korea"]),

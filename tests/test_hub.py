@@ -353,7 +353,7 @@ def test_a_repository_that_cannot_be_pushed_to_stops_the_run_first(
         monkeypatch.setenv("HF_TOKEN", token)
     alice.add("model", "alice/open", {})
     argv = f"--method finetune --dataset {tiny_ccub} --culture veridia --output_dir {tmp_path / 'out'} --push_to_hub"
-    monkeypatch.setattr(train_scoft_lora.StableDiffusion, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("scoft.base_model.StableDiffusion.load", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(DataError, match=message):
         train_scoft_lora.main([*argv.split(), "--pretrained_model_name_or_path", str(tiny_pipeline), *flags])
     assert is_empty(tmp_path / "out")

@@ -27,8 +27,9 @@ import scoft.hub
 import scoft.prepare.write
 import train_scoft_lora
 from scoft import launch
-from scoft.dataset_rows import READER_REMEDIES
+from scoft.dataset_source import READER_REMEDIES
 from scoft.errors import DataError
+from scoft.train import tables
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
@@ -343,7 +344,7 @@ def test_a_parameter_at_fault_is_told_as_a_flag(argument, in_python, told):
     [
         (READER_REMEDIES, r"and read the dataset \S+_prepared, or read it without needs_blip\."),
         (
-            train_scoft_lora.REMEDIES,
+            tables.REMEDIES,
             r"and train with --dataset \S+_prepared, or train with --method finetune, which needs none\.",
         ),
     ],
@@ -358,7 +359,7 @@ def test_a_command_hands_in_its_own_way_out(tmp_path, remedies, said):
     assert raised.value.for_command.startswith("--blip_caption_column 'blip_text' is no column of ")
 
 
-@pytest.mark.parametrize("remedies", [READER_REMEDIES, train_scoft_lora.REMEDIES])
+@pytest.mark.parametrize("remedies", [READER_REMEDIES, tables.REMEDIES])
 @pytest.mark.parametrize("wrong", ["caption", "image"])
 def test_the_way_past_a_bad_row_is_told(tmp_path, remedies, wrong):
     """A caption or a picture that cannot be used ends in a message with what leaves it out."""

@@ -1,7 +1,8 @@
 """The rule of imports: a command, its own wing, the common ground, scoft_losses; nothing looks back up or sideways.
 
 And that of words: only commands have flags, so the ground speaks of none, and a wing of its own command's alone; each
-flag has a help text. And that of sizes: files and functions stay so short that one finds one's way.
+flag has a help text. And that of sizes: files and functions stay so short that one finds one's way. And that of doors
+that open at once: what is heavy is imported when the arguments are in order.
 """
 
 import ast
@@ -9,6 +10,8 @@ import dataclasses
 import importlib
 import re
 import statistics
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,14 +20,22 @@ from scoft.launch import Parser
 import pytest
 
 import train_scoft_lora
-from scoft.distances import distance_options
+from scoft.distances import DISTANCES, distance_options
+from scoft.distances.base import PerceptualDistance
+from scoft.evaluate import measures
+from scoft.evaluate.encoders import ENCODERS
+from scoft.evaluate.metrics import METRICS
+from scoft.images import INTERPOLATIONS
+from scoft.intervals import QUESTIONS
 from scoft.train.terms import DEFAULT_WEIGHTS
+from scoft_losses import RECORDED_STEP_SCALINGS, RECORDED_STEPS
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
 DOORS = {"train": "train_scoft_lora", "prepare": "prepare_ccub", "evaluate": "evaluate_scoft"}
 LAYERED = [ROOT / "scoft_losses.py", *sorted((ROOT / "scoft").rglob("*.py"))]
 COMMANDS = [ROOT / f"{door}.py" for door in DOORS.values()]
+STAGES = ("", "generate", "score", "report")  # of evaluate_scoft.py
 WINGS = set(DOORS)  # other folders of scoft/ are ground
 OURS = {path.stem for path in ROOT.glob("*.py")} | {"scoft", "pocket", "benchmarks"}
 
@@ -183,8 +194,10 @@ def unread(door: str, declared: set[str], source: str) -> set[str]:
     nodes = list(ast.walk(ast.parse(source)))
     read = {each.attr for each in nodes if isinstance(each, ast.Attribute) and getattr(each.value, "id", "") == "args"}
     calls = [each for each in nodes if isinstance(each, ast.Call) and getattr(each.func, "id", "") == "built"]
-    for stage in (getattr(importlib.import_module(door), call.args[0].id) for call in calls):
-        read |= {field.name for field in dataclasses.fields(stage)}
+    places = {name.rpartition(".")[2]: name.rpartition(".")[0] for name in imported(source)}
+    for stage in (call.args[0].id for call in calls):
+        fields = dataclasses.fields(getattr(importlib.import_module(places[stage]), stage))
+        read |= {field.name for field in fields}
     if re.search(r"getattr\(args, \w+\) for \w+ in distance_options\(\)", source):
         read |= distance_options().keys()
     if re.search(r'getattr\(args, f"{\w+}_weight"\)', source):
@@ -198,6 +211,65 @@ def test_every_declared_flag_is_read(door):
     source = (ROOT / f"{door}.py").read_text()
     assert unread(door, declared, source) == set()
     assert unread(door, declared | {"idle"}, source) == {"idle"}
+
+
+HEAVY = {"torch", "numpy", "scipy", "PIL", "matplotlib", "pandas", "pyarrow", "datasets", "accelerate", "diffusers"}
+HEAVY |= {"huggingface_hub", "peft", "pydantic", "safetensors", "timm", "transformers"}
+COMMAND_LINES = {  # for each command, all that it needs, and a table of flags, which is read before they are
+    "train_scoft_lora": ["--dataset", "pocket", "--culture", "veridia"],
+    "prepare_ccub": ["--defaults", "pocket", "--culture", "veridia"],
+    "evaluate_scoft": ["score", "folder", "--dataset", "pocket", "--culture", "veridia"],
+}
+
+
+def told(*words: str) -> tuple[int, str, set[str]]:
+    """The exit status of Python with these words, what it says, and which packages of HEAVY it has imported."""
+    command = [sys.executable, "-X", "importtime", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = done.stderr.splitlines()
+    names = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
+    said = "\n".join([done.stdout, *(line for line in lines if not line.startswith("import time:"))])
+    assert "scoft.launch" in names or "scoft_losses" in names  # they are seen at all
+    return done.returncode, said, HEAVY & names
+
+
+@pytest.mark.parametrize(
+    "words", ["train_scoft_lora", "prepare_ccub", *("evaluate_scoft " + stage for stage in STAGES)]
+)
+def test_help_is_told_without_what_is_heavy(words):
+    door, *stage = words.split()
+    status, said, heavy = told(f"{door}.py", *stage, "--help")
+    assert status == 0 and "show this help message" in said
+    assert heavy == set()
+
+
+@pytest.mark.parametrize("door", DOORS.values())
+def test_a_mistyped_flag_is_named_without_what_is_heavy(door):
+    status, said, heavy = told(f"{door}.py", *COMMAND_LINES[door], "--cash_dir", "x")
+    assert status == 2 and "--cash_dir: did you mean --cache_dir?" in said
+    assert heavy == set()
+
+
+def test_what_is_heavy_is_seen():
+    assert told("-c", "import scoft_losses")[2] >= {"torch"}
+
+
+def test_choices_are_those_of_the_rooms_that_serve_them():
+    """Where these are too heavy to be asked for their names, the names are written twice."""
+    choices = {
+        action.dest: [*action.choices]
+        for door in DOORS.values()
+        for action in parser_of(door).all_actions()
+        if action.choices
+    }
+    assert choices["image_interpolation_mode"] == [*INTERPOLATIONS]
+    assert choices["recorded_step"] == [*RECORDED_STEPS]
+    assert choices["recorded_step_scaling"] == [*RECORDED_STEP_SCALINGS]
+    assert choices["features"] == choices["diversity_features"] == [*ENCODERS]
+    assert choices["question"] == [*QUESTIONS]
+    assert choices["metrics"] == [*METRICS] and {row.compute for row in METRICS.values()} <= vars(measures).keys()
+    assert choices["perceptual_distance"] == choices["filter_distance"] == [*DISTANCES]
+    assert all(issubclass(row.distance(), PerceptualDistance) for row in DISTANCES.values())
 
 
 PRODUCT = sorted(

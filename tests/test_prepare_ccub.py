@@ -29,10 +29,9 @@ from scoft.lora_folder import LORA_FILE
 from scoft.prepare import caption, card, clean, fetch, negatives, write
 from scoft.prepare import photograph as photograph_room
 from scoft.prepare.filter import Filter
-from scoft.prepare.negatives import (
-    MIDAS,
-    MIDAS_FILE,
-)
+from scoft.prepare.negatives import MIDAS_FILE
+from scoft.prepare.tables import MIDAS
+from scoft.train import tables
 
 
 ROOT = Path(prepare_ccub.__file__).parent
@@ -47,7 +46,7 @@ def test_the_trainers_advice_makes_what_it_lacks(flags, pictures, tmp_path, monk
     shutil.copytree(pictures, tmp_path / "my pictures")
 
     def read(name: str):
-        needs = {"needs_blip": True, "needs_negatives": True, "remedies": train_scoft_lora.REMEDIES}
+        needs = {"needs_blip": True, "needs_negatives": True, "remedies": tables.REMEDIES}
         return read_dataset(find_dataset(name, culture="igbo"), culture="igbo", **needs)
 
     with pytest.raises(DataError) as refused:
@@ -421,7 +420,7 @@ def test_arguments_that_cannot_be_meant_are_refused(argv, message, capsys):
 @pytest.mark.parametrize("content", [None, b"\xff\xfea\0"])
 def test_a_text_that_cannot_be_read_is_named_before_the_work(flag, content, flags, tmp_path, monkeypatch):
     """A folder, and what is not UTF-8, end the run before it begins."""
-    monkeypatch.setattr(prepare_ccub, "start_run", None)
+    monkeypatch.setattr("scoft.prepare.work.start_run", None)
     file = tmp_path / "file"
     file.mkdir() if content is None else file.write_bytes(content)
     with pytest.raises(DataError, match=f"--{flag} {file} cannot be read .*a text file in UTF-8"):

@@ -2,7 +2,7 @@
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import ClassVar
 
@@ -20,16 +20,14 @@ class PerceptualDistance(nn.Module, ABC):
     2 at most.  Differentiable in x, deterministic, always frozen and in eval mode, indifferent to autocast.
     Its halves are `embed` and `compare`, so that the features of constant images can be computed once.
 
-    A subclass loads its encoder, says in `features` what is compared, in `kind` and `default_model` what it loads, and
-    in `options` what else can be asked of it: keyword arguments of its own, each with what argparse has to know of the
-    flag that commands make of it.  All of them are 1 - cosine, so one margin m
-    of equation 4 means the same for each: `default_margin` is a twentieth of the distance between orthogonal features,
-    and the margin DreamSim itself was trained with.  The paper's value is lost, and this one is not tuned.
+    A subclass loads its encoder, says in `features` what is compared, and in `kind` and `default_model` what it loads.
+    All of them are 1 - cosine, so one margin m of equation 4 means the same for each: `default_margin` is a twentieth
+    of the distance between orthogonal features, and the margin DreamSim itself was trained with.  The paper's value is
+    lost, and this one is not tuned.
     """
 
     kind: ClassVar[str]  # of model, for messages
     default_model: ClassVar[str]
-    options: ClassVar[Mapping[str, Mapping[str, object]]] = {}
     default_margin = 0.05
 
     def __init__(

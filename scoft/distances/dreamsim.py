@@ -9,9 +9,6 @@ import torch
 from scoft.distances.base import PerceptualDistance, import_optional
 
 
-DREAMSIM_TYPES = ("ensemble", "dino_vitb16", "clip_vitb32", "open_clip_vitb32", "dinov2_vitb14", "synclr_vitb16")
-
-
 class DreamSim(PerceptualDistance):
     """DreamSim (https://arxiv.org/abs/2306.09344), a distance tuned to human judgement, by the dreamsim package.
 
@@ -22,9 +19,6 @@ class DreamSim(PerceptualDistance):
 
     kind = "a cache folder of the dreamsim package"
     default_model = "dreamsim/ in the Hugging Face home"
-    options = {
-        "dreamsim_type": {"default": "ensemble", "choices": DREAMSIM_TYPES, "help": "model of the dreamsim package"}
-    }
 
     def __init__(
         self,

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from scoft.base_model import own_resolution
 from scoft.errors import DataError
 from scoft.files import file_sha256
 from scoft.lora_folder import LORA_FILE, RECORD_FILE, TrainingRecord, read_training_record
@@ -101,6 +100,8 @@ def resolution_of(
 
     commit: of the base model on the Hub.
     """
+    from scoft.base_model import own_resolution
+
     if asked is not None:
         return asked
     found = {each.record.arguments.resolution: each.place for each in loras.values() if each.record}

@@ -11,14 +11,10 @@ from scoft.errors import DataError
 from scoft.evaluate import formulas
 from scoft.evaluate.features import Features, Noise
 from scoft.evaluate.judge import Judge
+from scoft.evaluate.metrics import DIVERSITY_FEATURES, FEATURES
 from scoft.evaluate.sources import Photographs, Source
 from scoft.intervals import Draw, Estimate
 from scoft.pictures import Picture
-
-
-# In the place of an encoder's name: that of the flag by which one is chosen.
-FEATURES = "features"
-DIVERSITY_FEATURES = "diversity_features"
 
 
 @dataclass(frozen=True, kw_only=True)

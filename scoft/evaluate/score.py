@@ -13,7 +13,8 @@ from scoft.evaluate import figures
 from scoft.evaluate.encoders import Encoders
 from scoft.evaluate.features import Features, Noise
 from scoft.evaluate.judge import Judge
-from scoft.evaluate.metrics import METRICS, estimates_of, given_by, in_order, nearest_photographs
+from scoft.evaluate.measures import estimates_of, given_by, in_order, nearest_photographs
+from scoft.evaluate.metrics import METRICS
 from scoft.evaluate.results import SETTINGS, Key, write_results
 from scoft.evaluate.sample import Choices, References, Sample
 from scoft.evaluate.sources import Photographs, picture_sources

@@ -10,8 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from scoft.dataset import CulturalDataset, read_dataset
-from scoft.dataset_rows import Remedies
-from scoft.dataset_source import find_dataset
+from scoft.dataset_source import Remedies, find_dataset
 from scoft.errors import DataError
 from scoft.files import read_regular
 from scoft.images import MAX_BYTES, SUFFIXES, open_file, open_image

@@ -10,20 +10,19 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from scoft.distances import PerceptualDistance, load_distance
+from scoft.distances import load_distance
+from scoft.distances.base import PerceptualDistance
 from scoft.errors import DataError
 from scoft.files import Ledger, content_key
 from scoft.images import open_file
 from scoft.prepare.negatives import Negatives, read_drawn
 from scoft.prepare.photograph import open_kept
+from scoft.prepare.tables import FALSE_NEGATIVE_THRESHOLDS
 from scoft.prepare.work import REMEDY, Run, public_name
 from scoft.weights import model_key
 
 
 LEDGER = "distances.jsonl"
-# Nearer than this a negative is too much like its photograph to be one. The paper's value is not public; this one is
-# ours, not tuned: DreamSim was trained on variations of one picture, which are to stay below it. See histogram.png.
-FALSE_NEGATIVE_THRESHOLDS = {"dreamsim": 0.3}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from scoft.cultures import culture_words
 from scoft.errors import DataError
 from scoft.files import Ledger, checked_name, content_key, write_atomically
 from scoft.prepare.photograph import Photograph, jpeg, kept, open_kept, png
+from scoft.prepare.tables import MIDAS
 from scoft.prepare.work import REMEDY, Run, check_model, public_name
 from scoft.randomness import stable_generator
 from scoft.weights import load_whole, loading, model_key, precision
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 LEDGER = "negatives.jsonl"
 ATTEMPTS = 5  # at a negative that the safety checker leaves
-MIDAS, MIDAS_FILE = "lllyasviel/Annotators", "dpt_hybrid-midas-501f0c75.pt"  # MiDaS's weights for controlnet_aux
+MIDAS_FILE = "dpt_hybrid-midas-501f0c75.pt"  # in MIDAS
 NEGATIVE_QUALITY = 90  # of its JPEG file
 
 

@@ -1,4 +1,4 @@
-"""The table of flags that stands behind the command line: that of an embedded world."""
+"""What stands behind the command line: defaults, and the table of flags of an embedded world."""
 
 import argparse
 
@@ -7,6 +7,10 @@ from scoft.launch import Parser
 from scoft.dataset_source import embedded_flags, embedded_folder
 
 
+MIDAS = "lllyasviel/Annotators"  # MiDaS's weights for controlnet_aux
+# Nearer than this a negative is too much like its photograph to be one. The paper's value is not public; this one is
+# ours, not tuned: DreamSim was trained on variations of one picture, which are to stay below it. See histogram.png.
+FALSE_NEGATIVE_THRESHOLDS = {"dreamsim": 0.3}
 FILTER_SETTINGS = ("filter_model", "false_negative_threshold")  # belong to one --filter_distance
 
 

@@ -11,12 +11,15 @@ import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from scoft.base_model import StableDiffusion
 from scoft.errors import DataError
 from scoft.files import file_sha256, read_record, settle, write_atomically
 from scoft.lora_folder import CARD_FILE, LORA_FILE
 
+
+if TYPE_CHECKING:
+    from scoft.base_model import StableDiffusion
 
 logger = logging.getLogger(__name__)
 

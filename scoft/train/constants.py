@@ -13,7 +13,7 @@ import torch
 
 from scoft.base_model import StableDiffusion
 from scoft.dataset import CulturalDataset
-from scoft.distances import PerceptualDistance
+from scoft.distances.base import PerceptualDistance
 from scoft.files import cached_tensors, content_key
 from scoft.images import ImageTransform
 from scoft.weights import weights_key

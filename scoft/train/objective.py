@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from scoft.base_model import StableDiffusion
-from scoft.distances import PerceptualDistance
+from scoft.distances.base import PerceptualDistance
 from scoft.randomness import stable_generator
 from scoft.train.constants import Constants, to_device
 from scoft.train.examples import is_due

@@ -1,10 +1,14 @@
 """AdamW on the LoRA, and the learning rate's schedule, both also in a run that goes on."""
 
+from __future__ import annotations
+
 import logging
 import math
+from typing import TYPE_CHECKING
 
-import torch
 
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +22,8 @@ def make_optimizer(parameters: list[torch.nn.Parameter], *, use_8bit: bool, **se
     settings: lr, betas, weight_decay, eps, and what else AdamW takes.
     """
     if not use_8bit:
+        import torch
+
         return torch.optim.AdamW(parameters, fused=parameters[0].device.type in ("cuda", "cpu"), **settings)
     import bitsandbytes
 

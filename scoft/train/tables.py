@@ -1,15 +1,34 @@
-"""Tables of flags that stand behind the command line: --config, and the one of an embedded dataset."""
+"""What stands behind the command line: names to choose from, advice, and the tables of flags of --config and of an
+embedded dataset.
+"""
 
 import argparse
 from pathlib import Path
 
 from scoft.launch import Parser
 
-from scoft.dataset_source import embedded_flags, embedded_folder
+from scoft.dataset_source import Remedies, embedded_flags, embedded_folder
 
 
 DATASET_FLAGS = ("--dataset", "--dataset_name", "--train_data_dir")
 PROMPT_FLAGS = ("--validation_prompts", "--validation_prompt")
+
+# What scoft.images, scoft_losses and the base models allow, which are not imported for a command line alone;
+# tests/test_layers.py holds the names to theirs.
+INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
+RECORDED_STEPS, RECORDED_STEP_SCALINGS = ("first", "last", "random"), ("paper", "normalized")
+MAX_RANK = 1280  # a matrix has no rank above its smaller side, which is at most this in Stable Diffusion 1.x and 2.x
+
+REMEDIES = Remedies(
+    no_blip_captions="or train with --method finetune, which needs none",
+    no_negatives="or train with --method mp, which needs none",
+    bad_rows="--skip_bad_images leaves them out",
+    other_dataset="train with --dataset {}",
+)
+MEMORY_ADVICE = (
+    "On a GPU --gradient_checkpointing, --mixed_precision bf16 and a smaller --train_batch_size need less, and "
+    "everywhere a smaller --resolution and --rank"
+)
 
 
 def with_tables(parser: Parser, argv: list[str]) -> list[str]:

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-import numpy as np
-
 
 class Tracker(NamedTuple):
     package: str
@@ -12,6 +10,8 @@ class Tracker(NamedTuple):
 
 
 def show_array(tracker, picture, step: int):
+    import numpy as np
+
     tracker.log_images({"validation": np.asarray(picture)[None]}, step=step, dataformats="NHWC")
 
 

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from scoft.evaluate import measures
 from scoft.evaluate.features import Noise
-from scoft.evaluate.metrics import METRICS, Metric, estimates_of, in_order, metric_of
+from scoft.evaluate.measures import estimates_of, in_order
+from scoft.evaluate.metrics import METRICS, Metric, metric_of
 from scoft.evaluate.sample import Choices, References, Sample
 from scoft.evaluate.sources import Source
 from scoft.evaluate.tables import headline
@@ -81,7 +83,8 @@ def test_a_planted_row_is_computed_in_its_place(monkeypatch):
     def first_feature(sample: Sample, row: Metric) -> Estimate:
         return sample.mean(sample.x(row.encoder)[:, 0])
 
-    row = dataclasses.replace(METRICS["clip_score"], name="count", title="pictures", compute=first_feature)
+    row = dataclasses.replace(METRICS["clip_score"], name="count", title="pictures", compute="first_feature")
+    monkeypatch.setattr(measures, "first_feature", first_feature, raising=False)
     monkeypatch.setitem(METRICS, "count", row)
     found = estimates_of(sample_of("prompts"), ["precision", "count", "recall"])
     assert list(found) == ["count", "precision", "recall"] == in_order(["precision", "count", "recall"])

@@ -14,7 +14,6 @@ from scoft.dataset_source import find_dataset
 from scoft.files import Ledger
 from scoft.prepare import caption, negatives
 from scoft.prepare.negatives import (
-    MIDAS,
     MIDAS_FILE,
     DepthEstimator,
     Drawing,
@@ -24,6 +23,7 @@ from scoft.prepare.negatives import (
     size_of_negative,
 )
 from scoft.prepare.photograph import Photograph
+from scoft.prepare.tables import MIDAS
 from scoft.weights import model_key
 
 
