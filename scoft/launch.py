@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import gc
 import importlib.util
 import io
 import logging
@@ -29,6 +30,7 @@ from scoft.hub import CREDENTIALS
 
 logger = logging.getLogger(__name__)
 
+COLLECT_EVERY = 50_000  # new objects after which Python looks for cycles, where it does after some hundreds
 LOG_EVERY = 30  # seconds between lines that tell the progress where there is no terminal for a bar
 LAUNCHER = os.getppid() if {"ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID"} & os.environ.keys() else None
 # What the system refuses by no fault of ours.
@@ -332,6 +334,7 @@ def run_main(main: Callable[[], None], *, memory_advice: str):
 
     `memory_advice`: the flags that need less memory. Exit status 1, or 130 after Ctrl-C, as shells expect.
     """
+    gc.set_threshold(COLLECT_EVERY)  # what is imported, half a million objects, stays: looking through it is vain
     try:
         main()
         sys.stdout.flush()  # here, where it can be told: a reader such as `head` may have gone

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import gc
 import json
 import logging
 import os
@@ -248,6 +249,16 @@ def test_what_a_user_can_cause_ends_in_one_line(capsys, main, line):
 def test_an_error_of_ours_keeps_its_traceback(ours):
     with pytest.raises(type(ours)):
         launch.run_main(lambda: raising(ours), memory_advice="")
+
+
+def test_a_command_rarely_looks_through_what_it_keeps():
+    """Python does so after each 2000 new objects at most, and those of imports stay."""
+    threshold, before = gc.get_threshold(), gc.get_stats()
+    try:
+        launch.run_main(lambda: [[] for _ in range(200_000)], memory_advice="")
+    finally:
+        gc.set_threshold(*threshold)
+    assert sum(each["collections"] for each in gc.get_stats()) - sum(each["collections"] for each in before) < 10
 
 
 ENDING = """
