@@ -24,10 +24,10 @@ from scoft.launch import (
     add_options,
     at_least,
     at_most,
-    check_function,
     command_again,
     count_or,
     from_zero,
+    function_of_file,
     load_function,
     multiple_of,
     number,
@@ -176,7 +176,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--validation_steps", type=count, help="draw after every n-th update, besides at the end")
     add("--validation_inference_steps", type=count, default=30, help="of DDIM")
     add("--validation_guidance_scale", type=float, default=4.5, help="of the pictures")
-    add("--validation_judge", help="FILE.py:function, called with (images, prompts), returns a dict of numbers")
+    words = "FILE.py:function, called with (images, prompts), returns a dict of numbers"
+    add("--validation_judge", type=function_of_file, help=words)
     add("--report_to", default="tensorboard", choices=[*TRACKERS, "all", "none"], help="a tracker, `all`, or `none`")
     add("--logging_dir", default="logs", help="of the trackers, inside --output_dir")
     add("--logging_steps", type=count, default=10, help="updates between writes of metrics.jsonl")
@@ -211,11 +212,6 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
         )
     if args.culture is None and (open_prompts := [text for text in args.validation_prompts or () if "{}" in text]):
         parser.error(f"--validation_prompts {open_prompts[0]!r}: {{}} stands for a culture; give --culture")
-    if args.validation_judge:
-        try:
-            check_function(args.validation_judge, flag="--validation_judge")
-        except DataError as error:
-            parser.error(str(error))
     for flag in ("hub_model_id", "hub_private_repo", "hub_collection"):
         if values[flag] and not args.push_to_hub:
             parser.error(f"--{flag} has no effect without --push_to_hub")

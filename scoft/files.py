@@ -301,13 +301,13 @@ def read_front_matter(path: Path, *, within: Path | None = None) -> dict:
     return content
 
 
-def read_record(path: Path, kind: type[T], *, remedy: str) -> T:
-    """The JSON file `path` as `kind`: a dataclass, a pydantic model, or a type such as dict[str, float].
+def read_record(path: Path, kind: type[T], *, remedy: str, at_most: int = MAX_RECORD) -> T:
+    """The JSON file `path`, of `at_most` bytes, as `kind`: a dataclass, a pydantic model, or such as dict[str, float].
 
     Raises DataError, which names the file, what in it is wrong and the `remedy`.
     """
     try:
-        content = read_regular(path, at_most=MAX_RECORD)
+        content = read_regular(path, at_most=at_most)
     except (OSError, DataError) as error:
         raise DataError(f"{path} cannot be read ({error}). {remedy}") from error
     return _checked(content, kind, where=str(path), remedy=remedy)

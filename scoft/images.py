@@ -12,14 +12,16 @@ import struct
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import PIL
 from PIL import ExifTags, Image, features
 
 from scoft.errors import DataError
-from scoft.files import read_regular, write_atomically
+from scoft.files import content_key, read_regular, write_atomically
 
 
 if TYPE_CHECKING:
@@ -152,6 +154,16 @@ def write_png(path: Path, image: Image.Image):
 def is_blank(image: Image.Image) -> bool:
     """Whether a picture is of one colour: the safety checker's black, or what is not finite."""
     return all(low == high for low, high in image.convert("RGB").getextrema())
+
+
+def reading_key() -> str:
+    """In keys of caches: which files `open_image` takes, and by whose decoders."""
+    try:
+        heif = version("pillow-heif")
+    except PackageNotFoundError:
+        heif = None
+    decoders = [PIL.__version__, heif, *map(features.check, ("avif", "webp"))]
+    return content_key(decoders, FORMATS, MAX_PIXELS, MIN_SIDE, MAX_ASPECT)
 
 
 def _readable(kind: str, formats: Sequence[str]) -> str:
