@@ -50,6 +50,7 @@ from scoft.train.checkpoints import check_space, find_checkpoint, is_finished, l
 from scoft.train.optimizer import SCHEDULES, make_optimizer, make_schedule
 from scoft.train.terms import DEFAULT_WEIGHTS, IMAGE_TERMS, METHODS, TERMS
 from scoft.train.trackers import TRACKERS
+from scoft.user_cache import user_cache
 
 
 # torch and all that imports it are imported where they are used: arguments are read and checked first.
@@ -88,6 +89,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--revision", help="branch, tag or commit of the base model")
     add("--variant", help="weight files of the base model, such as fp16")
     add("--cache_dir", help="where downloaded models and datasets are kept")
+    add("--remember", default=True, **switch, help="keep verdicts on images for later runs, in `scoft` in --cache_dir")
     add("--prediction_type", choices=["epsilon", "v_prediction"], help="default: the base model's")
     add("--rank", type=at_most(tables.MAX_RANK, ", the width of the widest layers"), default=64, help="of the LoRA")
     add("--lora_alpha", type=positive, help="the LoRA is scaled by lora_alpha / rank; default: rank")
@@ -188,8 +190,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--hub_private_repo", default=False, **switch, help="for you alone to see")
     add("--hub_collection", help="title of a collection of yours that the LoRA joins, such as SCoFT")
 
-    argv = tables.with_tables(parser, sys.argv[1:] if argv is None else argv)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(tables.with_tables(parser, sys.argv[1:] if argv is None else argv))
     check_args(parser, args)
     return args
 
@@ -381,8 +382,10 @@ def build_objective(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def build_dataset(args: argparse.Namespace, source: DatasetSource, weights: dict[str, float]) -> CulturalDataset:
-    """What is trained on, checked whole.  Raises DataError."""
+def build_dataset(
+    args: argparse.Namespace, source: DatasetSource, *, weights: dict[str, float], remember_in: Path | None
+) -> CulturalDataset:
+    """What is trained on, checked whole; verdicts on its images are kept in the folder.  Raises DataError."""
     from scoft.dataset import read_dataset
 
     needs = {TERMS[term].needs for term in weights}
@@ -400,6 +403,7 @@ def build_dataset(args: argparse.Namespace, source: DatasetSource, weights: dict
         skip_bad_images=args.skip_bad_images,
         cache_dir=args.cache_dir,
         dataset_revision=args.dataset_revision,
+        remember_in=remember_in,
         remedies=tables.REMEDIES,
     )
 
@@ -510,7 +514,8 @@ def main(argv: list[str] | None = None):
     prompts = validation_prompts(args.validation_prompts, culture=args.culture) if args.num_validation_images else []
     with claimed(output_dir, goes_on=bool(args.resume_from_checkpoint)):
         weights = loss_weights(args)
-        dataset = build_dataset(args, source, weights)
+        remember_in = user_cache(args.cache_dir) if args.remember else None
+        dataset = build_dataset(args, source, weights=weights, remember_in=remember_in)
 
         # Accelerator.  Arguments and data are in order: now the heavy imports.
         accelerator = start_processes(
@@ -570,9 +575,8 @@ def main(argv: list[str] | None = None):
         if is_main:
             check_space(output_dir, lora_parameters)
         optimizer = make_optimizer(lora_parameters, use_8bit=args.use_8bit_adam, **settings)
-        state = {"optimizer": optimizer}
-        if accelerator.scaler is not None:
-            state["scaler"] = accelerator.scaler
+        scaler = {} if accelerator.scaler is None else {"scaler": accelerator.scaler}
+        state = {"optimizer": optimizer} | scaler
         if checkpoint:
             load_checkpoint(checkpoint, model=model, state=state)
         if args.resume_from_checkpoint:

@@ -303,8 +303,8 @@ def test_a_compiled_unet_gives_the_same_run(train, start, monkeypatch):
     more |= {"blip_captions_per_step": "all", "train_batch_size": 2}
     counts, teach, build_dataset = set(), Objective.teach, train_scoft_lora.build_dataset
 
-    def ragged(*args):
-        dataset = build_dataset(*args)
+    def ragged(*args, **more):
+        dataset = build_dataset(*args, **more)
         dataset.blip_captions[::2] = [captions[:1] for captions in dataset.blip_captions[::2]]
         return dataset
 
