@@ -81,11 +81,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--config", type=Path, help="YAML file of flags, without dashes; {here}: its folder; the command line wins")
 
     add = parser.add_argument_group("model").add_argument
-    add(
-        "--pretrained_model_name_or_path",
-        default="CompVis/stable-diffusion-v1-4",
-        help="Hub id or folder of a Stable Diffusion 1.x or 2.x pipeline",
-    )
+    words = "Hub id or folder of a Stable Diffusion 1.x or 2.x pipeline"
+    add("--pretrained_model_name_or_path", default="CompVis/stable-diffusion-v1-4", help=words)
     add("--revision", help="branch, tag or commit of the base model")
     add("--variant", help="weight files of the base model, such as fp16")
     add("--cache_dir", help="where downloaded models and datasets are kept")
@@ -118,6 +115,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--image_interpolation_mode", default="lanczos", choices=tables.INTERPOLATIONS, help="how images are scaled")
     add("--cache_latents", default=True, **switch, help="encode each photograph once")
     add("--precompute_dir", type=Path, help="keep latents, embeddings and features in this folder")
+    add("--text_cache_limit", type=amount, default=2, help="GB of text embeddings on the device; more: all in files")
     add("--dataloader_num_workers", type=from_zero(int), default=0, help="processes that load; 0: the main one")
 
     group = parser.add_argument_group("SCoFT")
@@ -133,12 +131,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--perceptual_model_name_or_path", help="Hub id or folder; default: the distance's own")
     add_options(group, distance_options())
     add("--recorded_step", default="first", choices=tables.RECORDED_STEPS, help="the step that L_P and L_C train")
-    add(
-        "--recorded_step_scaling",
-        default="paper",
-        choices=tables.RECORDED_STEP_SCALINGS,
-        help="weight of that step's gradient: as derived, or alike at all timesteps",
-    )
+    words = "weight of that step's gradient: as derived, or alike at all timesteps"
+    add("--recorded_step_scaling", default="paper", choices=tables.RECORDED_STEP_SCALINGS, help=words)
     add("--num_denoising_steps", type=count, default=20, help="of DDIM, from z_t to x_hat")
     add("--denoising_guidance_scale", type=amount, default=4.5, help="1 + w, in drawing x_hat")
     add("--blip_captions_per_step", type=count_or("all"), default="1", help="drawn per photograph, or `all`")
@@ -346,6 +340,7 @@ def build_objective(
         one_crop=args.center_crop,
         keep_latents=args.cache_latents,
         precompute_dir=args.precompute_dir,
+        text_limit=args.text_cache_limit,
     )
     model.decode_in(model.image_dtype)
     images = None

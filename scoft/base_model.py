@@ -298,6 +298,11 @@ class StableDiffusion:
         """Of a caption, as far as the text encoder reads."""
         return self.tokenizer.model_max_length
 
+    @property
+    def caption_shape(self) -> tuple[int, int]:
+        """Of a caption's embedding: tokens, channels."""
+        return self.max_tokens, self.text_encoder.config.hidden_size
+
     def captions_key(self) -> str:
         """In keys of caches: what `encode_captions` depends on."""
         return weights_key(self.text_encoder)

@@ -350,7 +350,7 @@ def test_precomputed_files_serve_a_second_run_and_are_thrown_away_when_stale(tra
     more = {"precompute_dir": tmp_path / "cache", "random_flip": True}
     first = train("first", **more)
     assert {file.name for file in (tmp_path / "cache").glob("[!.]*")} == {
-        "features.safetensors", "latents.safetensors", "text.safetensors"
+        "features.safetensors", "latents.safetensors", "text-0000.safetensors"
     }  # fmt: skip
 
     def forbidden(*_, **__):
@@ -372,6 +372,20 @@ def test_precomputed_files_serve_a_second_run_and_are_thrown_away_when_stale(tra
     assert torch.equal(
         lora(train("old words", **more, dataset=words)), lora(train("new words", random_flip=True, dataset=words))
     )
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_text_in_files_trains_the_same_lora(train, caplog, precision):
+    """Bit for bit, with pictures, whatever lies on the device."""
+    more = {"mixed_precision": precision, "blip_captions_per_step": "all", "train_batch_size": 2}
+    more |= {"num_validation_images": 1, "validation_inference_steps": 1, "no-remember": True}
+    on_device = train("on_device", **more)
+    assert "text_cache_limit" not in caplog.text
+    in_files = train("in_files", **more, text_cache_limit=0)
+    assert "more than --text_cache_limit 0" in caplog.text
+    assert torch.equal(lora(on_device), lora(in_files))
+    pictures = [(run / "images/before_after.png").read_bytes() for run in (on_device, in_files)]
+    assert pictures[0] == pictures[1]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What never changes in a run, computed once: text embeddings, latents, features of images; and batches made of it.
+"""What never changes in a run, computed once: latents, features of images, text; and batches made of it.
 
 With `precompute_dir` each lies in a file there, and serves later runs whose key is the same.
 """
@@ -17,6 +17,7 @@ from scoft.dataset import CulturalDataset
 from scoft.distances.base import PerceptualDistance
 from scoft.files import cached_tensors, content_key
 from scoft.images import ImageTransform
+from scoft.train.text import Text, embed_captions
 from scoft.weights import weights_key
 
 
@@ -104,8 +105,9 @@ class Constants:
     """What the updates of a run find computed, and how a batch is assembled from it."""
 
     model: StableDiffusion
-    caption_index: dict[str, int]  # caption -> its row in `text`
-    text: torch.Tensor  # (N, 77, D), the embeddings of all captions, on the device
+    caption_index: dict[str, int]  # caption -> its number in `text`
+    text: Text  # numbers of captions -> their embeddings
+    c_null: torch.Tensor  # (1, 77, D), of no words
     latents: dict[str, torch.Tensor] | None  # see `cache_latents`; None: each batch encodes its own photographs
     features: ImageFeatures | None  # None: no loss is on images
 
@@ -123,15 +125,16 @@ class Constants:
         one_crop: bool,
         keep_latents: bool,
         precompute_dir: Path | None,
+        text_limit: float,
     ) -> "Constants":
         """Compute all that the dataset and its transform leave constant; what encodes it leaves the device.
 
         distance: None where no loss is on images.  one_crop: photographs are always cropped alike; else neither
-        latents nor features of images are constant.
+        latents nor features of images are constant.  text_limit: gigabytes of text that may lie on the device.
         """
         captions = {"", *more_captions, *(text for row in dataset.captions + dataset.blip_captions for text in row)}
         captions, common = sorted(captions), {"device": device, "precompute_dir": precompute_dir}
-        text = cache_text(captions, model=model, **common).to(device, model.dtype)
+        text = embed_captions(captions, model=model, limit=text_limit, **common)
         latents = features = None
         squares = Squares(dataset, transform)
         if not one_crop:
@@ -145,16 +148,18 @@ class Constants:
             if precompute_dir and one_crop:
                 features.precompute(precompute_dir / "features.safetensors")
         caption_index = {caption: i for i, caption in enumerate(captions)}
-        return cls(model=model, caption_index=caption_index, text=text, latents=latents, features=features)
+        c_null = text(torch.tensor([caption_index[""]]))
+        constant = {"caption_index": caption_index, "text": text, "c_null": c_null}
+        return cls(model=model, latents=latents, features=features, **constant)
 
     def embed(self, captions: list[str]) -> torch.Tensor:
         """(B, 77, D), of captions among those known."""
-        return self.text[[self.caption_index[caption] for caption in captions]]
+        return self.text(torch.tensor([self.caption_index[caption] for caption in captions]))
 
     def assemble(self, batch: dict, *, with_images: bool) -> dict:
         """A collated batch as `training_losses` takes it; `with_images` where the losses on images are due."""
-        device = self.text.device
-        names = ("row", "flip", "eps", "posterior_noise", "caption")
+        device = self.c_null.device
+        names = ("row", "flip", "eps", "posterior_noise")
         on_device = {name: to_device(batch[name], device) for name in names}
         if self.latents is None:
             mean, std = self.model.encode_photographs(batch["photograph"])
@@ -165,13 +170,13 @@ class Constants:
             "eps": on_device["eps"],
             "t": batch["t"],
             "recorded_u": batch["recorded_u"],
-            "c_ccub": self.text[on_device["caption"]],
-            "c_null": self.text[self.caption_index[""]].expand(len(mean), -1, -1),
+            "c_ccub": self.text(batch["caption"]),
+            "c_null": self.c_null.expand(len(mean), -1, -1),
         }
         counts = torch.tensor([len(captions) for captions in batch["blip_captions"]])
         if counts.any():
             blip_captions = torch.tensor([caption for captions in batch["blip_captions"] for caption in captions])
-            assembled["c_blip"] = self.text[to_device(blip_captions, device)]
+            assembled["c_blip"] = self.text(blip_captions)
             assembled["blip_rows"] = torch.repeat_interleave(counts)
         return assembled | (self.image_features(batch) if with_images else {})
 
@@ -184,26 +189,6 @@ class Constants:
             rows = [self.features(row, flip) for row, flip in zip(batch["row"].tolist(), batch["flip"].tolist())]
         f_neg, is_negative = pad_rows([row[1:] for row in rows])
         return {"f_pos": torch.stack([row[0] for row in rows]), "f_neg": f_neg, "is_negative": is_negative}
-
-
-def cache_text(
-    captions: list[str], *, model: StableDiffusion, device: torch.device, precompute_dir: Path | None
-) -> torch.Tensor:
-    """Text embeddings (N, 77, D) of the run's captions, in float32 on the CPU.
-
-    Captions longer than the model reads are cut, counted and warned of.
-    """
-    if too_long := model.too_long(captions):
-        logger.warning(
-            f"{len(too_long)} of {len(captions)} captions are longer than {model.max_tokens} tokens "
-            f"and lose their end; the first: {too_long[0]}"
-        )
-    embeddings = cached_tensors(
-        precompute_dir and precompute_dir / "text.safetensors",
-        key=precompute_dir and content_key("text", captions, model.captions_key()),
-        compute=lambda: {"text": model.encode_captions(captions, device=device)},
-    )
-    return embeddings["text"]
 
 
 def cache_latents(
