@@ -86,7 +86,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--revision", help="branch, tag or commit of the base model")
     add("--variant", help="weight files of the base model, such as fp16")
     add("--cache_dir", help="where downloaded models and datasets are kept")
-    add("--remember", default=True, **switch, help="keep verdicts on images for later runs, in `scoft` in --cache_dir")
+    words = "keep verdicts on images, and the base model's pictures, for later runs, in `scoft` in --cache_dir"
+    add("--remember", default=True, **switch, help=words)
     add("--prediction_type", choices=["epsilon", "v_prediction"], help="default: the base model's")
     add("--rank", type=at_most(tables.MAX_RANK, ", the width of the widest layers"), default=64, help="of the LoRA")
     add("--lora_alpha", type=positive, help="the LoRA is scaled by lora_alpha / rank; default: rank")
@@ -114,7 +115,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--random_flip", default=False, **switch, help="mirror a photograph and its negatives at random")
     add("--image_interpolation_mode", default="lanczos", choices=tables.INTERPOLATIONS, help="how images are scaled")
     add("--cache_latents", default=True, **switch, help="encode each photograph once")
-    add("--precompute_dir", type=Path, help="keep latents, embeddings and features in this folder")
+    add("--precompute_dir", type=Path, help="keep latents, text, features and base pictures here")
     add("--text_cache_limit", type=amount, default=2, help="GB of text embeddings on the device; more: all in files")
     add("--dataloader_num_workers", type=from_zero(int), default=0, help="processes that load; 0: the main one")
 
@@ -433,7 +434,7 @@ def build_examples(
 
 
 def build_validation(args: argparse.Namespace, accelerator, objective: Objective, *, prompts: list[str], **known):
-    """known: the judge, the dataset, the folder of the pictures, and what is to be seen in them."""
+    """known: the judge, the dataset, where the pictures go and are kept, and what is to be seen in them."""
     from scoft.train.validation import Validation
 
     return Validation(
@@ -634,8 +635,8 @@ def main(argv: list[str] | None = None):
         validate = None
         if prompts:
             shown = {"prompts": prompts, "dataset": dataset, "subject": culture_words(args.culture or name)}
-            folder = output_dir / "images"
-            validate = build_validation(args, accelerator, objective, judge=judge, folder=folder, **shown)
+            known = {"folder": output_dir / "images", "keep_in": args.precompute_dir or remember_in}
+            validate = build_validation(args, accelerator, objective, judge=judge, **known, **shown)
 
         # Training
         def losses(batch: dict, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

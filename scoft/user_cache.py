@@ -6,16 +6,21 @@ Nothing in here decides a result: what is not there, torn, or not this user's ow
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scoft.errors import DataError
-from scoft.files import PATIENCE, private_folder, read_record, write_atomically
+from scoft.files import PATIENCE, cached_tensors, private_folder, read_record, write_atomically
 
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +45,18 @@ def user_cache(cache_dir: str | os.PathLike | None) -> Path | None:
         logger.warning("Nothing is remembered in %s (%s); all is found out anew.", folder, error)
         return None
     return folder
+
+
+def remembered_tensors(
+    path: Path | None, *, key: str, compute: Callable[[], dict[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    """As `cached_tensors`; but where the file cannot be kept there is a warning, since all goes on without."""
+    compute = functools.cache(compute)
+    try:
+        return cached_tensors(path, key=key, compute=compute)
+    except OSError as error:
+        logger.warning("%s cannot be kept for later runs: %s", path, error)
+        return compute()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
