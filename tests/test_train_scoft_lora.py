@@ -848,6 +848,16 @@ def test_the_base_models_pictures_are_drawn_once_by_runs_that_would_draw_the_sam
     assert elsewhere == [2, 1] and len(list((tmp_path / "kept").glob("base-pictures-*.safetensors"))) == 1
 
 
+def test_a_run_remembers_where_it_is_told_to_and_nothing_if_so_told(train, tmp_path):
+    home, more = Path(huggingface_hub.constants.HF_HOME), {"method": "finetune", "max_train_steps": 1}
+    train("nothing", **more, **{"no-remember": True})
+    assert not (home / "scoft").exists()
+    train("told", **more, cache_dir=tmp_path / "told")
+    assert not (home / "scoft").exists() and len(list((tmp_path / "told/scoft/images").glob("*.json"))) == 1
+    train("untold", **more)
+    assert len(list((home / "scoft/images").glob("*.json"))) == 1
+
+
 def test_other_pictures_are_drawn(drawn):
     """All that decides a picture of the base model is asked for."""
     others = [
