@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scoft.launch import Parser, add_options, at_least, check_function, multiple_of, run_main, set_up_logging
+from scoft.launch import Parser, add_options, at_least, function_of_file, multiple_of, run_main, set_up_logging
 
 from scoft.dataset_source import Remedies, embedded_flags, embedded_folder
 from scoft.distances import distance_options
@@ -122,7 +122,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     score.add_argument(
         "--general_reference", type=Path, help="folder of photographs, such as MS COCO's, for kid_general"
     )
-    score.add_argument("--judge", help="FILE.py:function, called with a picture and its prompt, returns a dict")
+    words = "FILE.py:function, called with a picture and its prompt, returns a dict"
+    score.add_argument("--judge", type=function_of_file, help=words)
     score.add_argument(
         "--features", default="inception", choices=ENCODERS, help="of KID, precision, recall, density and coverage"
     )
@@ -208,8 +209,6 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
         return
     try:
         checked_name(args.culture, what="--culture")
-        if args.stage == "score" and args.judge is not None:
-            check_function(args.judge, flag="--judge")
     except DataError as error:
         parser.error(str(error))
     if args.stage == "generate":

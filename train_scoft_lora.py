@@ -24,10 +24,10 @@ from scoft.launch import (
     add_options,
     at_least,
     at_most,
-    check_function,
     command_again,
     count_or,
     from_zero,
+    function_of_file,
     load_function,
     multiple_of,
     number,
@@ -50,6 +50,7 @@ from scoft.train.checkpoints import check_space, find_checkpoint, is_finished, l
 from scoft.train.optimizer import SCHEDULES, make_optimizer, make_schedule
 from scoft.train.terms import DEFAULT_WEIGHTS, IMAGE_TERMS, METHODS, TERMS
 from scoft.train.trackers import TRACKERS
+from scoft.user_cache import user_cache
 
 
 # torch and all that imports it are imported where they are used: arguments are read and checked first.
@@ -80,14 +81,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--config", type=Path, help="YAML file of flags, without dashes; {here}: its folder; the command line wins")
 
     add = parser.add_argument_group("model").add_argument
-    add(
-        "--pretrained_model_name_or_path",
-        default="CompVis/stable-diffusion-v1-4",
-        help="Hub id or folder of a Stable Diffusion 1.x or 2.x pipeline",
-    )
+    words = "Hub id or folder of a Stable Diffusion 1.x or 2.x pipeline"
+    add("--pretrained_model_name_or_path", default="CompVis/stable-diffusion-v1-4", help=words)
     add("--revision", help="branch, tag or commit of the base model")
     add("--variant", help="weight files of the base model, such as fp16")
     add("--cache_dir", help="where downloaded models and datasets are kept")
+    words = "keep verdicts on images, and the base model's pictures, for later runs, in `scoft` in --cache_dir"
+    add("--remember", default=True, **switch, help=words)
     add("--prediction_type", choices=["epsilon", "v_prediction"], help="default: the base model's")
     add("--rank", type=at_most(tables.MAX_RANK, ", the width of the widest layers"), default=64, help="of the LoRA")
     add("--lora_alpha", type=positive, help="the LoRA is scaled by lora_alpha / rank; default: rank")
@@ -115,7 +115,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--random_flip", default=False, **switch, help="mirror a photograph and its negatives at random")
     add("--image_interpolation_mode", default="lanczos", choices=tables.INTERPOLATIONS, help="how images are scaled")
     add("--cache_latents", default=True, **switch, help="encode each photograph once")
-    add("--precompute_dir", type=Path, help="keep latents, embeddings and features in this folder")
+    add("--precompute_dir", type=Path, help="keep latents, text, features and base pictures here")
+    add("--text_cache_limit", type=amount, default=2, help="GB of text embeddings on the device; more: all in files")
     add("--dataloader_num_workers", type=from_zero(int), default=0, help="processes that load; 0: the main one")
 
     group = parser.add_argument_group("SCoFT")
@@ -131,12 +132,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--perceptual_model_name_or_path", help="Hub id or folder; default: the distance's own")
     add_options(group, distance_options())
     add("--recorded_step", default="first", choices=tables.RECORDED_STEPS, help="the step that L_P and L_C train")
-    add(
-        "--recorded_step_scaling",
-        default="paper",
-        choices=tables.RECORDED_STEP_SCALINGS,
-        help="weight of that step's gradient: as derived, or alike at all timesteps",
-    )
+    words = "weight of that step's gradient: as derived, or alike at all timesteps"
+    add("--recorded_step_scaling", default="paper", choices=tables.RECORDED_STEP_SCALINGS, help=words)
     add("--num_denoising_steps", type=count, default=20, help="of DDIM, from z_t to x_hat")
     add("--denoising_guidance_scale", type=amount, default=4.5, help="1 + w, in drawing x_hat")
     add("--blip_captions_per_step", type=count_or("all"), default="1", help="drawn per photograph, or `all`")
@@ -176,7 +173,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--validation_steps", type=count, help="draw after every n-th update, besides at the end")
     add("--validation_inference_steps", type=count, default=30, help="of DDIM")
     add("--validation_guidance_scale", type=float, default=4.5, help="of the pictures")
-    add("--validation_judge", help="FILE.py:function, called with (images, prompts), returns a dict of numbers")
+    words = "FILE.py:function, called with (images, prompts), returns a dict of numbers"
+    add("--validation_judge", type=function_of_file, help=words)
     add("--report_to", default="tensorboard", choices=[*TRACKERS, "all", "none"], help="a tracker, `all`, or `none`")
     add("--logging_dir", default="logs", help="of the trackers, inside --output_dir")
     add("--logging_steps", type=count, default=10, help="updates between writes of metrics.jsonl")
@@ -187,8 +185,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--hub_private_repo", default=False, **switch, help="for you alone to see")
     add("--hub_collection", help="title of a collection of yours that the LoRA joins, such as SCoFT")
 
-    argv = tables.with_tables(parser, sys.argv[1:] if argv is None else argv)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(tables.with_tables(parser, sys.argv[1:] if argv is None else argv))
     check_args(parser, args)
     return args
 
@@ -211,11 +208,6 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
         )
     if args.culture is None and (open_prompts := [text for text in args.validation_prompts or () if "{}" in text]):
         parser.error(f"--validation_prompts {open_prompts[0]!r}: {{}} stands for a culture; give --culture")
-    if args.validation_judge:
-        try:
-            check_function(args.validation_judge, flag="--validation_judge")
-        except DataError as error:
-            parser.error(str(error))
     for flag in ("hub_model_id", "hub_private_repo", "hub_collection"):
         if values[flag] and not args.push_to_hub:
             parser.error(f"--{flag} has no effect without --push_to_hub")
@@ -349,6 +341,7 @@ def build_objective(
         one_crop=args.center_crop,
         keep_latents=args.cache_latents,
         precompute_dir=args.precompute_dir,
+        text_limit=args.text_cache_limit,
     )
     model.decode_in(model.image_dtype)
     images = None
@@ -385,8 +378,10 @@ def build_objective(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def build_dataset(args: argparse.Namespace, source: DatasetSource, weights: dict[str, float]) -> CulturalDataset:
-    """What is trained on, checked whole.  Raises DataError."""
+def build_dataset(
+    args: argparse.Namespace, source: DatasetSource, *, weights: dict[str, float], remember_in: Path | None
+) -> CulturalDataset:
+    """What is trained on, checked whole; verdicts on its images are kept in the folder.  Raises DataError."""
     from scoft.dataset import read_dataset
 
     needs = {TERMS[term].needs for term in weights}
@@ -404,6 +399,7 @@ def build_dataset(args: argparse.Namespace, source: DatasetSource, weights: dict
         skip_bad_images=args.skip_bad_images,
         cache_dir=args.cache_dir,
         dataset_revision=args.dataset_revision,
+        remember_in=remember_in,
         remedies=tables.REMEDIES,
     )
 
@@ -438,7 +434,7 @@ def build_examples(
 
 
 def build_validation(args: argparse.Namespace, accelerator, objective: Objective, *, prompts: list[str], **known):
-    """known: the judge, the dataset, the folder of the pictures, and what is to be seen in them."""
+    """known: the judge, the dataset, where the pictures go and are kept, and what is to be seen in them."""
     from scoft.train.validation import Validation
 
     return Validation(
@@ -514,7 +510,8 @@ def main(argv: list[str] | None = None):
     prompts = validation_prompts(args.validation_prompts, culture=args.culture) if args.num_validation_images else []
     with claimed(output_dir, goes_on=bool(args.resume_from_checkpoint)):
         weights = loss_weights(args)
-        dataset = build_dataset(args, source, weights)
+        remember_in = user_cache(args.cache_dir) if args.remember else None
+        dataset = build_dataset(args, source, weights=weights, remember_in=remember_in)
 
         # Accelerator.  Arguments and data are in order: now the heavy imports.
         accelerator = start_processes(
@@ -574,9 +571,8 @@ def main(argv: list[str] | None = None):
         if is_main:
             check_space(output_dir, lora_parameters)
         optimizer = make_optimizer(lora_parameters, use_8bit=args.use_8bit_adam, **settings)
-        state = {"optimizer": optimizer}
-        if accelerator.scaler is not None:
-            state["scaler"] = accelerator.scaler
+        scaler = {} if accelerator.scaler is None else {"scaler": accelerator.scaler}
+        state = {"optimizer": optimizer} | scaler
         if checkpoint:
             load_checkpoint(checkpoint, model=model, state=state)
         if args.resume_from_checkpoint:
@@ -639,8 +635,8 @@ def main(argv: list[str] | None = None):
         validate = None
         if prompts:
             shown = {"prompts": prompts, "dataset": dataset, "subject": culture_words(args.culture or name)}
-            folder = output_dir / "images"
-            validate = build_validation(args, accelerator, objective, judge=judge, folder=folder, **shown)
+            known = {"folder": output_dir / "images", "keep_in": args.precompute_dir or remember_in}
+            validate = build_validation(args, accelerator, objective, judge=judge, **known, **shown)
 
         # Training
         def losses(batch: dict, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -209,9 +209,17 @@ class NoiseDataset:
         return list(self.images[row, 1:])
 
 
-def as_it_is(image: torch.Tensor, *, flip: bool, crop: tuple[float, float] = (0.5, 0.5)) -> torch.Tensor:
+@dataclasses.dataclass(frozen=True)
+class AsItIs:
     """In the place of the image transform: neither arm pays for reading and resizing files."""
-    return image
+
+    resolution: int
+
+    def square(self, image: torch.Tensor) -> torch.Tensor:
+        return image
+
+    def __call__(self, image: torch.Tensor, *, flip: bool, crop: tuple[float, float] = (0.5, 0.5)) -> torch.Tensor:
+        return image
 
 
 def byte_tokenizer() -> CLIPTokenizer:
@@ -292,6 +300,7 @@ class Bench:
         self.model.trained, self.optimizer = self.accelerator.prepare(self.model.trained, optimizer)
 
         self.distance = RandomClipConv(**shapes["clip_conv"], device=self.device, dtype=dtype)
+        self.transform = AsItIs(resolution)
         self.dataset = NoiseDataset(resolution=resolution, blip_captions=blip_captions, negatives=negatives)
         vae = self.model.vae
         encoder = {name: getattr(vae, name) for name in ("encoder", "quant_conv")}
@@ -302,7 +311,7 @@ class Bench:
             prompts=[],
             weights=WEIGHTS,
             distance=self.distance,
-            transform=as_it_is,
+            transform=self.transform,
             device=self.device,
         )
         for row in range(ROWS):
@@ -320,7 +329,7 @@ class Bench:
             self.args,
             objective=self.objective,
             dataset=self.dataset,
-            transform=as_it_is,
+            transform=self.transform,
             images_per_update=self.args.train_batch_size,
         )
         if arm == "plain":

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from scoft.errors import DataError
-from scoft.files import read_front_matter
+from scoft.files import content_key, read_front_matter
 from scoft.hub import MAX_SAID, endpoint, hub_commit
 from scoft.lora_folder import CARD_FILE, KOHYA_FILE, LORA_FILE, write_safetensors
 from scoft.weights import load_whole, loading, weights_key
@@ -298,6 +298,11 @@ class StableDiffusion:
         """Of a caption, as far as the text encoder reads."""
         return self.tokenizer.model_max_length
 
+    @property
+    def caption_shape(self) -> tuple[int, int]:
+        """Of a caption's embedding: tokens, channels."""
+        return self.max_tokens, self.text_encoder.config.hidden_size
+
     def captions_key(self) -> str:
         """In keys of caches: what `encode_captions` depends on."""
         return weights_key(self.text_encoder)
@@ -508,6 +513,16 @@ class StableDiffusion:
                 weight.copy_(saved[name])
 
     # Pictures
+
+    def pictures_key(self) -> str:
+        """In keys of caches: what `draw` depends on without the LoRA, besides its arguments."""
+        parts = (self.unet, self.vae.decoder, self.vae.post_quant_conv)
+        weights = [weights_key(part, without="lora_") for part in parts if part is not None]
+        configs = [
+            {name: value for name, value in part.config.items() if not name.startswith("_")}  # but names and versions
+            for part in (self.unet, self.vae, self.noise_scheduler)
+        ]
+        return content_key(weights, configs, str(self.dtype))
 
     @functools.cached_property
     def pipeline(self):

@@ -35,8 +35,9 @@ from scoft.dataset_rows import (
 from scoft.dataset_source import READER_REMEDIES, DatasetSource, Remedies
 from scoft.errors import DataError, legible, listing
 from scoft.files import content_key
-from scoft.images import open_image
+from scoft.images import UnusableImage, open_image, reading_key
 from scoft.metadata import EXAMPLE_LINE
+from scoft.user_cache import Verdict, remembered_verdicts
 
 
 logger = logging.getLogger(__name__)
@@ -96,9 +97,13 @@ def read_dataset(
     skip_bad_images: bool = False,
     cache_dir: str | os.PathLike | None = None,
     dataset_revision: str | None = None,
+    remember_in: Path | None = None,
     remedies: Remedies = READER_REMEDIES,
 ) -> CulturalDataset:
     """Read one culture of a dataset and check all of it, decoding every image once, so that training cannot trip.
+
+    With `remember_in`, the folder of `user_cache`, an image is decoded no more that an earlier run found usable or
+    not, as long as its path, size and time of change are the same (in parquet: those of the files).
 
     A folder is read in either of these layouts, alone or with one subfolder per culture:
     - `metadata.jsonl` or `metadata.csv` in it or in `<split>/`, with imagefolder's `file_name` and
@@ -127,7 +132,10 @@ def read_dataset(
     if max_train_samples is not None:
         rows = _sample(rows, max_train_samples, seed=seed, dataset=source.name)
     commit = place.root.name if place.is_hub else None
-    return _checked_dataset(rows, dataset=source.name, commit=commit, columns=columns, skip=skip_bad_images)
+    if remember_in is not None:
+        remember_in /= f"images/{content_key(str(place.root.resolve()), culture, split)[:32]}.json"
+    checks = {"columns": columns, "skip": skip_bad_images, "remember_in": remember_in}
+    return _checked_dataset(rows, dataset=source.name, commit=commit, **checks)
 
 
 def _place_of(
@@ -160,7 +168,7 @@ def _sample(rows: list[Row], number: int, *, seed: int, dataset: str) -> list[Ro
 
 
 def _checked_dataset(
-    rows: list[Row], *, dataset: str, commit: str | None, columns: Columns, skip: bool
+    rows: list[Row], *, dataset: str, commit: str | None, columns: Columns, skip: bool, remember_in: Path | None
 ) -> CulturalDataset:
     """What of the rows is usable; all of it must be but with `skip`. Raises DataError."""
     total, skipping = len(rows), {"skip": skip, "how_to_skip": columns.remedies.bad_rows}
@@ -184,7 +192,7 @@ def _checked_dataset(
     rows, captions, blip_captions = ([each[i] for i in usable] for each in (rows, captions, blip_captions))
     warn_of_scripts([(row.name, text) for row, texts in zip(rows, captions) for text in texts])
 
-    checked = _checked_images(rows, dataset=dataset, **skipping)
+    checked = _checked_images(rows, dataset=dataset, remember_in=remember_in, **skipping)
     kept = list(checked)
     if columns.negatives is not None and not any(checked[place].negative_files for place in kept):
         raise DataError(f"{dataset}: no row has a usable negative. {columns.negatives_fix}", argument="dataset")
@@ -264,28 +272,28 @@ class _CheckedImages:
     negative_files: list[ImageFile | ArrowCell]
 
 
-def _checked_images(rows: Sequence[Row], *, dataset: str, skip: bool, how_to_skip: str) -> dict[int, _CheckedImages]:
-    """Decode every image once and hash its bytes. Returns place in `rows` -> what passed; without the rows dropped."""
+def _checked_images(
+    rows: Sequence[Row], *, dataset: str, remember_in: Path | None, skip: bool, how_to_skip: str
+) -> dict[int, _CheckedImages]:
+    """Judge every image. Returns place in `rows` -> what passed; without the rows dropped."""
     files = [file for row in rows for file in (row.image_file, *row.negative_files)]
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        quiet = len(files) < 100 or os.environ.get("LOCAL_RANK", "0") != "0"
-        verdicts = iter(list(progress(pool.map(_inspect, files), "Checking images", total=len(files), disable=quiet)))
+    verdicts = iter(_judged(files, remember_in=remember_in))
 
     checked, problems = {}, []
     for place, row in enumerate(rows):
-        image_hash, image_problem = next(verdicts)
-        if image_problem:
-            problems.append(f"{row.name}: {image_problem}")
+        image = next(verdicts)
+        if image.problem:
+            problems.append(f"{row.name}: {image.problem}")
         negatives = []
         for k, file in enumerate(row.negative_files):
-            digest, problem = next(verdicts)
-            if problem:
-                problems.append(f"{_negative_name(row.name, k, file)}: {problem}")
+            verdict = next(verdicts)
+            if verdict.problem:
+                problems.append(f"{_negative_name(row.name, k, file)}: {verdict.problem}")
             else:
-                negatives.append((digest, file))
-        if not image_problem:
+                negatives.append((verdict.sha256, file))
+        if not image.problem:
             hashes, usable = [digest for digest, _ in negatives], [file for _, file in negatives]
-            checked[place] = _CheckedImages(image_hash, hashes, usable)
+            checked[place] = _CheckedImages(image.sha256, hashes, usable)
 
     if problems and not skip:
         raise DataError(
@@ -302,16 +310,36 @@ def _checked_images(rows: Sequence[Row], *, dataset: str, skip: bool, how_to_ski
     return checked
 
 
-def _inspect(file: ImageFile | ArrowCell) -> tuple[str, str]:
-    """(sha256 of the bytes, '') of a usable image, ('', what is wrong) of any other."""
+def _judged(files: Sequence[ImageFile | ArrowCell], *, remember_in: Path | None) -> list[Verdict]:
+    """Of each image what is known of it; it is decoded now, once, where no earlier run has done so."""
+    names, new, found = [], {}, {}
+    with remembered_verdicts(remember_in, key=reading_key()) as known:
+        for place, file in enumerate(files):
+            name, stamp = file.version() or (place, "")  # before it is read: what changes after this is seen
+            names.append(name)
+            if name not in known or known[name].stamp != stamp:
+                new[name] = file, stamp
+        quiet = len(new) < 100 or (remember_in is None and os.environ.get("LOCAL_RANK", "0") != "0")
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            verdicts = pool.map(_inspect, *zip(*new.values())) if new else ()
+            verdicts = progress(verdicts, "Checking images", total=len(new), disable=quiet)
+            for verdict, name in zip(verdicts, new):
+                found[name] = verdict
+                if verdict.stamp:
+                    known[name] = verdict
+        return [found.get(name) or known[name] for name in names]
+
+
+def _inspect(file: ImageFile | ArrowCell, stamp: str) -> Verdict:
+    """What decoding an image shows; under its stamp where this would be the same in another run, else under none."""
     try:
         data = file.read_bytes()
         open_image(data)
     except FileNotFoundError:
-        return "", "the file does not exist"
+        return Verdict("", "", "the file does not exist")
     except (DataError, OSError) as error:
-        return "", str(error)
-    return hashlib.sha256(data).hexdigest(), ""
+        return Verdict(stamp if isinstance(error, UnusableImage) else "", "", str(error))
+    return Verdict(stamp, hashlib.sha256(data).hexdigest(), "")
 
 
 def _open_named(file: ImageFile | ArrowCell, name: str) -> Image.Image:

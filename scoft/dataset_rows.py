@@ -80,6 +80,17 @@ class ImageFile:
     def read_bytes(self) -> bytes:
         return read_regular(self.path, within=self.within, at_most=MAX_BYTES)
 
+    def version(self) -> tuple[str, str] | None:
+        """Its name, and what changes when its content does; None where there is no file.
+
+        A change that leaves the file its size and its time to the nanosecond is not seen.
+        """
+        try:
+            found = os.stat(self.path)
+        except (OSError, ValueError):
+            return None
+        return os.path.abspath(self.path), f"{found.st_size} {found.st_mtime_ns}"
+
     def __str__(self) -> str:
         return legible(self.path)
 
@@ -93,6 +104,7 @@ class ArrowCell:
     column: str
     place: int | None = None  # in a list of images
     folder: Path | None = None  # that a path in the cell counts from and lies in; None: the cell holds the bytes
+    stamp: str | None = None  # of the parquet files, where all images of the column lie in them
 
     def read_bytes(self) -> bytes:
         cell = self.table[self.row][self.column][0]
@@ -106,6 +118,10 @@ class ArrowCell:
         if not isinstance(value, bytes):
             raise DataError(f"column {self.column!r} holds no image here ({type(value).__name__})")
         return value
+
+    def version(self) -> tuple[str, str] | None:
+        """As that of a file; None where the cell may name one."""
+        return self.stamp and (f"{self.column} {self.row} {self.place}", self.stamp)
 
     def __str__(self) -> str:
         return f"column {self.column!r}"
@@ -138,7 +154,8 @@ def place_rows(place: Place, culture: str | None, *, split: str, columns: Column
     files = _split_files(place, culture, split)
     if files[0].name in METADATA_NAMES:
         return _metadata_rows(files[0], within=place.within, columns=columns)
-    return _table_rows(_parquet_table(files, place, split=split, cache_dir=cache_dir), place, columns=columns)
+    table, stamp = _parquet_table(files, place, split=split, cache_dir=cache_dir)
+    return _table_rows(table, place, columns=columns, stamp=stamp)
 
 
 def _split_files(place: Place, culture: str | None, split: str) -> list[Path]:
@@ -377,7 +394,8 @@ def hub_place(source: DatasetSource, culture: str | None, *, split: str, cache_d
     return place
 
 
-def _parquet_table(files: Sequence[Path], place: Place, *, split: str, cache_dir) -> datasets.Dataset:
+def _parquet_table(files: Sequence[Path], place: Place, *, split: str, cache_dir) -> tuple[datasets.Dataset, str]:
+    """The rows of parquet files, and what changes when these do."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets import Dataset, Features, config
@@ -390,11 +408,12 @@ def _parquet_table(files: Sequence[Path], place: Place, *, split: str, cache_dir
                 found = os.fstat(opened.fileno())
             version.append([str(file), found.st_size, found.st_mtime_ns])
         # `datasets` itself would take files of another size for those it knows, if they are said to be as old
-        cache_dir = Path(cache_dir or config.HF_DATASETS_CACHE) / content_key(version)[:16]
+        stamp = content_key(version)[:16]
+        cache_dir = Path(cache_dir or config.HF_DATASETS_CACHE) / stamp
         # the columns as they are stored: what metadata says of them names classes of `datasets`
         features = Features.from_arrow_schema(pq.read_schema(files[0]).remove_metadata())
         paths = [glob.escape(str(file)) for file in files]
-        return Dataset.from_parquet(paths, features=features, cache_dir=cache_dir)
+        return Dataset.from_parquet(paths, features=features, cache_dir=cache_dir), stamp
     except (DatasetsError, ValueError, TypeError, RuntimeError, OSError, pa.ArrowException) as error:
         names = ", ".join(legible(file) for file in files)
         raise DataError(
@@ -402,7 +421,7 @@ def _parquet_table(files: Sequence[Path], place: Place, *, split: str, cache_dir
         ) from error
 
 
-def _table_rows(table: datasets.Dataset, place: Place, *, columns: Columns) -> list[Row]:
+def _table_rows(table: datasets.Dataset, place: Place, *, columns: Columns, stamp: str) -> list[Row]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -428,6 +447,7 @@ def _table_rows(table: datasets.Dataset, place: Place, *, columns: Columns) -> l
         blip_captions = _texts(table.data.column(blip), f"{place.called}, column {blip!r}")
 
     negative_places: list[Sequence[int | None]] = [()] * len(table)
+    negatives_stamp = None
     if columns.negatives is not None:
         spellings, fix = [columns.negatives], columns.negatives_fix
         negatives = _require_column(found, spellings, argument="negatives_column", where=place.called, fix=fix)
@@ -436,19 +456,38 @@ def _table_rows(table: datasets.Dataset, place: Place, *, columns: Columns) -> l
             raise DataError(
                 f"{negatives!r} of {place.called} must hold lists, not {cells.type}.", argument="negatives_column"
             )
+        negatives_stamp = stamp if _holds_all(cells) else None
         negative_places = [range(count or 0) for count in pc.list_value_length(cells).to_pylist()]
 
-    folder = None if place.is_hub else place.root
+    folder, stamp = None if place.is_hub else place.root, stamp if _holds_all(images) else None
     return [
         Row(
             name=f"row {i} ({legible(paths[i])})" if paths[i] else f"row {i}",
-            image_file=ArrowCell(table, i, image, folder=folder),
+            image_file=ArrowCell(table, i, image, folder=folder, stamp=stamp),
             caption=captions[i],
             blip_caption=blip_captions[i],
-            negative_files=[ArrowCell(table, i, negatives, k, folder=folder) for k in negative_places[i]],
+            negative_files=[
+                ArrowCell(table, i, negatives, k, folder=folder, stamp=negatives_stamp) for k in negative_places[i]
+            ],
         )
         for i in range(len(table))
     ]
+
+
+def _holds_all(cells: pa.ChunkedArray) -> bool:
+    """Whether a column of images, or of lists of them, holds the bytes of each, and names no file instead."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for chunk in cells.chunks:
+        images = chunk.values if pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type) else chunk
+        if pa.types.is_struct(images.type) and images.type.get_field_index("bytes") >= 0:
+            images = pc.struct_field(images, "bytes")
+        if not (pa.types.is_binary(images.type) or pa.types.is_large_binary(images.type)) or images.null_count:
+            return False
+        if pc.min(pc.binary_length(images)).as_py() == 0:
+            return False
+    return True
 
 
 def _texts(cells: pa.ChunkedArray, where: str) -> list:

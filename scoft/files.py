@@ -20,6 +20,7 @@ from scoft.errors import DataError
 
 
 if TYPE_CHECKING:
+    import safetensors
     import torch
 
 logger = logging.getLogger(__name__)
@@ -197,13 +198,21 @@ class Ledger:
 def cached_tensors(
     path: str | os.PathLike | None, *, key: str, compute: Callable[[], dict[str, torch.Tensor]]
 ) -> dict[str, torch.Tensor]:
-    """The CPU tensors in the safetensors file `path` if its header holds `key`; else those of compute(), kept there.
-
-    A file that is absent, was made under another key or cannot be read is made anew, and the log says which. Of
-    several processes that want it one computes and the others wait; it is replaced atomically. None: compute() alone.
-    """
+    """The CPU tensors in the safetensors file `path`, see `cached_file`. None: compute() alone."""
     if path is None:
         return compute()
+    file = cached_file(path, key=key, compute=compute)
+    return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def cached_file(
+    path: str | os.PathLike, *, key: str, compute: Callable[[], dict[str, torch.Tensor]]
+) -> safetensors.safe_open:
+    """The safetensors file `path`, open, if its header holds `key`; else it is made of what compute() gives.
+
+    A file that is absent, was made under another key or cannot be read is made anew, and the log says which. Of
+    several processes that want it one computes and the others wait; it is replaced atomically.
+    """
     from filelock import FileLock
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save
@@ -214,17 +223,16 @@ def cached_tensors(
         reason = "there was none"
         if path.exists():
             try:
-                with safe_open(path, framework="pt") as file:
-                    if (file.metadata() or {}).get("key") == key:
-                        return {name: file.get_tensor(name) for name in file.keys()}
+                file = safe_open(path, framework="pt")
+                if (file.metadata() or {}).get("key") == key:
+                    return file
                 reason = "the old one was thrown away: its data or settings were others"
             except (SafetensorError, OSError) as error:
                 reason = f"the old one was thrown away: unreadable ({error})"
-        tensors = compute()
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        contiguous = {name: tensor.contiguous() for name, tensor in compute().items()}
         write_atomically(path, save(contiguous, metadata={"key": key}))
-    logger.info("Made the cache %s: %s.", path, reason)
-    return tensors
+        logger.info("Made the cache %s: %s.", path, reason)
+        return safe_open(path, framework="pt")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -301,13 +309,13 @@ def read_front_matter(path: Path, *, within: Path | None = None) -> dict:
     return content
 
 
-def read_record(path: Path, kind: type[T], *, remedy: str) -> T:
-    """The JSON file `path` as `kind`: a dataclass, a pydantic model, or a type such as dict[str, float].
+def read_record(path: Path, kind: type[T], *, remedy: str, at_most: int = MAX_RECORD) -> T:
+    """The JSON file `path`, of `at_most` bytes, as `kind`: a dataclass, a pydantic model, or such as dict[str, float].
 
     Raises DataError, which names the file, what in it is wrong and the `remedy`.
     """
     try:
-        content = read_regular(path, at_most=MAX_RECORD)
+        content = read_regular(path, at_most=at_most)
     except (OSError, DataError) as error:
         raise DataError(f"{path} cannot be read ({error}). {remedy}") from error
     return _checked(content, kind, where=str(path), remedy=remedy)

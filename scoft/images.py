@@ -12,14 +12,16 @@ import struct
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import PIL
 from PIL import ExifTags, Image, features
 
 from scoft.errors import DataError
-from scoft.files import read_regular, write_atomically
+from scoft.files import content_key, read_regular, write_atomically
 
 
 if TYPE_CHECKING:
@@ -154,6 +156,16 @@ def is_blank(image: Image.Image) -> bool:
     return all(low == high for low, high in image.convert("RGB").getextrema())
 
 
+def reading_key() -> str:
+    """In keys of caches: which files `open_image` takes, and by whose decoders."""
+    try:
+        heif = version("pillow-heif")
+    except PackageNotFoundError:
+        heif = None
+    decoders = [PIL.__version__, heif, *map(features.check, ("avif", "webp"))]
+    return content_key(decoders, FORMATS, MAX_PIXELS, MIN_SIDE, MAX_ASPECT)
+
+
 def _readable(kind: str, formats: Sequence[str]) -> str:
     """`kind`, if it is one of `formats` and can be decoded here. UnusableImage says what to do with another file."""
     if kind == "unknown data":
@@ -278,15 +290,11 @@ class ImageTransform:
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation {self.interpolation!r} must be one of {', '.join(INTERPOLATIONS)}.")
 
-    def __call__(
-        self, image: Image.Image, *, flip: bool = False, crop: tuple[float, float] = (0.5, 0.5)
-    ) -> torch.Tensor:
-        """`crop` is where the square lies (down, across): (0, 0) top left, (0.5, 0.5) center, (1, 1) bottom right.
+    def square(self, image: Image.Image, *, crop: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
+        """The R x R pixels that are taken of it; of such a square they are all.
 
-        The flip, left to right, comes after the crop, so `crop` is a place in the picture as it was.
+        `crop` is where it lies (down, across): (0, 0) top left, (0.5, 0.5) center, (1, 1) bottom right.
         """
-        import torch
-
         if not all(0 <= place <= 1 for place in crop):
             raise ValueError(f"crop {crop} must lie in 0..1.")
         width, height = image.size
@@ -295,7 +303,15 @@ class ImageTransform:
         if (width, height) != image.size:
             image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
         top, left = round((height - size) * crop[0]), round((width - size) * crop[1])
-        image = image.crop((left, top, left + size, top + size))
+        return image.crop((left, top, left + size, top + size))
+
+    def __call__(
+        self, image: Image.Image, *, flip: bool = False, crop: tuple[float, float] = (0.5, 0.5)
+    ) -> torch.Tensor:
+        """The square, see there for `crop`. It is flipped, left to right, after it is cut."""
+        import torch
+
+        image = self.square(image, crop=crop)
         if flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -232,15 +232,15 @@ def add_options(group: argparse._ActionsContainer, options: Mapping[str, Mapping
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def check_function(spec: str, *, flag: str):
-    """Raise DataError unless the value of `flag` has the form FILE.py:function."""
-    if not re.fullmatch(r".+\.py:\w+", spec):
-        raise DataError(f"{flag} is FILE.py:function, got {spec!r}")
+def function_of_file(text: str) -> str:
+    """argparse's type of FILE.py:function."""
+    if not re.fullmatch(r".+\.py:\w+", text):
+        raise argparse.ArgumentTypeError(f"is FILE.py:function, got {text!r}")
+    return text
 
 
 def load_function(spec: str, *, flag: str) -> Callable:
-    """The function of FILE.py:function, the value of `flag`. Raises DataError."""
-    check_function(spec, flag=flag)
+    """The function of `spec`, a `function_of_file`, the value of `flag`. Raises DataError."""
     path, _, name = spec.rpartition(":")
     if not os.path.exists(path):
         raise DataError(f"{flag} {spec}: there is no file {path}")

@@ -75,10 +75,15 @@ def model_key(name_or_path: str | None) -> str:
     return content_key([path.relative_to(folder).as_posix() for path in files], [file_sha256(path) for path in files])
 
 
-def weights_key(model: nn.Module) -> str:
-    """A loaded model, in keys of caches: sha256 of its weights' bytes in their order, whatever they are called."""
+def weights_key(model: nn.Module, *, without: str | None = None) -> str:
+    """A loaded model, in keys of caches: sha256 of its weights' bytes in their order, whatever they are called.
+
+    without: what is in the names of those that do not count.
+    """
     digest = hashlib.sha256()
-    for tensor in model.state_dict().values():
+    for name, tensor in model.state_dict().items():
+        if without is not None and without in name:
+            continue
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 

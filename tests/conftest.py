@@ -187,6 +187,12 @@ def other():
 
 
 @pytest.fixture(autouse=True)
+def nothing_remembered():
+    """In the user's cache, in the session's Hugging Face home, no test finds what another has left there."""
+    shutil.rmtree(Path(HF_HOME.name, "scoft"), ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
 def fresh_accelerate():
     """accelerate keeps precision and device in process-wide singletons, and writes ranks and addresses into the
     environment; no test should inherit another's.

@@ -148,9 +148,12 @@ def test_load_function_refuses(tmp_path, file, content, message):
 
 
 @pytest.mark.parametrize("spec", ["judge", "judge.py", "judge.txt:f", ":f", "judge.py:"])
-def test_what_is_no_function_of_a_file(spec):
-    with pytest.raises(DataError, match=f"^--judge is FILE.py:function, got '{spec}'"):
-        launch.check_function(spec, flag="--judge")
+def test_what_is_no_function_of_a_file(spec, capsys):
+    parser = Parser()
+    parser.add_argument("--judge", type=launch.function_of_file, help="h")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--judge", spec])
+    assert f"error: --judge is FILE.py:function, got '{spec}'" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ METHOD_TABLE = README.split("## The method")[1].split("|---|---|---|---|---|")[1
 def test_every_flag_named_is_declared():
     """Each --flag in the READMEs belongs to one of the scripts, or to accelerate's launcher."""
     elsewhere = {"multi_gpu", "num_processes", "help", "check", "loras"}
-    named = set(re.findall(r"--([a-z][a-z_0-9]+)", README + POCKET)) - elsewhere
+    named = set(re.findall(r"--(?:no-)?([a-z][a-z_0-9]+)", README + POCKET)) - elsewhere
     training = vars(train_scoft_lora.parse_args(["--dataset", "x", "--culture", "y"])).keys()
     preparing = vars(prepare_ccub.parse_args(["--culture", "korea"])).keys()
     data = ["--dataset", "x", "--culture", "y"]

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import importlib.util
 import json
 import logging
@@ -16,11 +17,12 @@ import textwrap
 import time
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import scoft.files
 import train_scoft_lora
@@ -303,8 +305,8 @@ def test_a_compiled_unet_gives_the_same_run(train, start, monkeypatch):
     more |= {"blip_captions_per_step": "all", "train_batch_size": 2}
     counts, teach, build_dataset = set(), Objective.teach, train_scoft_lora.build_dataset
 
-    def ragged(*args):
-        dataset = build_dataset(*args)
+    def ragged(*args, **more):
+        dataset = build_dataset(*args, **more)
         dataset.blip_captions[::2] = [captions[:1] for captions in dataset.blip_captions[::2]]
         return dataset
 
@@ -350,7 +352,7 @@ def test_precomputed_files_serve_a_second_run_and_are_thrown_away_when_stale(tra
     more = {"precompute_dir": tmp_path / "cache", "random_flip": True}
     first = train("first", **more)
     assert {file.name for file in (tmp_path / "cache").glob("[!.]*")} == {
-        "features.safetensors", "latents.safetensors", "text.safetensors"
+        "features.safetensors", "latents.safetensors", "text-0000.safetensors"
     }  # fmt: skip
 
     def forbidden(*_, **__):
@@ -372,6 +374,20 @@ def test_precomputed_files_serve_a_second_run_and_are_thrown_away_when_stale(tra
     assert torch.equal(
         lora(train("old words", **more, dataset=words)), lora(train("new words", random_flip=True, dataset=words))
     )
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_text_in_files_trains_the_same_lora(train, caplog, precision):
+    """Bit for bit, with pictures, whatever lies on the device."""
+    more = {"mixed_precision": precision, "blip_captions_per_step": "all", "train_batch_size": 2}
+    more |= {"num_validation_images": 1, "validation_inference_steps": 1, "no-remember": True}
+    on_device = train("on_device", **more)
+    assert "text_cache_limit" not in caplog.text
+    in_files = train("in_files", **more, text_cache_limit=0)
+    assert "more than --text_cache_limit 0" in caplog.text
+    assert torch.equal(lora(on_device), lora(in_files))
+    pictures = [(run / "images/before_after.png").read_bytes() for run in (on_device, in_files)]
+    assert pictures[0] == pictures[1]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -790,6 +806,100 @@ def test_validation_draws_what_a_stock_pipeline_draws(train, tmp_path, tiny_pipe
     assert np.abs(kept[0] - kept[1]).max() > 10 and np.abs(kept[1][0] - kept[1][1]).max() > 10
     for i in range(2):
         assert np.array_equal(np.asarray(Image.open(run / f"images/lora-{i}.png")), kept[1][2 * i])
+
+
+@pytest.fixture
+def drawn(train, monkeypatch):
+    """drawn(name, **more flags) runs two updates with four pictures, whose LoRA is another each time, and returns the
+    base model's pictures as one array, and how many times pictures were drawn.
+    """
+    from accelerate.state import AcceleratorState
+
+    draws, bases, true_draw, true_save = [], [], StableDiffusion.draw, Validation.save
+    monkeypatch.setattr(StableDiffusion, "draw", lambda *args, **more: draws.append(1) or true_draw(*args, **more))
+    monkeypatch.setattr(
+        Validation,
+        "save",
+        lambda self, *args, **more: bases.append(self.base_images) or true_save(self, *args, **more),
+    )
+
+    def run(name: str, **more) -> tuple[np.ndarray, int]:
+        draws.clear()
+        AcceleratorState._reset_state(reset_partial_state=True)  # which holds the precision of the run before
+        defaults = {"validation_prompts": ["a red house", "a blue house"], "num_validation_images": 2, "seed": 3}
+        defaults |= {"validation_inference_steps": 2, "max_train_steps": 2, "learning_rate": 0.01 * (1 + len(bases))}
+        train(name, **defaults | more)
+        return np.stack(bases[-1]), len(draws)
+
+    return run
+
+
+def test_the_base_models_pictures_are_drawn_once_by_runs_that_would_draw_the_same(drawn, tmp_path, caplog):
+    """Byte for byte what is drawn without a memory; a torn file is drawn anew, and so are all with --no-remember."""
+    first, again, anew = drawn("first"), drawn("again"), drawn("anew", **{"no-remember": True})
+    assert [draws for _, draws in (first, again, anew)] == [2, 1, 2]
+    assert np.array_equal(first[0], again[0]) and np.array_equal(first[0], anew[0])
+    (kept,) = Path(huggingface_hub.constants.HF_HOME, "scoft").glob("base-pictures-*")
+    kept.write_bytes(kept.read_bytes()[:-1])
+    torn = drawn("torn")
+    assert torn[1] == 2 and np.array_equal(first[0], torn[0]) and "thrown away: unreadable" in caplog.text
+    assert drawn("healed")[1] == 1
+    elsewhere = [drawn(name, precompute_dir=tmp_path / "kept", **{"no-remember": True})[1] for name in ("a", "b")]
+    assert elsewhere == [2, 1] and len(list((tmp_path / "kept").glob("base-pictures-*.safetensors"))) == 1
+
+
+def test_a_run_remembers_where_it_is_told_to_and_nothing_if_so_told(train, tmp_path):
+    home, more = Path(huggingface_hub.constants.HF_HOME), {"method": "finetune", "max_train_steps": 1}
+    train("nothing", **more, **{"no-remember": True})
+    assert not (home / "scoft").exists()
+    train("told", **more, cache_dir=tmp_path / "told")
+    assert not (home / "scoft").exists() and len(list((tmp_path / "told/scoft/images").glob("*.json"))) == 1
+    train("untold", **more)
+    assert len(list((home / "scoft/images").glob("*.json"))) == 1
+
+
+def test_other_pictures_are_drawn(drawn):
+    """All that decides a picture of the base model is asked for."""
+    others = [
+        {"seed": 4},
+        {"validation_prompts": ["a red house", "a blue hut"]},
+        {"num_validation_images": 1},
+        {"validation_inference_steps": 3},
+        {"validation_guidance_scale": 3},
+        {"resolution": 32},
+        {"mixed_precision": "bf16"},
+        {"prediction_type": "v_prediction"},
+    ]
+    drawn("first")
+    assert [drawn(f"other-{i}", **other)[1] for i, other in enumerate(others)] == [2] * len(others)
+    assert drawn("again")[1] == 1
+
+
+def test_another_base_model_draws_other_pictures(drawn, tiny_pipeline, tmp_path):
+    """Its folder's name says nothing: one weight of the UNet or of the decoder is another."""
+    drawn("first")
+    for part in ("unet", "vae"):
+        folder = shutil.copytree(tiny_pipeline, tmp_path / "models" / part)
+        file = folder / part / "diffusion_pytorch_model.safetensors"
+        weights = load_file(file)
+        name = next(name for name in weights if name.startswith(("conv_out", "decoder.conv_out")))
+        save_file(weights | {name: weights[name] + 0.1}, file, metadata={"format": "pt"})
+        assert drawn(part, pretrained_model_name_or_path=folder)[1] == 2
+    copy = shutil.copytree(tiny_pipeline, tmp_path / "models/copy")
+    assert drawn("copy", pretrained_model_name_or_path=copy)[1] == 1
+
+
+def test_a_memory_that_is_full_stops_no_run(drawn, monkeypatch, caplog):
+    """Pictures that cannot be kept are drawn once all the same, and the run ends as it should."""
+    true = scoft.files.write_atomically
+
+    def full(path, content):
+        if "base-pictures" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        true(path, content)
+
+    monkeypatch.setattr(scoft.files, "write_atomically", full)
+    assert drawn("full")[1] == 2 and "cannot be kept for later runs" in caplog.text
 
 
 def test_judges_numbers_are_shown_side_by_side(train, tmp_path, caplog):
@@ -1258,7 +1368,7 @@ def test_pictures_of_one_colour_are_no_result(train, tmp_path, monkeypatch):
     """Where the LoRA draws blank pictures and the base model does not, the run fails, and no card is written."""
     base, blank = Image.effect_noise((16, 16), 50).convert("RGB"), Image.new("RGB", (16, 16), "olive")
     drawn = iter([[base] * 2, [blank] * 2])
-    monkeypatch.setattr(Validation, "draw", lambda self: next(drawn))
+    monkeypatch.setattr(Validation, "draw", lambda self, **_: next(drawn))
     with pytest.raises(FloatingPointError, match="update 4: each picture that the LoRA draws is of one colour"):
         train("run", num_validation_images=1)
     assert not (tmp_path / "run" / "README.md").exists()

@@ -1,4 +1,4 @@
-"""What never changes in a run, computed once: text embeddings, latents, features of images; and batches made of it.
+"""What never changes in a run, computed once: latents, features of images, text; and batches made of it.
 
 With `precompute_dir` each lies in a file there, and serves later runs whose key is the same.
 """
@@ -10,16 +10,47 @@ from pathlib import Path
 from scoft.launch import progress
 
 import torch
+from PIL import Image
 
 from scoft.base_model import StableDiffusion
 from scoft.dataset import CulturalDataset
 from scoft.distances.base import PerceptualDistance
 from scoft.files import cached_tensors, content_key
 from scoft.images import ImageTransform
+from scoft.train.text import Text, embed_captions
 from scoft.weights import weights_key
 
 
 logger = logging.getLogger(__name__)
+
+MAX_KEPT = 2**29  # bytes of decoded images: all photographs of 680 rows at 512 pixels
+MAX_PIXELS, MAX_PHOTOGRAPHS = 2**20, 16  # that are encoded in one call: four photographs at 512 pixels
+
+
+@dataclasses.dataclass
+class Squares:
+    """The images of a dataset's rows as the transform cuts them, kept for their next use as far as there is room."""
+
+    dataset: CulturalDataset
+    transform: ImageTransform
+    room: int = MAX_KEPT  # bytes that are left
+    kept: dict[int, list[Image.Image]] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, row: int, *, negatives: bool, again: bool) -> list[Image.Image]:
+        """The photograph and, if asked for, the negatives; again: whether somebody is still to ask for them."""
+        squares = self.kept.pop(row, [])
+        self.room += self.bytes_of(squares)
+        if not squares:
+            squares = [self.transform.square(self.dataset.image(row))]
+        if negatives and len(squares) == 1:
+            squares += [self.transform.square(image) for image in self.dataset.negatives(row)]
+        if again and self.bytes_of(squares) <= self.room:
+            self.room -= self.bytes_of(squares)
+            self.kept[row] = squares
+        return squares
+
+    def bytes_of(self, squares: list[Image.Image]) -> int:
+        return 3 * self.transform.resolution**2 * len(squares)
 
 
 @dataclasses.dataclass
@@ -30,11 +61,11 @@ class ImageFeatures:
     the same bits.
     """
 
-    dataset: CulturalDataset
+    squares: Squares
     _: dataclasses.KW_ONLY
-    transform: ImageTransform
     distance: PerceptualDistance
     device: torch.device
+    flips: tuple[bool, ...]  # that are asked for
     cache: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     @torch.no_grad()
@@ -45,21 +76,23 @@ class ImageFeatures:
         """On the device; the cache itself lies in the host's memory, pinned where that spares the host a wait."""
         key = f"{row}.{flip}"
         if key not in self.cache:
-            images = [self.dataset.image(row), *self.dataset.negatives(row)]
-            features = self.embed([self.transform(image, flip=bool(flip)) for image in images]).cpu()
+            others = {f"{row}.{int(other)}" for other in self.flips} - {key}
+            images = self.squares(row, negatives=True, again=bool(others - self.cache.keys()))
+            features = self.embed([self.squares.transform(image, flip=bool(flip)) for image in images]).cpu()
             self.cache[key] = features.pin_memory() if self.device.type == "cuda" else features
         return to_device(self.cache[key], self.device)
 
-    def precompute(self, path: Path, *, flips: tuple[bool, ...]):
+    def precompute(self, path: Path):
         """Fill the cache from a file, made now if its key differs."""
-        keys = [(row, int(flip)) for row in range(len(self.dataset)) for flip in flips]
+        dataset, transform = self.squares.dataset, self.squares.transform
+        keys = [(row, int(flip)) for row in range(len(dataset)) for flip in self.flips]
         self.cache = cached_tensors(
             path,
             key=content_key(
                 "features",
-                self.dataset.fingerprint,
-                self.transform,
-                flips,
+                dataset.fingerprint,
+                transform,
+                self.flips,
                 type(self.distance).__name__,
                 weights_key(self.distance),
             ),
@@ -72,8 +105,9 @@ class Constants:
     """What the updates of a run find computed, and how a batch is assembled from it."""
 
     model: StableDiffusion
-    caption_index: dict[str, int]  # caption -> its row in `text`
-    text: torch.Tensor  # (N, 77, D), the embeddings of all captions, on the device
+    caption_index: dict[str, int]  # caption -> its number in `text`
+    text: Text  # numbers of captions -> their embeddings
+    c_null: torch.Tensor  # (1, 77, D), of no words
     latents: dict[str, torch.Tensor] | None  # see `cache_latents`; None: each batch encodes its own photographs
     features: ImageFeatures | None  # None: no loss is on images
 
@@ -91,36 +125,41 @@ class Constants:
         one_crop: bool,
         keep_latents: bool,
         precompute_dir: Path | None,
+        text_limit: float,
     ) -> "Constants":
         """Compute all that the dataset and its transform leave constant; what encodes it leaves the device.
 
         distance: None where no loss is on images.  one_crop: photographs are always cropped alike; else neither
-        latents nor features of images are constant.
+        latents nor features of images are constant.  text_limit: gigabytes of text that may lie on the device.
         """
         captions = {"", *more_captions, *(text for row in dataset.captions + dataset.blip_captions for text in row)}
         captions, common = sorted(captions), {"device": device, "precompute_dir": precompute_dir}
-        text = cache_text(captions, model=model, **common).to(device, model.dtype)
+        text = embed_captions(captions, model=model, limit=text_limit, **common)
         latents = features = None
+        squares = Squares(dataset, transform)
         if not one_crop:
             logger.info("--center_crop is off, so each crop is a new one: latents and image features are not cached.")
         elif keep_latents:
-            latents = cache_latents(dataset, transform=transform, model=model, flips=flips, **common)
+            again = distance is not None  # the losses on images take features of the same photographs
+            latents = cache_latents(squares, model=model, flips=flips, again=again, **common)
             model.drop_encoder()
         if distance is not None:
-            features = ImageFeatures(dataset, transform=transform, distance=distance, device=device)
+            features = ImageFeatures(squares, distance=distance, device=device, flips=flips)
             if precompute_dir and one_crop:
-                features.precompute(precompute_dir / "features.safetensors", flips=flips)
+                features.precompute(precompute_dir / "features.safetensors")
         caption_index = {caption: i for i, caption in enumerate(captions)}
-        return cls(model=model, caption_index=caption_index, text=text, latents=latents, features=features)
+        c_null = text(torch.tensor([caption_index[""]]))
+        constant = {"caption_index": caption_index, "text": text, "c_null": c_null}
+        return cls(model=model, latents=latents, features=features, **constant)
 
     def embed(self, captions: list[str]) -> torch.Tensor:
         """(B, 77, D), of captions among those known."""
-        return self.text[[self.caption_index[caption] for caption in captions]]
+        return self.text(torch.tensor([self.caption_index[caption] for caption in captions]))
 
     def assemble(self, batch: dict, *, with_images: bool) -> dict:
         """A collated batch as `training_losses` takes it; `with_images` where the losses on images are due."""
-        device = self.text.device
-        names = ("row", "flip", "eps", "posterior_noise", "caption")
+        device = self.c_null.device
+        names = ("row", "flip", "eps", "posterior_noise")
         on_device = {name: to_device(batch[name], device) for name in names}
         if self.latents is None:
             mean, std = self.model.encode_photographs(batch["photograph"])
@@ -131,13 +170,13 @@ class Constants:
             "eps": on_device["eps"],
             "t": batch["t"],
             "recorded_u": batch["recorded_u"],
-            "c_ccub": self.text[on_device["caption"]],
-            "c_null": self.text[self.caption_index[""]].expand(len(mean), -1, -1),
+            "c_ccub": self.text(batch["caption"]),
+            "c_null": self.c_null.expand(len(mean), -1, -1),
         }
         counts = torch.tensor([len(captions) for captions in batch["blip_captions"]])
         if counts.any():
             blip_captions = torch.tensor([caption for captions in batch["blip_captions"] for caption in captions])
-            assembled["c_blip"] = self.text[to_device(blip_captions, device)]
+            assembled["c_blip"] = self.text(blip_captions)
             assembled["blip_rows"] = torch.repeat_interleave(counts)
         return assembled | (self.image_features(batch) if with_images else {})
 
@@ -152,51 +191,39 @@ class Constants:
         return {"f_pos": torch.stack([row[0] for row in rows]), "f_neg": f_neg, "is_negative": is_negative}
 
 
-def cache_text(
-    captions: list[str], *, model: StableDiffusion, device: torch.device, precompute_dir: Path | None
-) -> torch.Tensor:
-    """Text embeddings (N, 77, D) of the run's captions, in float32 on the CPU.
-
-    Captions longer than the model reads are cut, counted and warned of.
-    """
-    if too_long := model.too_long(captions):
-        logger.warning(
-            f"{len(too_long)} of {len(captions)} captions are longer than {model.max_tokens} tokens "
-            f"and lose their end; the first: {too_long[0]}"
-        )
-    embeddings = cached_tensors(
-        precompute_dir and precompute_dir / "text.safetensors",
-        key=precompute_dir and content_key("text", captions, model.captions_key()),
-        compute=lambda: {"text": model.encode_captions(captions, device=device)},
-    )
-    return embeddings["text"]
-
-
 def cache_latents(
-    dataset: CulturalDataset,
+    squares: Squares,
     *,
-    transform: ImageTransform,
     model: StableDiffusion,
     flips: tuple[bool, ...],
+    again: bool,
     device: torch.device,
     precompute_dir: Path | None,
 ) -> dict[str, torch.Tensor]:
-    """Mean and standard deviation of every photograph's latents, each (flips, N, 4, h, w) on the device."""
+    """Mean and standard deviation of every photograph's latents, each (flips, N, 4, h, w) on the device.
+
+    Rows share a call by their numbers alone, so that a resumed run sees the same bits.
+    again: whether somebody is still to ask for the photographs.
+    """
+    rows, transform = range(len(squares.dataset)), squares.transform
+    per_call = max(1, min(MAX_PHOTOGRAPHS, MAX_PIXELS // transform.resolution**2))
 
     def compute() -> dict[str, torch.Tensor]:
-        moments = [
-            model.encode_photographs(transform(dataset.image(row), flip=flip)[None])
-            for flip in flips
-            for row in progress(range(len(dataset)), "Latents", leave=False)
-        ]
-        return {
-            name: torch.cat(parts).unflatten(0, (len(flips), len(dataset))).cpu()
-            for name, parts in zip(("mean", "std"), zip(*moments))
-        }
+        moments: dict[bool, list] = {flip: [] for flip in flips}
+        for start in progress(range(0, len(rows), per_call), "Latents", leave=False):
+            chunk = rows[start : start + per_call]
+            photographs = [squares(row, negatives=False, again=again)[0] for row in chunk]
+            for flip in flips:
+                pixels = torch.stack([transform(photograph, flip=flip) for photograph in photographs])
+                moments[flip].append(model.encode_photographs(pixels))
+        means, stds = zip(*(map(torch.cat, zip(*moments[flip])) for flip in flips))
+        # as from a file, whatever a call's layout was: sums over another layout differ in their last bits
+        return {"mean": torch.stack(means).cpu().contiguous(), "std": torch.stack(stds).cpu().contiguous()}
 
+    known = precompute_dir and (squares.dataset.image_hashes, transform, flips, model.photographs_key())
     latents = cached_tensors(
         precompute_dir and precompute_dir / "latents.safetensors",
-        key=precompute_dir and content_key("latents", dataset.image_hashes, transform, flips, model.photographs_key()),
+        key=precompute_dir and content_key("latents", *known),
         compute=compute,
     )
     return {name: tensor.to(device) for name, tensor in latents.items()}

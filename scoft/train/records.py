@@ -33,13 +33,13 @@ logger = logging.getLogger(__name__)
 # What may differ in a resumed run that stays the same, and flags whose outcome `resolved` holds.
 FREE_FLAGS = (
     "config", "output_dir", "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "cache_dir",
-    "precompute_dir", "cache_latents", "dataloader_num_workers", "cpu_threads", "allow_tf32", "compile",
-    "gradient_checkpointing", "enable_xformers_memory_efficient_attention", "validation_prompts",
-    "num_validation_images", "validation_epochs", "validation_steps", "validation_inference_steps",
-    "validation_guidance_scale", "validation_judge", "report_to", "logging_dir", "logging_steps", "push_to_hub",
-    "hub_model_id", "hub_private_repo", "hub_collection", "pretrained_model_name_or_path", "revision",
-    "dataset_revision", "max_train_samples", "skip_bad_images", "train_batch_size", "gradient_accumulation_steps",
-    "scale_lr", "max_train_steps", "num_train_epochs", "prompts",
+    "remember", "precompute_dir", "cache_latents", "text_cache_limit", "dataloader_num_workers", "cpu_threads",
+    "allow_tf32", "compile", "gradient_checkpointing", "enable_xformers_memory_efficient_attention",
+    "validation_prompts", "num_validation_images", "validation_epochs", "validation_steps",
+    "validation_inference_steps", "validation_guidance_scale", "validation_judge", "report_to", "logging_dir",
+    "logging_steps", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_collection",
+    "pretrained_model_name_or_path", "revision", "dataset_revision", "max_train_samples", "skip_bad_images",
+    "train_batch_size", "gradient_accumulation_steps", "scale_lr", "max_train_steps", "num_train_epochs", "prompts",
     *(f"{name}_weight" for name in TERMS),
 )  # fmt: skip
 

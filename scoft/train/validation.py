@@ -4,11 +4,13 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scoft.launch import progress
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -16,11 +18,12 @@ from scoft import sheets
 from scoft.base_model import StableDiffusion
 from scoft.cultures import culture_words
 from scoft.dataset import CulturalDataset
-from scoft.files import private_folder
+from scoft.files import content_key, private_folder
 from scoft.images import is_blank, write_png
 from scoft.lora_folder import GRID_FILE, PICTURE_FILE, write_judged
 from scoft.pages import comparison_rows
 from scoft.train.trackers import show_picture
+from scoft.user_cache import remembered_tensors
 
 
 if TYPE_CHECKING:
@@ -61,39 +64,62 @@ class Validation:
     subject: str  # whom or what the pictures are to show
     dataset: CulturalDataset
     compiled: bool
+    keep_in: Path | None  # the base model's pictures, for later runs; None: they are drawn by each
     base_images: list | None = None
 
     def __post_init__(self):
         self.jobs = [(prompt, self.seed + i) for prompt in self.prompts for i in range(self.images_per_prompt)]
 
-    def draw(self) -> list:
-        """A picture per job, in order, on every process."""
+    def draw(self, *, base: bool = False) -> list:
+        """A picture per job, in order, on every process; base: without the LoRA."""
         from accelerate.utils import gather_object
 
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         mine = list(enumerate(self.jobs))[rank::world]
         drawn = []
+        key = self.model.pictures_key() if base and self.keep_in else None
         with contextlib.ExitStack() as stack:
+            if base:
+                stack.enter_context(self.model.without_lora())
             if self.compiled:  # a few pictures of yet other shapes are not worth compiling for
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             for start in progress(range(0, len(mine), IMAGES_PER_CALL), "Drawing", leave=False, disable=rank > 0):
                 chunk = mine[start : start + IMAGES_PER_CALL]
-                pictures = self.model.draw(
-                    self.embed([prompt for _, (prompt, _) in chunk]),
-                    self.embed([""] * len(chunk)),
-                    seeds=[seed for _, (_, seed) in chunk],
-                    inference_steps=self.inference_steps,
-                    guidance_scale=self.guidance_scale,
-                    resolution=self.resolution,
-                )
+                pictures = self.draw_together([job for _, job in chunk], model_key=key)
                 drawn += [(index, picture) for (index, _), picture in zip(chunk, pictures)]
         return [image for _, image in sorted(gather_object(drawn), key=lambda pair: pair[0])]
+
+    def draw_together(self, jobs: list[tuple[str, int]], *, model_key: str | None) -> list:
+        """A picture of each prompt and seed, in one call; model_key: of the model that alone decides them otherwise.
+
+        With it they are those that an earlier run drew in the same call, on such a device and by such a torch, if one
+        did: even pictures of other calls would differ in a few pixels.
+        """
+        text = [self.embed([prompt for prompt, _ in jobs]), self.embed([""] * len(jobs))]
+        options = {
+            "seeds": [seed for _, seed in jobs],
+            "inference_steps": self.inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "resolution": self.resolution,
+        }
+        if model_key is None:
+            return self.model.draw(*text, **options)
+        device = self.accelerator.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        machine = [name, torch.__version__, version("diffusers"), torch.backends.cuda.matmul.allow_tf32]
+        read = [each.cpu().view(torch.uint8).numpy().tobytes() for each in text]
+        key = content_key("base pictures", model_key, read, options, machine)
+        kept = remembered_tensors(
+            self.keep_in / f"base-pictures-{key[:16]}.safetensors",
+            key=key,
+            compute=lambda: {"pictures": torch.from_numpy(np.stack(self.model.draw(*text, **options)))},
+        )
+        return [Image.fromarray(picture) for picture in kept["pictures"].numpy()]
 
     def __call__(self, step: int, *, final: bool):
         """Draw, judge, save the sheet, log to the trackers; at the end also save pictures and the judge's numbers."""
         if self.base_images is None:
-            with self.model.without_lora():
-                self.base_images = self.draw()
+            self.base_images = self.draw(base=True)
         images = self.draw()
         if all(map(is_blank, images)) and not all(map(is_blank, self.base_images)):
             raise FloatingPointError(
