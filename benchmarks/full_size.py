@@ -258,7 +258,7 @@ class Call:
                 outcome.state = "cut at its bound" if fits else "cut short"
             else:
                 outcome.state = "failed"
-                if "failed" not in {case.state for case in outcome.cases.values()}:  # before any case
+                if not outcome.recorded():  # it ended before any case
                     outcome.last_lines = last_lines(log, self.places)
         except BaseException:  # Ctrl-C, or asked to end from outside
             outcome.state = "cut short"
