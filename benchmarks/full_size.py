@@ -48,7 +48,7 @@ LEAST = 30  # seconds in which a part might yet measure something
 REMEDY = "Name another --output, or remove it; nothing in it can be gone on with."
 TAKE_ALONG = (
     "Where there is a network, `python -m benchmarks.wheels` makes a folder of wheels of them to take along; here, "
-    "`pip install --no-index --no-deps --target site wheels/*.whl`, and set PYTHONPATH to that folder"
+    "`pip install --no-index --no-deps --target build/site wheels/*.whl`, and set PYTHONPATH to build/site"
 )
 
 State = Literal["running", "done", "failed", "cut at its bound", "cut short"]

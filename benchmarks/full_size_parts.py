@@ -72,6 +72,14 @@ CALLS = re.compile(r"cu(da)?(LaunchKernel|GraphLaunch|MemcpyAsync|MemsetAsync|\w
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def asked_of_gpu(field: str) -> str | None:
+    """What nvidia-smi says of the first GPU; None where there is none, or nvidia-smi is not there."""
+    query = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
+    with contextlib.suppress(OSError):
+        return subprocess.run(query, capture_output=True, text=True).stdout.partition("\n")[0].strip() or None
+    return None
+
+
 class DeviceMemory:
     """The most memory that the whole GPU held while this was entered, in MiB, looked at each second.
 
@@ -82,11 +90,10 @@ class DeviceMemory:
         self.peak, self.device, self.ended = None, device, threading.Event()
 
     def look(self):
-        query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
         while not self.ended.wait(1):
-            told = subprocess.run(query, capture_output=True, text=True).stdout.split()
-            if told and told[0].isdigit():
-                self.peak = max(self.peak or 0, int(told[0]))
+            told = asked_of_gpu("memory.used")
+            if told and told.isdigit():
+                self.peak = max(self.peak or 0, int(told))
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -421,7 +428,7 @@ def profile(args: argparse.Namespace) -> dict[str, Callable[[], dict]]:
             watched = seconds_per_update(loop, count=every, device=device)
         found = profiler.events()
         if device == "cuda":  # what the GPU ran, without the ranges that annotate it
-            seen = [each for each in found if each.device_type is DeviceType.CUDA and not each.is_user_annotation]
+            seen = [each for each in found if each.device_type == DeviceType.CUDA and not each.is_user_annotation]
         else:
             seen = [each for each in found if each.name.startswith("aten::") and not each.cpu_children]
         events = [(each.name, each.time_range.start, each.time_range.end) for each in seen]
@@ -443,19 +450,13 @@ def profile(args: argparse.Namespace) -> dict[str, Callable[[], dict]]:
 def machine(args: argparse.Namespace) -> dict[str, Callable[[], dict]]:
     """Where this runs."""
 
-    def driver() -> str | None:
-        with contextlib.suppress(OSError):
-            query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-            return subprocess.run(query, capture_output=True, text=True).stdout.partition("\n")[0] or None
-        return None
-
     def measure() -> dict:
         there = torch.cuda.is_available()
         memory = torch.cuda.get_device_properties(0).total_memory // 2**20 if there else None
         return {
             "gpu": torch.cuda.get_device_name() if there else None,
             "gpu_memory_mib": memory,
-            "driver": driver(),
+            "driver": asked_of_gpu("driver_version"),
             "cuda": torch.version.cuda if there else None,
             "processor": processor("cpu"),
             "cpus": len(os.sched_getaffinity(0)),

@@ -7,7 +7,8 @@ To be run where the requirements are installed and there is a network.  The pack
 its versions, with all that they need; --present names what the machine has, as `pip freeze` prints it there or by name
 alone.  A version that is told there and that a package of ours does not go with is an error.  There:
 
-    pip install --no-index --no-deps --target site wheels/*.whl && export PYTHONPATH=$PWD/site
+    pip install --no-index --no-deps --target build/site wheels/*.whl
+    export PYTHONPATH=$PWD/build/site
 """
 
 import argparse
