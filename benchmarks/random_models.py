@@ -111,4 +111,5 @@ def folder_of(name: str, work: Path, *, size: str, device: torch.device) -> Path
         torch.manual_seed(0)
         FOLDERS[name](partial, size=size, device=device)
         partial.rename(folder)
+        torch.cuda.empty_cache()  # without a GPU nothing
     return folder
