@@ -17,6 +17,7 @@ Memory and arithmetic are measured apart, each arm in a process of its own.
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -117,7 +118,7 @@ def plain_losses(
 
     Photographs and captions are encoded in each update, the UNet is called once per caption and once per half of the
     guidance with the batch's rows together, and autograd goes back through decoder and sampler to the recorded step.
-    What needs no gradient records none.
+    What needs no gradient records none.  In bf16 the UNet computes in it throughout, its LoRA as well, as in ours.
     """
     device, scaling = vae.device, vae.config.scaling_factor
     photograph, t, eps = (batch[name].to(device) for name in ("photograph", "t", "eps"))
@@ -126,7 +127,8 @@ def plain_losses(
         return text_encoder(token_ids[captions].to(device))[0]
 
     def predict(z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        return unet(z, t, c, return_dict=False)[0].float().clone()  # a CUDA graph's next replay writes over the last
+        prediction = unet(z.to(c.dtype), t, c, return_dict=False)[0].float()
+        return prediction.clone()  # a CUDA graph's next replay writes over the last
 
     with torch.no_grad():
         posterior = vae.encode(photograph.to(vae.dtype)).latent_dist
@@ -229,19 +231,23 @@ def byte_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77)
 
 
-def random_model(shapes: dict, *, dtype: torch.dtype) -> StableDiffusion:
-    """Stable Diffusion with random weights, frozen, on the CPU.  shapes: see `SIZES`.  dtype: of the UNet."""
-    text_encoder = CLIPTextModel(CLIPTextConfig(**shapes["text"]))
+def random_model(shapes: dict, *, dtype: torch.dtype, device: torch.device | None = None) -> StableDiffusion:
+    """Stable Diffusion with random weights, frozen.  shapes: see `SIZES`.  dtype: of the UNet.
+
+    device: where the weights are drawn and stay, by default torch's own; full size takes a CPU core 16 s.
+    """
     levels = len(shapes["vae"]["block_out_channels"])
-    vae = AutoencoderKL(
-        **shapes["vae"],
-        latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-    )
-    unet = UNet2DConditionModel(
-        **shapes["unet"], cross_attention_dim=shapes["text"]["hidden_size"], attention_head_dim=8
-    )
+    with device or contextlib.nullcontext():
+        text_encoder = CLIPTextModel(CLIPTextConfig(**shapes["text"]))
+        vae = AutoencoderKL(
+            **shapes["vae"],
+            latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+        )
+        unet = UNet2DConditionModel(
+            **shapes["unet"], cross_attention_dim=shapes["text"]["hidden_size"], attention_head_dim=8
+        )
     for model in (text_encoder, vae, unet):
         model.requires_grad_(False).eval()
     noise_scheduler = DDPMScheduler(
@@ -290,8 +296,7 @@ class Bench:
         flags += f" --negative_weight {NEGATIVE_WEIGHT} --perceptual_every {perceptual_every}"
         self.args = trainer.parse_args(flags.split())
 
-        self.model = random_model(shapes, dtype=dtype)
-        self.model.to(self.device)
+        self.model = random_model(shapes, dtype=dtype, device=self.device)
         layers = self.args.lora_layers.split(",")
         self.parameters = self.model.add_lora(rank=self.args.rank, alpha=self.args.rank, target_modules=layers)
         self.model.speed_up(gradient_checkpointing=gradient_checkpointing, xformers=False, compile=compile)
@@ -349,6 +354,7 @@ class Bench:
         """The objective and its terms on one batch; L_P and L_C are among them on every n-th step."""
         if arm == "ours":
             return trainer.training_losses(self.objective.assemble(batch, step), self.objective)
+        self.model.cast_lora()
         return plain_losses(
             batch,
             with_image_losses=is_due(step, self.args.perceptual_every),

@@ -55,6 +55,15 @@ def test_the_plain_implementation_has_our_losses_and_our_gradient(monkeypatch, i
         assert plain.norm() > 5 * without.norm()
 
 
+def test_in_bf16_both_arms_still_have_one_gradient():
+    """On a GPU the arms are compared in bf16, with checkpointing too: a cosine of the gradients above 0.99."""
+    settings = TINY | {"precision": "bf16", "gradient_checkpointing": True}
+    bench = train_step.Bench(arms=train_step.ARMS, **settings)
+    for step in (1, 2):
+        ours, plain = (lora_gradient(bench, arm, step=step)[0] for arm in train_step.ARMS)
+        assert torch.cosine_similarity(ours, plain, dim=0) > 0.99
+
+
 def test_the_command_adds_its_run_to_the_output(tmp_path):
     """A call keeps the runs in --output and adds one, with each quantity by arm and kind of update."""
     output = tmp_path / "results.json"
