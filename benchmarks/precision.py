@@ -29,7 +29,7 @@ from scoft.dataset_source import find_dataset
 from scoft.files import write_atomically
 from scoft.images import ImageTransform
 from scoft.lora_folder import read_judged
-from scoft.train.examples import collate
+from scoft.train.examples import TrainingExamples, collate
 from scoft.train.objective import Objective
 from scoft.train.terms import IMAGE_TERMS
 from scoft.weights import DTYPES
@@ -57,10 +57,12 @@ def train(more: list[str], folder: Path) -> Path:
     return folder
 
 
-def load(lora: Path | None, precision: str) -> tuple[Objective, trainer.TrainingExamples]:
+def load(lora: Path | None, precision: str) -> tuple[Objective, TrainingExamples]:
     """The main job's objective and examples in a precision, and its LoRA from a folder; None: as at first."""
     args = trainer.parse_args(FLAGS)
-    dataset = trainer.build_dataset(args, find_dataset(args.dataset, culture=args.culture), trainer.loss_weights(args))
+    weights = trainer.loss_weights(args)
+    source = find_dataset(args.dataset, culture=args.culture)
+    dataset = trainer.build_dataset(args, source, weights=weights, remember_in=None)
     place = {"revision": None, "variant": None, "cache_dir": None, "prediction_type": None}
     model = StableDiffusion.load(args.pretrained_model_name_or_path, **place, dtype=DTYPES[precision])
     torch.manual_seed(args.seed)
@@ -72,7 +74,7 @@ def load(lora: Path | None, precision: str) -> tuple[Objective, trainer.Training
         args,
         model=model,
         prompts=[],
-        weights=trainer.loss_weights(args),
+        weights=weights,
         distance=trainer.build_distance(args, model, DEVICE),
         device=DEVICE,
         **known,
