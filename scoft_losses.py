@@ -98,8 +98,21 @@ def self_contrastive_loss(
     Differs from the paper: it calls S a similarity; the equation only works with a distance.
     Differs from the authors' code: there is no hinge and no margin there, so the loss is unbounded below.
     """
-    hinge = (d_pos[:, None] - negative_weight * d_neg + margin).clamp(min=0)
-    return torch.where(is_negative, hinge, 0).sum(1) / is_negative.sum(1).clamp(min=1)
+    hinge = _hinge(d_pos, d_neg, is_negative, negative_weight=negative_weight, margin=margin)
+    return hinge.sum(1) / is_negative.sum(1).clamp(min=1)
+
+
+def active_negatives(
+    d_pos: torch.Tensor, d_neg: torch.Tensor, is_negative: torch.Tensor, *, negative_weight: float, margin: float
+) -> torch.Tensor:
+    """The share (B,) of a row's negatives that L_C, see there, sees: farther ones have no gradient."""
+    hinge = _hinge(d_pos, d_neg, is_negative, negative_weight=negative_weight, margin=margin)
+    return (hinge > 0).sum(1) / is_negative.sum(1).clamp(min=1)
+
+
+def _hinge(d_pos, d_neg, is_negative, *, negative_weight: float, margin: float) -> torch.Tensor:
+    """(B, K), 0 where there is no negative."""
+    return torch.where(is_negative, (d_pos[:, None] - negative_weight * d_neg + margin).clamp(min=0), 0)
 
 
 def weighted_sum(terms: dict[str, torch.Tensor], weights: dict[str, float]) -> torch.Tensor:
@@ -286,13 +299,14 @@ def latent_gradient(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """g = d sum_b (w_p L_P + w_c L_C)_b / d z_hat_0 with z_hat_0 as a leaf; its graph is freed before this returns.
 
-    image_terms: z (B, 4, h, w) -> the image-space losses of decode(z) by name, each (B,).  weights: by the same names.
-    Returns g (B, 4, h, w) and the losses, detached.
+    image_terms: z (B, 4, h, w) -> the image-space losses of decode(z) by name, each (B,), and numbers to be looked at,
+    which have no weight.  weights: by the same names.  Returns g (B, 4, h, w), and all that image_terms did, detached.
     """
     with torch.enable_grad():
         z = z_hat_0.detach().requires_grad_(True)
         terms = image_terms(z)
-        (g,) = torch.autograd.grad(weighted_sum(terms, weights).sum(), z)
+        losses = {name: term for name, term in terms.items() if name in weights}
+        (g,) = torch.autograd.grad(weighted_sum(losses, weights).sum(), z)
     return g, {name: term.detach() for name, term in terms.items()}
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import logging
 import math
 import sys
@@ -41,14 +40,13 @@ from scoft.launch import (
 from scoft.cultures import culture_words
 from scoft.dataset_source import DatasetSource, check_embedded, find_dataset
 from scoft.distances import DISTANCES, distance_options, load_distance
-from scoft.errors import DataError
 from scoft.hub import ready_repo
 from scoft.lora_folder import KOHYA_FILE, LORA_FILE, lora_name
 from scoft.lora_page import publish
 from scoft.train import tables
 from scoft.train.checkpoints import check_space, find_checkpoint, is_finished, load_checkpoint, save_checkpoint, seal
 from scoft.train.optimizer import SCHEDULES, make_optimizer, make_schedule
-from scoft.train.terms import DEFAULT_WEIGHTS, IMAGE_TERMS, METHODS, TERMS
+from scoft.train.terms import ACTIVE, DEFAULT_WEIGHTS, IMAGE_TERMS, METHODS, TERMS
 from scoft.train.trackers import TRACKERS
 from scoft.user_cache import user_cache
 
@@ -178,6 +176,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--report_to", default="tensorboard", choices=[*TRACKERS, "all", "none"], help="a tracker, `all`, or `none`")
     add("--logging_dir", default="logs", help="of the trackers, inside --output_dir")
     add("--logging_steps", type=count, default=10, help="updates between writes of metrics.jsonl")
+    words = "log each weighted term's gradient norm on every n-th update, which then takes some three times as long"
+    add("--term_norms_every", type=count, help=words)
 
     add = parser.add_argument_group("Hub").add_argument
     add("--push_to_hub", default=False, **switch, help="the LoRA and its page, at the end, as one commit")
@@ -213,18 +213,6 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
             parser.error(f"--{flag} has no effect without --push_to_hub")
 
 
-def check_packages(args: argparse.Namespace):
-    """Raise DataError where a flag needs a package that is not installed."""
-    needed = {
-        f"--report_to {args.report_to}": args.report_to in TRACKERS and TRACKERS[args.report_to].package,
-        "--use_8bit_adam": args.use_8bit_adam and "bitsandbytes",
-        "--enable_xformers_memory_efficient_attention": args.enable_xformers_memory_efficient_attention and "xformers",
-    }
-    for flag, package in needed.items():
-        if package and importlib.util.find_spec(package) is None:
-            raise DataError(f"{flag} needs the package {package}: pip install {package}")
-
-
 def loss_weights(args: argparse.Namespace) -> dict[str, float]:
     """Weight by term, for the terms of the method that are not switched off."""
     defaults = DEFAULT_WEIGHTS | ({"ldm": 1.0} if args.method == "finetune" else {})
@@ -239,7 +227,7 @@ def loss_weights(args: argparse.Namespace) -> dict[str, float]:
 
 
 def training_losses(batch: dict, objective: Objective) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The SCoFT objective on one micro-batch (section 4), and its terms as logged; all scalars, means over the batch.
+    """The SCoFT objective on one micro-batch (section 4), its terms and what else is logged; scalars, means over rows.
 
     batch: z_0 and eps (B, 4, h, w); c_ccub and c_null (B, 77, D); c_blip (N, 77, D); where L_P and L_C are due, f_pos
         (B, P, D), f_neg (B, K, P, D) and is_negative (B, K).  On the CPU, so that no device is waited for: t (B,),
@@ -285,18 +273,21 @@ def training_losses(batch: dict, objective: Objective) -> tuple[torch.Tensor, di
 
 
 def image_losses(z: torch.Tensor, batch: dict, objective: Objective) -> dict[str, torch.Tensor]:
-    """L_P and L_C (equations 3 and 4) of a latent z (B, 4, h, w), each (B,), as far as they have a weight."""
-    from scoft_losses import perceptual_loss, self_contrastive_loss
+    """L_P and L_C (equations 3 and 4) of a latent z (B, 4, h, w), each (B,), as far as they have a weight.
 
-    images, terms = objective.images, {}
+    Beside L_C comes the share of the negatives that it sees.
+    """
+    from scoft_losses import active_negatives, perceptual_loss, self_contrastive_loss
+
+    images, weights = objective.images, objective.weights
     f_hat = images.distance.embed(objective.model.decode(z))
-    terms["perceptual"] = d_pos = perceptual_loss(images.distance, f_hat, batch["f_pos"])
-    if "contrastive" in objective.weights:
-        d_neg = images.distance.compare(f_hat[:, None], batch["f_neg"])
-        terms["contrastive"] = self_contrastive_loss(
-            d_pos, d_neg, batch["is_negative"], negative_weight=images.negative_weight, margin=images.margin
-        )
-    return {name: term for name, term in terms.items() if name in objective.weights}
+    d_pos = perceptual_loss(images.distance, f_hat, batch["f_pos"])
+    terms = {"perceptual": d_pos} if "perceptual" in weights else {}
+    if "contrastive" in weights:
+        distances = d_pos, images.distance.compare(f_hat[:, None], batch["f_neg"]), batch["is_negative"]
+        terms["contrastive"] = self_contrastive_loss(*distances, **images.hinge)
+        terms[ACTIVE] = active_negatives(*distances, **images.hinge)
+    return terms
 
 
 def build_distance(args: argparse.Namespace, model: StableDiffusion, device: torch.device) -> PerceptualDistance:
@@ -483,8 +474,9 @@ def update(
     optimizer.step()
     optimizer.zero_grad()
     lr_scheduler.step()
-    by_name = {f"loss/{term}": value for term, value in sums.items()}
-    return {"loss": weighted_sum(sums, objective.weights), **by_name, "lr": lr, "grad_norm": grad_norm}
+    terms = {term: sums.pop(term) for term in objective.weights if term in sums}
+    by_name = {f"loss/{term}": value for term, value in terms.items()}
+    return {"loss": weighted_sum(terms, objective.weights), **by_name, **sums, "lr": lr, "grad_norm": grad_norm}
 
 
 def main(argv: list[str] | None = None):
@@ -495,7 +487,7 @@ def main(argv: list[str] | None = None):
     from scoft.base_model import StableDiffusion, base_commit, license_of
     from scoft.images import ImageTransform
     from scoft.train.examples import crosses_epoch, is_due, make_loader
-    from scoft.train.processes import StopRequest, claimed, start_processes
+    from scoft.train.processes import StopRequest, check_packages, claimed, start_processes
     from scoft.train.records import Metrics, abandon_what_follows, announce, resolve, write_record
     from scoft.train.validation import validation_prompts
     from scoft.weights import precision
@@ -503,7 +495,8 @@ def main(argv: list[str] | None = None):
     named_by = "--culture" if args.culture else "the last part of --dataset"
     name = lora_name(args.culture or Path(args.dataset).resolve().name, what=f"the LoRA's name, by {named_by},")
     output_dir = args.output_dir or Path(f"scoft-{name}")
-    check_packages(args)
+    xformers = args.enable_xformers_memory_efficient_attention
+    check_packages(report_to=args.report_to, use_8bit_adam=args.use_8bit_adam, xformers=xformers)
     check_embedded(args.dataset)
     judge = load_function(args.validation_judge, flag="--validation_judge") if args.validation_judge else None
     source = find_dataset(args.dataset, culture=args.culture)
@@ -560,7 +553,7 @@ def main(argv: list[str] | None = None):
         lora_parameters = model.add_lora(rank=args.rank, alpha=alpha, target_modules=args.lora_layers.split(","))
         model.speed_up(
             gradient_checkpointing=args.gradient_checkpointing,
-            xformers=args.enable_xformers_memory_efficient_attention,
+            xformers=xformers,
             compile=args.compile,
         )
 
@@ -640,7 +633,11 @@ def main(argv: list[str] | None = None):
 
         # Training
         def losses(batch: dict, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            return training_losses(objective.assemble(batch, step), objective)
+            batch = objective.assemble(batch, step)
+            norms_due = is_due(step, args.term_norms_every)
+            norms = objective.term_norms(batch, training_losses, scaler=accelerator.scaler) if norms_due else {}
+            loss, terms = training_losses(batch, objective)
+            return loss, terms | norms
 
         batches, stopped, newest = iter(loader), False, {}
         with (
@@ -686,6 +683,7 @@ def main(argv: list[str] | None = None):
             if validate:
                 validate(total_steps, final=True)
             if is_main:
+                metrics.warn_of_idle_loss(margin=resolved.margin)
                 publish(output_dir, **hub)
                 done = repo_id or output_dir
                 logger.info('Done. pipe.load_lora_weights("%s") puts it into a StableDiffusionPipeline.', done)

@@ -18,10 +18,12 @@ from peft import LoraConfig
 from scoft.base_model import StableDiffusion
 from scoft.distances import load_distance
 from scoft.train.objective import ImageLosses, Objective
+from scoft.train.terms import ACTIVE
 from scoft_losses import (
     RECORDED_STEPS,
     RecordedStepDenoiser,
     Rollout,
+    active_negatives,
     ddim_coefficients,
     denoising_timetables,
     guide,
@@ -122,6 +124,8 @@ def test_self_contrastive_loss_by_hand(padding):
     loss = self_contrastive_loss(d_pos, d_neg, is_negative, negative_weight=2.0, margin=0.1)
     # Row 0: max(0.5 - 0.2 + 0.1, 0) = 0.4 and max(0.5 - 0.8 + 0.1, 0) = 0.  Row 1: 0.2 - 0.2 + 0.1.
     torch.testing.assert_close(loss, torch.tensor([0.2, 0.1, 0.0]))
+    active = active_negatives(d_pos, d_neg, is_negative, negative_weight=2.0, margin=0.1)
+    assert active.tolist() == [0.5, 1.0, 0.0]
 
     loss.sum().backward()
     torch.testing.assert_close(d_pos.grad, torch.tensor([0.5, 1.0, 0.0]))
@@ -135,6 +139,7 @@ def test_self_contrastive_loss_without_room_for_negatives():
     loss = self_contrastive_loss(d_pos, none, none.bool(), negative_weight=1.0, margin=0.1)
     loss.sum().backward()
     assert torch.equal(loss.detach(), torch.zeros(2)) and torch.equal(d_pos.grad, torch.zeros(2))
+    assert not active_negatives(d_pos, none, none.bool(), negative_weight=1.0, margin=0.1).any()
 
 
 def test_weighted_sum_needs_every_weight():
@@ -635,8 +640,8 @@ def test_all_losses_of_the_trainer(world, chain):
 
     objective, terms = world.losses(chain.prediction, recorded_step=chain.recorded_step, weights=WEIGHTS)
     assert relative_error(world.lora_gradient(objective), gradient) <= 1e-8
-    assert terms.keys() == expected.keys()
-    for name, term in terms.items():
+    assert terms.keys() == expected.keys() | {ACTIVE}
+    for name, term in ((name, terms[name]) for name in expected):
         assert not term.requires_grad
         torch.testing.assert_close(term, expected[name].detach().mean(), rtol=1e-9, atol=0)
 
@@ -738,9 +743,12 @@ def test_rollout_ends_with_its_longest_row(world, unet_calls):
     "weights", [IMAGE_WEIGHTS, {"perceptual": 1.0}, {"contrastive": 1.0}], ids=lambda w: "+".join(w)
 )
 def test_image_terms_of_the_trainer(world, weights):
-    """image_losses decodes, embeds once and returns the losses that have a weight."""
+    """image_losses decodes, embeds once and returns the losses that have a weight, and the share that L_C sees."""
     terms = image_losses(world.batch["z_0"], world.batch, world.objective("epsilon", weights=weights))
     expected = world.image_terms(world.batch["z_0"], world.batch)
+    assert ("contrastive" in weights) == (ACTIVE in terms)
+    seen = terms.pop(ACTIVE, expected["contrastive"])
+    assert torch.equal(seen > 0, expected["contrastive"] > 0) and 0 <= seen.min() and seen.max() <= 1
     assert terms.keys() == weights.keys()
     for name in terms:
         torch.testing.assert_close(terms[name], expected[name], rtol=1e-4, atol=1e-6, check_dtype=False)

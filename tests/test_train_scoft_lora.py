@@ -602,6 +602,31 @@ def test_clipping_limits_the_gradient(train, monkeypatch):
     assert all(line["grad_norm"] > 1e-2 for line in metrics(run))
 
 
+def test_gradient_norms_of_terms(train):
+    """On the updates asked for, of each weighted term that is due; alone a term has the gradient's; nothing moves."""
+    alone = metrics(train("alone", method="finetune", term_norms_every=2))
+    norms = [line.get("grad_norm/ldm") for line in alone]
+    assert norms[::2] == [None, None]
+    assert norms[1::2] == pytest.approx([line["grad_norm"] for line in alone[1::2]], rel=1e-5)
+
+    more = {"method": "mpc", "perceptual_every": 4, "gradient_accumulation_steps": 2} | AUDIBLE_IMAGES
+    run = train("together", term_norms_every=2, **more)
+    found = [{name for name in line if name.startswith("grad_norm/")} for line in metrics(run)]
+    constant = {"grad_norm/ldm", "grad_norm/memorization"}
+    assert found == [set(), constant, set(), {f"grad_norm/{term}" for term in METHODS["mpc"]}]
+    assert all(line[name] > 0 for line, names in zip(metrics(run), found) for name in names)
+    assert torch.equal(lora(run), lora(train("without", **more)))
+
+
+@pytest.mark.parametrize("updates, told", [(19, False), (20, True)])
+def test_an_idle_contrastive_loss_is_told(train, caplog, updates, told):
+    """Where no negative is near enough for the hinge, on the last twenty updates that have L_C."""
+    more = {"method": "mpc", "margin": 0, "negative_weight": 1e6, "perceptual_every": 1}
+    run = train(max_train_steps=updates, num_denoising_steps=1, **more)
+    assert all(line["loss/contrastive"] == line["active_negatives"] == 0 for line in metrics(run))
+    assert bool(re.search("L_C was 0 on the last 20 .* --margin 0", caplog.text)) == told
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_term_asked_for_is_logged_and_finite(train, method):
     """metrics.jsonl has a line per update with the method's terms, those of images only where they are due."""
@@ -612,7 +637,8 @@ def test_every_term_asked_for_is_logged_and_finite(train, method):
         due = {f"loss/{term}" for term in METHODS[method]}
         if line["step"] % 2:
             due -= {"loss/perceptual", "loss/contrastive"}
-        assert line.keys() - due == {"step", "loss", "lr", "grad_norm", "seconds"}
+        seen = {"active_negatives"} if "loss/contrastive" in due else set()
+        assert line.keys() - due == {"step", "loss", "lr", "grad_norm", "seconds"} | seen
         assert all(math.isfinite(value) for value in line.values())
         weights = {"ldm": 0.7 if method != "finetune" else 1, "memorization": 0.3, "perceptual": 0.01}
         total = sum((weights | {"contrastive": 0.05})[name.removeprefix("loss/")] * line[name] for name in due)

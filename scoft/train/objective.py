@@ -1,6 +1,8 @@
 """The run's objective: all that is decided of it before the first update, and nothing that changes after."""
 
+import copy
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -10,6 +12,7 @@ from scoft.distances.base import PerceptualDistance
 from scoft.randomness import stable_generator
 from scoft.train.constants import Constants, to_device
 from scoft.train.examples import is_due
+from scoft.train.terms import IMAGE_TERMS
 from scoft_losses import RecordedStepDenoiser, Rollout
 
 
@@ -22,6 +25,11 @@ class ImageLosses:
     negative_weight: float  # lambda
     margin: float  # m
     every: int  # they fall on each update that is a multiple of this
+
+    @property
+    def hinge(self) -> dict[str, float]:
+        """What L_C has besides distances."""
+        return {"negative_weight": self.negative_weight, "margin": self.margin}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +70,26 @@ class Objective:
                 return predict(torch.cat([z, z]), torch.cat([t, t]), captions).chunk(2)
 
             return self.images.denoiser(predict_pair, z_t, batch["t"], batch["recorded_u"])
+
+    def term_norms(self, batch: dict, losses: Callable, *, scaler) -> dict[str, torch.Tensor]:
+        """The norm of each weighted term's gradient in the LoRA, by name, on this process's rows of the batch.
+
+        losses(batch, objective): the objective and its terms, computed here once for each term.  scaler: of gradients
+        in fp16, None in other precisions.
+        """
+        model, norms = copy.copy(self.model), {}
+        model.trained = model.unet  # whose gradients no other process waits for
+        parameters = [parameter for parameter in model.unet.parameters() if parameter.requires_grad]
+        scale = scaler.get_scale() if scaler else 1.0
+        without_images = {name: part for name, part in batch.items() if name != "f_pos"}
+        for term, weight in self.weights.items():
+            if term in IMAGE_TERMS and "f_pos" not in batch:
+                continue
+            needed = batch if term in IMAGE_TERMS else without_images
+            loss, _ = losses(needed, dataclasses.replace(self, model=model, weights={term: weight}))
+            gradients = torch.autograd.grad(loss * scale, parameters)
+            norms[f"grad_norm/{term}"] = torch.nn.utils.get_total_norm(gradients) / scale
+        return norms
 
     def check_prediction(self, step: int, *, seed: int, resolution: int):
         """Losses tell of the weights before an update; those after it, which are saved, show here what they are.

@@ -1,6 +1,7 @@
 """How the processes of a run claim its folder, start together, and stop together with a checkpoint."""
 
 import contextlib
+import importlib.util
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ import torch
 
 from scoft.errors import DataError
 from scoft.files import is_empty, sole_writer
+from scoft.train.trackers import TRACKERS
 
 
 if TYPE_CHECKING:
@@ -23,6 +25,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NO_BF16 = "--mixed_precision bf16: {} does not compute in bf16; train with --mixed_precision fp16, or no"
+
+
+def check_packages(*, report_to: str, use_8bit_adam: bool, xformers: bool):
+    """Raise DataError where a flag needs a package that is not installed."""
+    needed = {
+        f"--report_to {report_to}": report_to in TRACKERS and TRACKERS[report_to].package,
+        "--use_8bit_adam": use_8bit_adam and "bitsandbytes",
+        "--enable_xformers_memory_efficient_attention": xformers and "xformers",
+    }
+    for flag, package in needed.items():
+        if package and importlib.util.find_spec(package) is None:
+            raise DataError(f"{flag} needs the package {package}: pip install {package}")
 
 
 @contextlib.contextmanager

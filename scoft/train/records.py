@@ -25,10 +25,12 @@ from scoft.lora_folder import (
 )
 from scoft.lora_page import PICTURES
 from scoft.train.checkpoints import SEAL_FILE, checkpoints, discard
-from scoft.train.terms import TERMS
+from scoft.train.terms import ACTIVE, TERMS
 
 
 logger = logging.getLogger(__name__)
+
+IDLE_UPDATES = 20  # so often L_C was 0 in a row, at the end of a run, that it is told
 
 # What may differ in a resumed run that stays the same, and flags whose outcome `resolved` holds.
 FREE_FLAGS = (
@@ -37,7 +39,7 @@ FREE_FLAGS = (
     "allow_tf32", "compile", "gradient_checkpointing", "enable_xformers_memory_efficient_attention",
     "validation_prompts", "num_validation_images", "validation_epochs", "validation_steps",
     "validation_inference_steps", "validation_guidance_scale", "validation_judge", "report_to", "logging_dir",
-    "logging_steps", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_collection",
+    "logging_steps", "term_norms_every", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_collection",
     "pretrained_model_name_or_path", "revision", "dataset_revision", "max_train_samples", "skip_bad_images",
     "train_batch_size", "gradient_accumulation_steps", "scale_lr", "max_train_steps", "num_train_epochs", "prompts",
     *(f"{name}_weight" for name in TERMS),
@@ -103,6 +105,21 @@ class Metrics:
             values = {name: value for name, value in line.items() if name != "step"}
             self.accelerator.log(values, step=line["step"])
         return lines
+
+    def warn_of_idle_loss(self, *, margin: float | None):
+        """Say so if L_C was 0 on the last updates that had it: there it trained nothing."""
+        lines = map(json.loads, self.path.read_text().splitlines())
+        values = [line["loss/contrastive"] for line in lines if "loss/contrastive" in line][-IDLE_UPDATES:]
+        if len(values) == IDLE_UPDATES and not any(values):
+            logger.warning(
+                "L_C was 0 on the last %d updates that had it: every negative was farther than the photograph by more "
+                "than --margin %g, and trained nothing. A larger --margin or a smaller --negative_weight wakes it; %s "
+                "in %s is the share of the negatives that it saw",
+                IDLE_UPDATES,
+                margin,
+                ACTIVE,
+                self.path,
+            )
 
 
 def resolve(dataset: CulturalDataset, source: DatasetSource, **known) -> Facts:

@@ -26,3 +26,4 @@ METHODS = {
 }
 DEFAULT_WEIGHTS = {name: term.weight for name, term in TERMS.items()}
 IMAGE_TERMS = {name for name, term in TERMS.items() if term.on_images}
+ACTIVE = "active_negatives"  # among the values of an update, beside L_C: the share of negatives that it sees
