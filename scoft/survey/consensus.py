@@ -1,0 +1,116 @@
+"""MMSR and votes, as the paper's: who agrees with whom, what they agree on, and which order of methods follows."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+
+import numpy as np
+
+from scoft.survey.pairs import Comparisons, comparisons_of, copeland
+from scoft.survey.rankings import Rankings
+from scoft.survey.ranks import ALL
+from scoft.survey.schema import ITEMS
+
+
+logger = logging.getLogger(__name__)
+
+MOST_WORKERS = 200  # of a culture: MMSR's time grows with their square and more, 0.7 s for 50 and 39 s for 200
+ITERATIONS, TOLERANCE = 10_000, 1e-10  # the paper's, supplement 11.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Consensus:
+    """What MMSR and the votes found; orders are method -> the share of the others that it beats."""
+
+    overall: dict[str, float]
+    by_culture: dict[str, dict[str, float]]
+    by_item: dict[str, dict[str, float]]
+    skills: dict[str, dict[str, float]]  # culture -> participant -> how much MMSR trusts them, as log odds
+    left_out: dict[str, int]  # culture -> participants beyond MOST_WORKERS
+
+
+def consensus(rankings: Rankings) -> Consensus:
+    """MMSR in each culture by crowd-kit, a vote weighted by its skills, then a majority over questions for each pair.
+
+    A question is whether one of two pictures is better in one item of one page.  Cultures share no page and no
+    participant, and MMSR has no common scale for such: fitted together, one culture's skills came out negative.
+
+    Differs from the paper: it fits all cultures together, and every item anew; here skills are a culture's, over all
+    items.
+    """
+    votes, skills, left_out = collections.defaultdict(collections.Counter), {}, {}
+    comparisons = comparisons_of(rankings, by_position=False)
+    for number, culture in enumerate(rankings.cultures):
+        own = comparisons.take(rankings.culture_of[comparisons.participant] == number)
+        own, left_out[culture] = most_active(own)
+        labels, skill = mmsr(own)
+        skills[culture] = {rankings.participants[who][1]: value for who, value in skill.items()}
+        for (_, item, left, right), left_wins in labels.items():
+            winner = (left, right) if left_wins else (right, left)
+            for part in ((ALL,), ("culture", culture), ("item", item)):
+                votes[part][winner] += 1
+    return Consensus(
+        overall=copeland(votes[ALL,], rankings.methods),
+        by_culture={each: copeland(votes["culture", each], rankings.methods) for each in rankings.cultures},
+        by_item={
+            item: copeland(votes["item", number], rankings.methods)
+            for number, item in enumerate(ITEMS)
+            if ("item", number) in votes
+        },
+        skills=skills,
+        left_out={culture: count for culture, count in left_out.items() if count},
+    )
+
+
+def most_active(comparisons: Comparisons) -> tuple[Comparisons, int]:
+    """The comparisons of the MOST_WORKERS who made most, and how many participants are left out."""
+    who, counts = np.unique(comparisons.participant, return_counts=True)
+    kept = who[np.argsort(-counts, kind="stable")[:MOST_WORKERS]]
+    return comparisons.take(np.isin(comparisons.participant, kept)), len(who) - len(kept)
+
+
+def mmsr(comparisons: Comparisons) -> tuple[dict[tuple, bool], dict[int, float]]:
+    """(page, item, left, right) -> whether left wins, and participant -> skill.
+
+    Where nobody shares a question with anybody, as one participant alone, there is no agreement to learn from, and all
+    count alike.
+    """
+    tasks = list(zip(*(each.tolist() for each in comparisons[1:5])))
+    who, wins = comparisons.participant.tolist(), comparisons.left_wins.tolist()
+    agreement = covariance(comparisons)[0]
+    if np.isnan(agreement).all() or len(set(wins)) < 2:
+        return majority(tasks, wins), dict.fromkeys(who, 0.0)
+    import pandas
+    from crowdkit.aggregation import MMSR
+
+    names = {task: number for number, task in enumerate(dict.fromkeys(tasks))}
+    table = pandas.DataFrame({"task": [names[task] for task in tasks], "worker": who, "label": wins})
+    model = MMSR(n_iter=ITERATIONS, tol=TOLERANCE)
+    labels = model.fit_predict(table)
+    return {task: bool(labels[number]) for task, number in names.items()}, model.skills_.to_dict()
+
+
+def majority(tasks: list[tuple], wins: list[bool]) -> dict[tuple, bool]:
+    """Task -> whether most say so; a draw is for the right side, which is each method's equally often."""
+    balance = collections.Counter()
+    for task, win in zip(tasks, wins):
+        balance[task] += 1 if win else -1
+    return {task: ahead > 0 for task, ahead in balance.items()}
+
+
+def covariance(comparisons: Comparisons) -> tuple[np.ndarray, np.ndarray]:
+    """(W, W) how two participants agree, from -1 to 1, and (W,) who they are, as the paper's figure 12.
+
+    C = Y Y^T / N, Y of 1 and -1 for the answered questions, else 0; N counts those that both answered.  NaN where that
+    is none, and on the diagonal, where crowd-kit's matrix has -1.
+    """
+    who, row = np.unique(comparisons.participant, return_inverse=True)
+    questions = np.stack(comparisons[1:5], axis=1)
+    column = np.unique(questions, axis=0, return_inverse=True)[1].reshape(-1)
+    answers = np.zeros((len(who), column.max(initial=-1) + 1))
+    answers[row, column] = np.where(comparisons.left_wins, 1, -1)
+    shared = np.abs(answers) @ np.abs(answers).T
+    np.fill_diagonal(shared, 0)
+    return np.divide(answers @ answers.T, shared, out=np.full(shared.shape, np.nan), where=shared > 0), who
