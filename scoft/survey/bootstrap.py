@@ -24,7 +24,7 @@ MOST_LOST = 0.01  # of the draws may have no value; an interval of fewer would b
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """A statistic, None where nothing was to compute it from, and its interval, None where participants are too few."""
+    """A statistic, None where there was nothing to compute, and its interval, None where participants are too few."""
 
     value: float | None
     low: float | None = None
