@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -169,8 +168,3 @@ def warnings_of(rankings: Rankings, found: Analysis) -> list[str]:
 def write_analysis(output: Path, analysis: Analysis):
     content = json.dumps(dataclasses.asdict(analysis), indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(output / ANALYSIS_FILE, content + "\n")
-
-
-def cultures_line(counts: Counts) -> Sequence[str]:
-    """'korea (13)' of each culture."""
-    return [f"{culture} ({number})" for culture, number in counts.participants.items()]

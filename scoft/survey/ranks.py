@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-import numpy as np
-
 from scoft.survey.bootstrap import Number, means_both_ways
 from scoft.survey.rankings import Rankings
 from scoft.survey.schema import ITEMS
@@ -80,9 +78,3 @@ def rank_counts(rankings: Rankings) -> dict[str, dict[str, list[int]]]:
 def best_of(means: Mapping[str, Number]) -> str:
     """The method with the least mean rank."""
     return min((each for each in means if means[each].value is not None), key=lambda each: means[each].value)
-
-
-def order_of(ranks: np.ndarray, methods: list[str]) -> list[str]:
-    """Methods by their mean rank in ranks (n, m), the best first; those without any are left out."""
-    known = [number for number in range(len(methods)) if not np.isnan(ranks[:, number]).all()]
-    return [methods[number] for number in sorted(known, key=lambda number: np.nanmean(ranks[:, number]))]
