@@ -8,7 +8,7 @@ import logging
 
 import numpy as np
 
-from scoft.survey.pairs import Comparisons, comparisons_of, copeland
+from scoft.survey.pairs import Comparisons, Standing, comparisons_of, copeland
 from scoft.survey.rankings import Rankings
 from scoft.survey.ranks import ALL
 from scoft.survey.schema import ITEMS
@@ -22,12 +22,10 @@ ITERATIONS, TOLERANCE = 10_000, 1e-10  # the paper's, supplement 11.2
 
 @dataclasses.dataclass(frozen=True)
 class Consensus:
-    """What MMSR and the votes found; orders are method -> the share of the others that it beats."""
+    """What MMSR and the votes found."""
 
-    overall: dict[str, float]
-    by_culture: dict[str, dict[str, float]]
-    by_item: dict[str, dict[str, float]]
-    skills: dict[str, dict[str, float]]  # culture -> participant -> how much MMSR trusts them, as log odds
+    parts: dict[str, dict[str, dict[str, Standing]]]  # overall, culture or item -> which -> method, the best first
+    skills: dict[str, list[float]]  # culture -> how far MMSR trusts its participants, as log odds, sorted
     left_out: dict[str, int]  # culture -> participants beyond MOST_WORKERS
 
 
@@ -46,19 +44,17 @@ def consensus(rankings: Rankings) -> Consensus:
         own = comparisons.take(rankings.culture_of[comparisons.participant] == number)
         own, left_out[culture] = most_active(own)
         labels, skill = mmsr(own)
-        skills[culture] = {rankings.participants[who][1]: value for who, value in skill.items()}
+        skills[culture] = sorted(skill.values())
         for (_, item, left, right), left_wins in labels.items():
             winner = (left, right) if left_wins else (right, left)
-            for part in ((ALL,), ("culture", culture), ("item", item)):
+            for part in (("overall", ALL), ("culture", culture), ("item", ITEMS[item])):
                 votes[part][winner] += 1
+    cultures, items = [("culture", each) for each in rankings.cultures], [("item", each) for each in ITEMS]
+    parts = {"overall": {}, "culture": {}, "item": {}}
+    for part, which in [("overall", ALL), *cultures, *(each for each in items if each in votes)]:
+        parts[part][which] = copeland(votes[part, which], rankings.methods)
     return Consensus(
-        overall=copeland(votes[ALL,], rankings.methods),
-        by_culture={each: copeland(votes["culture", each], rankings.methods) for each in rankings.cultures},
-        by_item={
-            item: copeland(votes["item", number], rankings.methods)
-            for number, item in enumerate(ITEMS)
-            if ("item", number) in votes
-        },
+        parts=parts,
         skills=skills,
         left_out={culture: count for culture, count in left_out.items() if count},
     )

@@ -40,19 +40,14 @@ def write_figures(output: Path, rankings: Rankings, analysis: Analysis) -> Itera
     yield from kept(
         output / "rank_counts.png", rank_counts(analysis.rank_counts), "Ranks by item and method (as figure 13)"
     )
-    shares = {
-        "overall": {ALL: analysis.consensus.overall},
-        "culture": analysis.consensus.by_culture,
-        "item": analysis.consensus.by_item,
-    }
     numbers = {
-        part: {which: {method: Number(share) for method, share in each.items()} for which, each in panels.items()}
-        for part, panels in shares.items()
+        part: {which: {name: Number(each.wins) for name, each in found.items()} for which, found in panels.items()}
+        for part, panels in analysis.consensus.parts.items()
     }
     yield from kept(
         output / "consensus.png",
-        bars(numbers, analysis.methods, title="MMSR and votes", unit="share of the other methods beaten"),
-        "The order that MMSR and the votes find (as figure 10)",
+        bars(numbers, analysis.methods, title="MMSR and votes", unit="share of questions won"),
+        "How many of its questions a method wins by MMSR and its vote (as figure 10)",
     )
     yield from kept(
         output / "noisy_bradley_terry.png",
@@ -99,14 +94,14 @@ def violins(rankings: Rankings) -> Image.Image:
     columns = {"all cultures": None} if len(names) > 1 else {}
     columns |= {words: culture for culture, words in names.items()}
     with panels(len(items), len(columns), *columns, *rankings.methods) as (figure, grid):
+        for axes, words in zip(grid[0], columns):
+            axes.set_title(words, fontsize="medium")
         for row, (item, part) in zip(grid, items.items()):
-            for axes, (words, culture) in zip(row, columns.items()):
+            for axes, culture in zip(row, columns.values()):
                 shown = part if culture is None else part.of_culture(culture)
                 draw_violins(axes, shown.ranks)
                 axes.set_xticks(range(len(rankings.methods)), rankings.methods, rotation=45)
                 axes.set_yticks(range(1, len(rankings.methods) + 1))
-                if row is grid[0]:
-                    axes.set_title(words, fontsize="medium")
             row[0].set_ylabel(words_of(item))
         return sheets.picture_of(figure)
 
@@ -136,7 +131,7 @@ def rank_counts(counts: Mapping[str, Mapping[str, Sequence[int]]]) -> Image.Imag
             below = np.zeros(len(methods))
             for rank in ranks:
                 given = np.array([each[method][rank] for method in methods])
-                color = sheets_color(shades[rank])
+                color = color_of(shades[rank])
                 axes.bar(range(len(methods)), given, bottom=below, color=color, label=f"rank {rank + 1}")
                 below += given
             axes.set_xticks(range(len(methods)), methods, rotation=45)
@@ -148,7 +143,7 @@ def rank_counts(counts: Mapping[str, Mapping[str, Sequence[int]]]) -> Image.Imag
         return sheets.picture_of(figure)
 
 
-def sheets_color(shade: float) -> tuple[float, ...]:
+def color_of(shade: float) -> tuple[float, ...]:
     """Dark for 0, pale for 1, told apart also without colours."""
     import matplotlib
 
@@ -162,13 +157,16 @@ def bars(
     words = {"overall": "overall", "culture": "by culture", "item": "by item"}
     there = {part: each for part, each in numbers.items() if each and (part != "culture" or len(each) > 1)}
     groups = [len(each) for each in there.values()]
-    texts = [title, unit, *methods, *(which for each in there.values() for which in each)]
+    labels = {
+        part: ["all" if which == ALL else culture_words(which) if part == "culture" else which for which in each]
+        for part, each in there.items()
+    }
+    texts = [title, unit, *methods, *(label for each in labels.values() for label in each)]
     with panels(1, len(there), *texts, width=1.2 + 0.5 * max(groups), height=2.8) as (figure, grid):
         for axes, (part, each) in zip(grid[0], there.items()):
             for place, method in enumerate(methods):
                 draw_bars(axes, [each[which].get(method, Number(None)) for which in each], place, len(methods), method)
-            labels = ["all" if which == ALL else which for which in each]
-            axes.set_xticks(range(len(each)), labels, rotation=30 if len(each) > 1 else 0)
+            axes.set_xticks(range(len(each)), labels[part], rotation=30 if len(each) > 1 else 0)
             axes.set_title(words[part], fontsize="medium")
             axes.axhline(0, color="black", linewidth=0.6)
         grid[0, 0].set_ylabel(unit)

@@ -13,6 +13,7 @@ from scoft.survey.agreement import Agreement
 from scoft.survey.analysis import Analysis, Parts, analyze, write_analysis
 from scoft.survey.bootstrap import Number
 from scoft.survey.figures import write_figures
+from scoft.survey.pairs import Standing
 from scoft.survey.problems import Problems, sentences
 from scoft.survey.rankings import rankings_of
 from scoft.survey.ranks import ALL, PAPER, best_of
@@ -67,7 +68,12 @@ def plain_words(analysis: Analysis) -> list[str]:
     cultures = ", ".join(f"{number} of {culture_words(culture)}" for culture, number in counts.participants.items())
     best, second = analysis.methods[:2]
     rate = analysis.win_rates[ALL][best][second]
-    wins = f"Of two pictures by {best} and {second}, {best}'s was found better {percent(rate)} of the time."
+    wins = (
+        f"Of two pictures by {best} and {second}, {best}'s was found better {percent(rate)} of the time. "
+        f"{clarity(rate, best, second)}"
+        if rate.value is not None
+        else f"{best} and {second} were never compared."
+    )
     lines = [
         "# What people said of the pictures",
         "",
@@ -77,9 +83,8 @@ def plain_words(analysis: Analysis) -> list[str]:
         ),
         "",
         markdown_text(
-            f"The best mean rank has {best}, {text_of(means[best])}; the order is "
-            f"{', '.join(f'{method} ({text_of(means[method])})' for method in analysis.methods)}. {wins} "
-            f"{clarity(rate, best, second)}"
+            "By mean rank, from the best to the last: "
+            f"{', '.join(f'{method} {text_of(means[method])}' for method in analysis.methods)}. {wins}"
         ),
         "",
         markdown_text(items_words(analysis)),
@@ -93,7 +98,7 @@ def plain_words(analysis: Analysis) -> list[str]:
 
 def percent(number: Number) -> str:
     shares = [f"{share:.0%}" for share in number.bounds]
-    return f"{shares[0]} [{', '.join(shares[1:])}]" if shares[1:] else "".join(shares) or "in an unknown share"
+    return f"{shares[0]} [{', '.join(shares[1:])}]" if shares[1:] else "".join(shares)
 
 
 def clarity(rate: Number, best: str, second: str) -> str:
@@ -115,14 +120,14 @@ def items_words(analysis: Analysis) -> str:
 
 def consensus_words(analysis: Analysis) -> str:
     """The order by MMSR and votes, and which cultures have another."""
-    overall = order_words(analysis.consensus.overall)
+    overall = order_words(analysis.consensus.parts["overall"][ALL])
     told = f"The consensus of the participants (MMSR and votes) is {overall}."
     other = {
         culture: order
-        for culture, shares in analysis.consensus.by_culture.items()
-        if (order := order_words(shares)) != overall
+        for culture, found in analysis.consensus.parts["culture"].items()
+        if (order := order_words(found)) != overall
     }
-    if len(analysis.consensus.by_culture) > 1:
+    if len(analysis.consensus.parts["culture"]) > 1:
         told += (
             " Every culture alone has the same."
             if not other
@@ -133,12 +138,12 @@ def consensus_words(analysis: Analysis) -> str:
     return told
 
 
-def order_words(shares: Mapping[str, float]) -> str:
+def order_words(found: Mapping[str, Standing]) -> str:
     """'mpc, mp, m, base'; 'm = mp' where none of two is before the other."""
     told, before = "", None
-    for method, share in shares.items():
-        told += method if before is None else f"{' =' if share == before else ','} {method}"
-        before = share
+    for method, standing in found.items():
+        told += method if before is None else f"{' =' if standing.beats == before else ','} {method}"
+        before = standing.beats
     return told
 
 
@@ -197,7 +202,9 @@ def tables(analysis: Analysis) -> list[str]:
             lines += ["", f"{markdown_text(culture_words(culture))}:", "", *ranks_table(each, analysis.methods)]
     if printed := [method for method in analysis.methods if method in PAPER]:
         lines += ["", "The paper's, of its own pictures and participants, over its five cultures:", ""]
-        lines += table(["", *map(ITEM_WORDS.get, ITEMS)], [[each, *PAPER[each]] for each in printed])
+        lines += table(
+            ["", *map(ITEM_WORDS.get, ITEMS)], [[each, *(f"{rank:.2f}" for rank in PAPER[each])] for each in printed]
+        )
     lines += [
         "",
         "## Which of two is better",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -75,15 +76,26 @@ def win_rates(rankings: Rankings, **draws) -> dict[str, dict[str, dict[str, Numb
     return found
 
 
-def copeland(votes: Mapping[tuple[int, int], int], methods: Sequence[str]) -> dict[str, float]:
-    """Method -> the share of the others that it beats, ties as halves, the best first.
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """How a method does against the others."""
+
+    beats: float  # the share of the others that it beats in most questions, draws as halves
+    wins: float | None  # the share of its questions that it wins; None: there was none
+
+
+def copeland(votes: Mapping[tuple[int, int], int], methods: Sequence[str]) -> dict[str, Standing]:
+    """Method -> its standing, the one that beats most others first.
 
     votes: (a, b) -> for how many questions a was better than b.
     """
-    wins = np.zeros(len(methods))
-    for a, b in pairs_of(methods):
-        ahead = votes.get((a, b), 0) - votes.get((b, a), 0)
-        wins[a] += (1 + np.sign(ahead)) / 2
-        wins[b] += (1 - np.sign(ahead)) / 2
-    order = np.argsort(-wins, kind="stable")
-    return {methods[each]: float(wins[each] / (len(methods) - 1)) for each in order}
+    m = len(methods)
+    won = np.array([[votes.get((a, b), 0) for b in range(m)] for a in range(m)], dtype=float)
+    beats = ((1 + np.sign(won - won.T)) / 2).sum(1) - 0.5  # a method draws with itself
+    asked = won.sum(1) + won.sum(0)
+    return {
+        methods[each]: Standing(
+            float(beats[each] / (m - 1)), float(won[each].sum() / asked[each]) if asked[each] else None
+        )
+        for each in np.argsort(-beats, kind="stable")
+    }

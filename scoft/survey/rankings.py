@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
@@ -23,7 +23,7 @@ class Rankings:
     page: np.ndarray
     item: np.ndarray  # in ITEMS
     flags: dict[str, np.ndarray]  # (n,) bool each
-    methods: list[str]  # the best mean rank first
+    methods: list[str]  # the best mean of the cultures' mean ranks first
     cultures: list[str]
     participants: list[tuple[str, str]]  # culture and id: who answers for two cultures counts in each
     pages: list[tuple[str, str]]  # culture and page
@@ -90,7 +90,8 @@ def rankings_of(rows: Sequence[Response]) -> Rankings:
             positions[place, method] = row.position
         for flag in row.flags.split():
             flags[flag][place] = True
-    means = [np.nanmean(column) if not np.isnan(column).all() else np.inf for column in ranks.T]
+    culture_of_page = np.array([cultures.index(culture) for culture, _ in pages])
+    means = [mean_of_cultures(column, culture_of_page[labels[1]]) for column in ranks.T]
     best_first = np.argsort(means, kind="stable")
     return Rankings(
         ranks=ranks[:, best_first],
@@ -107,5 +108,12 @@ def rankings_of(rows: Sequence[Response]) -> Rankings:
     )
 
 
-def _numbered(labels) -> dict:
+def mean_of_cultures(ranks: np.ndarray, culture: np.ndarray) -> float:
+    """The mean of the cultures' mean ranks, (n,) each; infinite without any."""
+    known = ~np.isnan(ranks)
+    means = [ranks[known & (culture == each)].mean() for each in np.unique(culture[known])]
+    return float(np.mean(means)) if means else float("inf")
+
+
+def _numbered(labels: Iterable[Hashable]) -> dict[Hashable, int]:
     return {label: number for number, label in enumerate(dict.fromkeys(labels))}
