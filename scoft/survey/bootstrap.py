@@ -3,14 +3,23 @@
 The participants of a culture answer the same pages, so it is they who would be others in another survey; the pages
 stay.  Each draw takes n - 1 of a culture's n participants with replacement, for which the variance is right whatever n
 is (Rao and Wu, "Resampling inference with complex survey data", 1988); n of n come out too narrow, by a tenth at 5.
-The bounds are percentiles, widened from the normal distribution's to those of Student's t.
+The draws give the standard error, and Student's t the interval, with Satterthwaite's degrees of freedom, since a
+culture of two counts as much as one of twenty in the mean of the cultures; percentiles of the draws were too narrow.
+Of 500 simulations, % in which an interval of stated 95 % held the truth (the least and the
+most of 4 methods, 10 pages, participants of unlike tastes):
+
+                                      13, 11, 10, 9, 7      7      13     5, 5, 5    2, 20
+    pooled mean rank                       95-96          93-96   95-96    94-98     92-95
+    mean of the cultures' mean ranks       94-95                           94-98     85-87
+
+So intervals over cultures with three participants or fewer are to be read as too narrow.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import stats
@@ -18,8 +27,10 @@ from scipy import stats
 from scoft.intervals import CONFIDENCE
 
 
+Limits = tuple[float, float] | None  # between which every value lies
+
 DRAWS = 2000
-MOST_LOST = 0.01  # of the draws may have no value; an interval of fewer would be of other surveys
+MOST_LOST = 0.01  # of the draws may have no value; else there is no interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,36 +72,78 @@ class Participants:
         sizes = self.sizes[self.sizes > 0]
         return 0 if (sizes == 1).any() else int((sizes - 1).sum())
 
-    def numbers(self, values: np.ndarray, drawn: np.ndarray) -> list[Number]:
-        """values: (k,) the statistics. drawn: (draws, k) the same of each draw; NaN: had none."""
+    def numbers(
+        self, values: np.ndarray, drawn: np.ndarray, *, limits: Limits = None, freedom: np.ndarray | None = None
+    ) -> list[Number]:
+        """values: (k,) the statistics. drawn: (draws, k) the same of each draw; NaN: had none. limits: of the values.
+
+        freedom: (k,) degrees of freedom, where cultures count so unlike that they are not all participants'.
+        """
         lost = np.isnan(drawn).mean(0)
-        if self.freedom:
-            outside = stats.norm.cdf(-stats.t.ppf((1 + CONFIDENCE) / 2, self.freedom))
-            known = np.where(lost <= MOST_LOST, drawn, 0)
-            low, high = np.nanquantile(known, [outside, 1 - outside], axis=0)
+        known = self.freedom > 0 and lost <= MOST_LOST
+        error = np.where(known, np.nanstd(np.where(known, drawn, 0), axis=0), np.nan)
+        t = stats.t.ppf((1 + CONFIDENCE) / 2, self.freedom or np.nan if freedom is None else freedom)
+        low, high = values - t * error, values + t * error
+        if limits:
+            low, high = np.clip(low, *limits), np.clip(high, *limits)
         return [
-            Number(None)
-            if np.isnan(value)
-            else Number(float(value), float(low[i]), float(high[i]))
-            if self.freedom and lost[i] <= MOST_LOST
-            else Number(float(value))
-            for i, value in enumerate(values)
+            Number(*(None if np.isnan(each) else float(each) for each in numbers))
+            for numbers in zip(values, low, high)
         ]
 
-    def means(self, totals: np.ndarray, counts: np.ndarray) -> list[Number]:
+    def means(self, totals: np.ndarray, counts: np.ndarray, *, limits: Limits = None) -> list[Number]:
         """Pooled means of all answers. totals, counts: (P, k), by participant."""
-        return self.numbers(ratio(totals.sum(0), counts.sum(0)), ratio(self.weights @ totals, self.weights @ counts))
+        shares = ratio(counts, counts.sum(0))
+        return self.numbers(
+            ratio(totals.sum(0), counts.sum(0)),
+            ratio(self.weights @ totals, self.weights @ counts),
+            limits=limits,
+            freedom=self._freedom(totals, counts, [shares[each].sum(0) for each in self._members]),
+        )
 
-    def means_of_cultures(self, totals: np.ndarray, counts: np.ndarray) -> list[Number]:
+    def means_of_cultures(self, totals: np.ndarray, counts: np.ndarray, *, limits: Limits = None) -> list[Number]:
         """Means of the cultures' means; of the cultures that have any, see `means`."""
-        members = [np.flatnonzero(self.culture == culture) for culture in np.flatnonzero(self.sizes)]
-        values = np.array([ratio(totals[each].sum(0), counts[each].sum(0)) for each in members])
+        values = np.array([ratio(totals[each].sum(0), counts[each].sum(0)) for each in self._members])
         there = ~np.isnan(values)  # (C, k)
-        drawn = np.zeros((self.draws, totals.shape[1]))
-        for each, has in zip(members, there):
+        drawn = sum(np.where(has, each, 0) for each, has in zip(self._drawn(totals, counts), there))
+        number = there.sum(0)
+        return self.numbers(
+            ratio(np.where(there, values, 0).sum(0), number),
+            ratio(drawn, number),
+            limits=limits,
+            freedom=self._freedom(totals, counts, ratio(there, number)),
+        )
+
+    @functools.cached_property
+    def _members(self) -> list[np.ndarray]:
+        return [np.flatnonzero(self.culture == culture) for culture in np.flatnonzero(self.sizes)]
+
+    def _drawn(self, totals: np.ndarray, counts: np.ndarray) -> Iterator[np.ndarray]:
+        """(draws, k) the means of each culture."""
+        for each in self._members:
             weights = self.weights[:, each]
-            drawn += np.where(has, ratio(weights @ totals[each], weights @ counts[each]), 0)
-        return self.numbers(ratio(np.where(there, values, 0).sum(0), there.sum(0)), ratio(drawn, there.sum(0)))
+            yield ratio(weights @ totals[each], weights @ counts[each])
+
+    def _freedom(self, totals: np.ndarray, counts: np.ndarray, shares: Sequence[np.ndarray]) -> np.ndarray:
+        """(k,) Satterthwaite's degrees of freedom of a sum of the cultures' means, each times its share (k,).
+
+        NaN where a culture has one participant alone.
+        """
+        variance = np.array([share**2 * _variance(each) for share, each in zip(shares, self._drawn(totals, counts))])
+        freedom = np.array([[len(each) - 1.0] for each in self._members])
+        if not self.freedom:
+            return np.full(totals.shape[1], np.nan)
+        none = variance.sum(0) == 0
+        return np.where(none, self.freedom, ratio(variance.sum(0) ** 2, (variance**2 / freedom).sum(0)))
+
+
+def _variance(drawn: np.ndarray) -> np.ndarray:
+    """(k,) over the draws (draws, k) that have a value; 0 where none has."""
+    known = ~np.isnan(drawn)
+    count = known.sum(0)
+    filled = np.where(known, drawn, 0)
+    mean = ratio(filled.sum(0), count)
+    return np.nan_to_num(ratio((np.where(known, drawn - mean, 0) ** 2).sum(0), count))
 
 
 def ratio(totals: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -109,9 +162,11 @@ def by_participant(values: np.ndarray, participant: np.ndarray) -> tuple[np.ndar
 
 
 def means_both_ways(
-    values: np.ndarray, participant: np.ndarray, culture_of: np.ndarray, **draws
+    values: np.ndarray, participant: np.ndarray, culture_of: np.ndarray, *, limits: Limits = None, **draws
 ) -> tuple[Sequence[Number], Sequence[Number]]:
     """Of values (n, k), one row an answer: pooled means, and means of the cultures' means, (k,) each."""
     totals, counts, who = by_participant(values, participant)
     participants = Participants(culture_of[who], **draws)
-    return participants.means(totals, counts), participants.means_of_cultures(totals, counts)
+    both = (participants.means, participants.means_of_cultures)
+    pooled, mean = (way(totals, counts, limits=limits) for way in both)
+    return pooled, mean

@@ -69,7 +69,7 @@ def win_rates(rankings: Rankings, **draws) -> dict[str, dict[str, dict[str, Numb
         pairs = pairs_of(part.methods)
         first, second = (part.ranks[:, [pair[side] for pair in pairs]] for side in (0, 1))
         wins = np.where(np.isnan(first - second), np.nan, (first < second) + 0.5 * (first == second))
-        _, numbers = means_both_ways(wins, part.participant, part.culture_of, **draws)
+        _, numbers = means_both_ways(wins, part.participant, part.culture_of, limits=(0, 1), **draws)
         found[item] = {method: {} for method in part.methods[:-1]}
         for (a, b), each in zip(pairs, numbers):
             found[item][part.methods[a]][part.methods[b]] = each

@@ -50,7 +50,7 @@ def by_parts(rankings: Rankings, score: Callable[[Rankings], T]) -> dict[str, di
 
 
 def mean_ranks(rankings: Rankings, **draws) -> MeanRanks:
-    pooled, mean = {}, {}
+    pooled, mean, draws["limits"] = {}, {}, (1, len(rankings.methods))
     for item, part in parts_of(rankings).items():
         both = means_both_ways(part.ranks, part.participant, part.culture_of, **draws)
         pooled[item], mean[item] = (dict(zip(part.methods, each)) for each in both)
