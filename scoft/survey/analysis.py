@@ -59,7 +59,7 @@ class Analysis:
     win_rates: dict[str, dict[str, dict[str, Number]]]
     consensus: Consensus
     noisy_bradley_terry: Parts
-    noisy_bradley_terry_as_in_the_paper: Parts  # crowd-kit's
+    noisy_bradley_terry_as_in_the_paper: dict[str, Number]  # crowd-kit's, overall
     plackett_luce: Parts
     agreement: dict[str, dict[str, Agreement | None]]  # culture -> item
     minorities: dict[str, Minority]  # by culture
@@ -90,7 +90,7 @@ def analyze(rankings: Rankings, problems: dict[str, Problem], *, draws: int = bo
         win_rates=rates,
         consensus=agreed,
         noisy_bradley_terry=by_parts(rankings, noisy_bradley_terry),
-        noisy_bradley_terry_as_in_the_paper=by_parts(rankings, as_in_the_paper),
+        noisy_bradley_terry_as_in_the_paper=as_in_the_paper(rankings),
         plackett_luce=by_parts(rankings, lambda part: plackett_luce(part, draws=draws)),
         agreement=agreements,
         minorities=minorities,
@@ -158,10 +158,18 @@ def warnings_of(rankings: Rankings, found: Analysis) -> list[str]:
         lines.append("All rankings are ties: no method was ever found better than another.")
     elif found.plackett_luce["overall"][ALL][found.methods[0]].value is None:
         lines.append("Plackett-Luce has no finite scores: a method won, or lost, every comparison.")
+    if no_skills := [culture for culture, skills in found.consensus.skills.items() if skills is None]:
+        lines.append(
+            f"{', '.join(no_skills)}: MMSR finds nobody more reliable than others in so few answers that overlap; the "
+            "consensus counts all alike."
+        )
     for culture, number in found.consensus.left_out.items():
         lines.append(f"{culture}: MMSR takes the participants with most answers; {number} are left out of it.")
-    if found.noisy_bradley_terry_as_in_the_paper["overall"][ALL][found.methods[0]].value is None:
-        lines.append("crowd-kit's Noisy Bradley-Terry is left out of the overall: it would take minutes.")
+    best = found.methods[0]
+    if found.noisy_bradley_terry["overall"][ALL][best].value is not None and (
+        found.noisy_bradley_terry_as_in_the_paper[best].value is None
+    ):
+        lines.append("crowd-kit's Noisy Bradley-Terry is left out: of so many comparisons it would take minutes.")
     return lines
 
 

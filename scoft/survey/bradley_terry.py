@@ -23,8 +23,8 @@ from scoft.survey.rankings import Rankings
 
 # The penalty is lambda / 2 |x - centre|^2.  It keeps scores finite where all agree, and takes participants for such as
 # look (98 % of the time) unless their answers say otherwise: comparisons alone hardly tell scores far apart
-# and guesses from scores that are near.  Of 50 simulated participants who all looked, a score of 0.73 came out as 0.75;
-# as 1.10 with all centres 0 and lambdas 0.1.
+# and guesses from scores that are near.  Of 50 simulated participants who all looked a score of 0.73 came out as 0.75,
+# and as 1.10 with all centres 0 and lambdas 0.1.
 SCORES, GAMMAS, QS = 0.1, 1.0, 1.0  # lambda
 LOOKING = 4.0  # the centre of gamma, that of all others is 0
 PAPERS_MOST = 20_000  # comparisons that crowd-kit's takes within seconds

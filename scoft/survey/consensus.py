@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
+import warnings
 
 import numpy as np
 
@@ -25,7 +26,8 @@ class Consensus:
     """What MMSR and the votes found."""
 
     parts: dict[str, dict[str, dict[str, Standing]]]  # overall, culture or item -> which -> method, the best first
-    skills: dict[str, list[float]]  # culture -> how far MMSR trusts its participants, as log odds, sorted
+    # Culture -> how far MMSR trusts its participants, as log odds, sorted; None: their answers are too few for it.
+    skills: dict[str, list[float] | None]
     left_out: dict[str, int]  # culture -> participants beyond MOST_WORKERS
 
 
@@ -44,7 +46,7 @@ def consensus(rankings: Rankings) -> Consensus:
         own = comparisons.take(rankings.culture_of[comparisons.participant] == number)
         own, left_out[culture] = most_active(own)
         labels, skill = mmsr(own)
-        skills[culture] = sorted(skill.values())
+        skills[culture] = None if skill is None else sorted(skill.values())
         for (_, item, left, right), left_wins in labels.items():
             winner = (left, right) if left_wins else (right, left)
             for part in (("overall", ALL), ("culture", culture), ("item", ITEMS[item])):
@@ -67,24 +69,31 @@ def most_active(comparisons: Comparisons) -> tuple[Comparisons, int]:
     return comparisons.take(np.isin(comparisons.participant, kept)), len(who) - len(kept)
 
 
-def mmsr(comparisons: Comparisons) -> tuple[dict[tuple, bool], dict[int, float]]:
+def mmsr(comparisons: Comparisons) -> tuple[dict[tuple, bool], dict[int, float] | None]:
     """(page, item, left, right) -> whether left wins, and participant -> skill.
 
-    Where nobody shares a question with anybody, as one participant alone, there is no agreement to learn from, and all
+    Where participants agree in nothing, or share too few questions, as one alone, MMSR finds no skills: None, and all
     count alike.
     """
     tasks = list(zip(*(each.tolist() for each in comparisons[1:5])))
     who, wins = comparisons.participant.tolist(), comparisons.left_wins.tolist()
-    agreement = covariance(comparisons)[0]
-    if np.isnan(agreement).all() or len(set(wins)) < 2:
-        return majority(tasks, wins), dict.fromkeys(who, 0.0)
+    if not tasks:
+        return {}, None
     import pandas
     from crowdkit.aggregation import MMSR
 
     names = {task: number for number, task in enumerate(dict.fromkeys(tasks))}
     table = pandas.DataFrame({"task": [names[task] for task in tasks], "worker": who, "label": wins})
     model = MMSR(n_iter=ITERATIONS, tol=TOLERANCE)
-    labels = model.fit_predict(table)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # of divisions by 0, which the skills below tell, and of pandas' next version
+        try:
+            labels = model.fit_predict(table)
+        except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
+            logger.info("MMSR of %d participants: %s", len(set(who)), error)
+            return majority(tasks, wins), None
+    if not np.isfinite(model.skills_).all():
+        return majority(tasks, wins), None
     return {task: bool(labels[number]) for task, number in names.items()}, model.skills_.to_dict()
 
 

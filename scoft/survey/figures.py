@@ -55,11 +55,12 @@ def write_figures(output: Path, rankings: Rankings, analysis: Analysis) -> Itera
         "Scores of Noisy Bradley-Terry, with intervals over participants (as figure 11)",
     )
     matrix, who = covariance(comparisons_of(rankings, by_position=False))
-    yield from kept(
-        output / "covariance.png",
-        heatmap(matrix, [rankings.participants[each][0] for each in who]),
-        "How far each participant agrees with each other one; grey: no overlap (as figure 12)",
-    )
+    if len(who) > 1:
+        yield from kept(
+            output / "covariance.png",
+            heatmap(matrix, [rankings.participants[each][0] for each in who]),
+            "How far each participant agrees with each other one; grey: no overlap (as figure 12)",
+        )
 
 
 def kept(file: Path, picture: Image.Image, words: str) -> Iterator[tuple[str, str]]:

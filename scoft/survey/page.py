@@ -218,7 +218,7 @@ def tables(analysis: Analysis) -> list[str]:
     lines += scores_table(analysis.plackett_luce, analysis.methods)
     lines += ["", "Noisy Bradley-Terry:", "", *scores_table(analysis.noisy_bradley_terry, analysis.methods)]
     lines += ["", "Noisy Bradley-Terry as in the paper, by crowd-kit as it comes, from 0 to 1:", ""]
-    lines += scores_table(analysis.noisy_bradley_terry_as_in_the_paper, analysis.methods)
+    lines += scores_table({"overall": {ALL: analysis.noisy_bradley_terry_as_in_the_paper}}, analysis.methods)
     return [*lines, "", "## Do participants agree?", "", *agreement_lines(analysis.agreement)]
 
 
@@ -292,7 +292,7 @@ def method_lines(analysis: Analysis) -> list[str]:
         "MMSR is crowd-kit's, in each culture, 10,000 iterations to 1e-10; its labels are a vote weighted by its "
         "skills, the majority over questions decides a pair, and the pairs won an order (Copeland). Noisy "
         "Bradley-Terry is ours, with the right gradient and a penalty; crowd-kit's stands beside it as the paper used "
-        "it. Plackett-Luce is choix'. Agreement is of complete rankings.",
+        "it, which is not at its model's optimum. Plackett-Luce is choix'. Agreement is of complete rankings.",
         "",
         f"`fast`: less than {FAST:.0%} of the page's median time. `straight_lined`: all items of the page have the "
         "same ranks by position, and so have more pages of that participant than chance brings to one in a hundred.",

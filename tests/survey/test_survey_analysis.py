@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import time
 from pathlib import Path
 
@@ -44,10 +45,8 @@ def test_the_papers_size_is_analysed_whole_and_within_seconds(paper):
     page, record, output, seconds = paper
     assert record["methods"] == ["mpc", "mp", "m", "base"]
     assert record["counts"]["participants"] == PAPER and record["counts"]["rankings"] == 3000
-    assert all(
-        each["value"] is not None for each in record["noisy_bradley_terry_as_in_the_paper"]["overall"]["all"].values()
-    )
-    assert seconds < 120  # some 20 on a core of its own; a minute is where something has become quadratic
+    assert all(each["value"] is not None for each in record["noisy_bradley_terry_as_in_the_paper"].values())
+    assert seconds < 120  # some 15 on a core of its own
 
 
 def test_the_page_begins_in_plain_words_and_shows_all(paper):
@@ -59,7 +58,8 @@ def test_the_page_begins_in_plain_words_and_shows_all(paper):
     assert "The consensus of the participants (MMSR and votes) is mpc, mp, m, base." in head
     html = markdown_it.MarkdownIt("commonmark").enable("table").render(page)
     assert {part.partition('"')[0] for part in html.split('<img src="')[1:]} == FIGURES
-    assert html.count("<table>") == 6 + 5 + 5 + 1 + 1 - 1 and "nan" not in page.lower()
+    assert html.count("<table>") == 2 + (2 + 5 + 1) + 5 + 3 + 1
+    assert not re.search(r"\bnan\b", page, flags=re.IGNORECASE)
     for heading in ("Mean ranks", "Which of two is better", "Scores", "Do participants agree?", "How it was measured"):
         assert f"\n## {heading}" in page
     assert "| mpc | 1.83 | 1.84 | 1.91 | 1.78 |" in page  # the paper's
@@ -77,9 +77,8 @@ def test_tables_have_the_numbers_of_the_record(paper):
     page, record, _, _ = paper
     number = record["mean_ranks"]["mean_of_cultures"]["culture"]["mp"]
     text = f"{number['value']:.2f} \\[{number['low']:.2f}, {number['high']:.2f}\\]"
-    row = next(line for line in page.splitlines() if line.startswith("| mp | "))
-    assert text in page and text.split()[0] in page
-    assert row.count("|") == 1 + 4 or text in page.split("Less is better")[1]
+    rows = [line.split("|") for line in page.split("Less is better")[1].splitlines() if line.startswith("| mp | ")]
+    assert rows[0][4].strip() == text  # behind all items and alignment
 
 
 def test_renaming_methods_changes_nothing():
