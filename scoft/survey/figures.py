@@ -74,14 +74,14 @@ def words_of(which: str) -> str:
 
 
 @contextlib.contextmanager
-def panels(rows: int, columns: int, *texts: str, width: float = CELL, height: float = CELL) -> Iterator:
-    """A figure, and its (rows, columns) axes in the common style."""
+def panels(rows: int, columns: int, *texts: str, width: float = CELL, height: float = CELL, **layout) -> Iterator:
+    """A figure, and its (rows, columns) axes in the common style; `layout` is for matplotlib's subplots."""
     from matplotlib.figure import Figure
 
     with sheets.style(*texts):
         size = (max(1.2 + width * columns, 5), 0.8 + height * rows)
         figure = Figure(figsize=size, dpi=100, layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False)
+        axes = figure.subplots(rows, columns, squeeze=False, **layout)
         for each in axes.flat:
             each.spines[["top", "right"]].set_visible(False)
             each.tick_params(labelsize="small")
@@ -157,13 +157,14 @@ def bars(
     """Overall, by culture and by item side by side: a group of bars each, a bar a method, intervals as whiskers."""
     words = {"overall": "overall", "culture": "by culture", "item": "by item"}
     there = {part: each for part, each in numbers.items() if each and (part != "culture" or len(each) > 1)}
-    groups = [len(each) for each in there.values()]
+    groups = [max(len(each), 2) for each in there.values()]
     labels = {
         part: ["all" if which == ALL else culture_words(which) if part == "culture" else which for which in each]
         for part, each in there.items()
     }
     texts = [title, unit, *methods, *(label for each in labels.values() for label in each)]
-    with panels(1, len(there), *texts, width=1.2 + 0.5 * max(groups), height=2.8) as (figure, grid):
+    size = {"width": 1 + 0.55 * sum(groups) / len(groups), "height": 2.8}
+    with panels(1, len(there), *texts, **size, sharey=True, width_ratios=groups) as (figure, grid):
         for axes, (part, each) in zip(grid[0], there.items()):
             for place, method in enumerate(methods):
                 draw_bars(axes, [each[which].get(method, Number(None)) for which in each], place, len(methods), method)
