@@ -17,7 +17,7 @@ from scoft.survey.schema import ITEMS
 
 logger = logging.getLogger(__name__)
 
-MOST_WORKERS = 200  # of a culture: MMSR's time grows with their square and more, 0.7 s for 50 and 39 s for 200
+MOST_WORKERS = 200  # of a culture: seconds where they agree, minutes where they answer at random
 ITERATIONS, TOLERANCE = 10_000, 1e-10  # the paper's, supplement 11.2
 
 
@@ -80,11 +80,12 @@ def mmsr(comparisons: Comparisons) -> tuple[dict[tuple, bool], dict[int, float] 
     if not tasks:
         return {}, None
     import pandas
-    from crowdkit.aggregation import MMSR
+
+    from scoft.survey.mmsr import SparseMMSR
 
     names = {task: number for number, task in enumerate(dict.fromkeys(tasks))}
     table = pandas.DataFrame({"task": [names[task] for task in tasks], "worker": who, "label": wins})
-    model = MMSR(n_iter=ITERATIONS, tol=TOLERANCE)
+    model = SparseMMSR(n_iter=ITERATIONS, tol=TOLERANCE)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of divisions by 0, which the skills below tell, and of pandas' next version
         try:
