@@ -94,7 +94,8 @@ def violins(rankings: Rankings) -> Image.Image:
     names = {culture: culture_words(culture) for culture in rankings.cultures}
     columns = {"all cultures": None} if len(names) > 1 else {}
     columns |= {words: culture for culture, words in names.items()}
-    with panels(len(items), len(columns), *columns, *rankings.methods) as (figure, grid):
+    shared = {"sharex": True, "sharey": True}
+    with panels(len(items), len(columns), *columns, *rankings.methods, **shared) as (figure, grid):
         for axes, words in zip(grid[0], columns):
             axes.set_title(words, fontsize="medium")
         for row, (item, part) in zip(grid, items.items()):

@@ -38,6 +38,9 @@ from scoft.survey.schema import Response
 from scoft.survey.simulate import simulated_answers
 
 
+POPULATIONS = 200
+
+
 def of_ranks(*given: dict[str, int | None], culture: str = "korea") -> Rankings:
     """Rankings of one page and item, a participant each."""
     rows = [
@@ -236,6 +239,23 @@ def test_plackett_luce_is_that_of_choix_other_solver_and_of_its_draws():
     assert np.abs(ours - (truth - truth.mean())).max() < 0.15
     held = [scores[name].low <= true <= scores[name].high for name, true in zip(found.methods, truth - truth.mean())]
     assert sum(held) >= 3
+
+
+def test_scores_come_back_over_populations_and_their_intervals_hold():
+    """200 populations of 12 participants by 4 pages: order, bias, and coverage of both models"""
+    truth = np.array([SKILLS[name] for name in ("mpc", "mp", "m", "base")])
+    truth -= truth.mean()
+    estimates, held, ordered = np.zeros((2, POPULATIONS, 4)), np.zeros((2, 4)), 0
+    for seed in range(POPULATIONS):
+        found = rankings({"korea": 12}, pages=4, seed=seed)
+        for way, scores in enumerate((plackett_luce(found, draws=300), noisy_bradley_terry(found))):
+            numbers = [scores[name] for name in ("mpc", "mp", "m", "base")]
+            estimates[way, seed] = [each.value for each in numbers]
+            held[way] += [each.low <= true <= each.high for each, true in zip(numbers, truth)]
+        ordered += found.methods == ["mpc", "mp", "m", "base"]
+    assert ordered > 0.95 * POPULATIONS
+    assert np.abs(estimates.mean(1) - truth).max() < 0.05  # of a score's own error of 0.08
+    assert np.abs(held / POPULATIONS - 0.95).max() < 3 * np.sqrt(0.95 * 0.05 / POPULATIONS)
 
 
 def test_partial_rankings_count_and_ties_do_not():
