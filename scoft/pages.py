@@ -6,7 +6,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def markdown_text(value: object) -> str:
@@ -33,6 +33,21 @@ def page_values(value):
 def code_text(value: str) -> str:
     """A string literal of Python and of JSON, for a block of code on a page."""
     return json.dumps(value, ensure_ascii=False)
+
+
+class Bold(str):
+    """Text of a table that is set in bold."""
+
+
+def table(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Lines of a Markdown table."""
+    cells = [[markup(cell) for cell in row] for row in (heading, *rows)]
+    return ["| " + " | ".join(row) + " |" for row in (cells[0], ["---"] * len(heading), *cells[1:])]
+
+
+def markup(cell: object) -> str:
+    text = markdown_text(cell)
+    return f"**{text}**" if isinstance(cell, Bold) else text
 
 
 def comparison_rows(base: dict[str, float], lora: dict[str, float]) -> list[tuple[str, ...]]:

@@ -32,7 +32,12 @@ from scoft_losses import RECORDED_STEP_SCALINGS, RECORDED_STEPS
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
-DOORS = {"train": "train_scoft_lora", "prepare": "prepare_ccub", "evaluate": "evaluate_scoft"}
+DOORS = {
+    "train": "train_scoft_lora",
+    "prepare": "prepare_ccub",
+    "evaluate": "evaluate_scoft",
+    "survey": "survey_scoft",
+}
 LAYERED = [ROOT / "scoft_losses.py", *sorted((ROOT / "scoft").rglob("*.py"))]
 COMMANDS = [ROOT / f"{door}.py" for door in DOORS.values()]
 STAGES = ("", "generate", "score", "report")  # of evaluate_scoft.py

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from scoft.evaluate.encoders import ClipEncoder, InceptionEncoder
 from scoft.evaluate.metrics import METRICS
 from scoft.evaluate.results import Results
-from scoft.evaluate.tables import headline, number_text, table
+from scoft.evaluate.tables import headline, number_text
 from scoft.intervals import Estimate, mean_over_cultures
+from scoft.pages import table
 
 
 # Table 4: KID to CCUB and to MS COCO, both x 10^3, and CLIP score, of each culture.

@@ -12,10 +12,10 @@ from scoft.evaluate.figures import write_figures
 from scoft.evaluate.metrics import metric_of
 from scoft.evaluate.paper import paper_lines
 from scoft.evaluate.results import Key, Results, checkpoints_of, paired, read_results
-from scoft.evaluate.tables import differences_table, headline, includes_zero, metrics_table, number_text, table
+from scoft.evaluate.tables import differences_table, headline, includes_zero, metrics_table, number_text
 from scoft.files import sole_writer, write_atomically
 from scoft.intervals import Estimate, mean_over_cultures
-from scoft.pages import markdown_text
+from scoft.pages import markdown_text, table
 from scoft.pictures import Method, is_checkpoint
 
 

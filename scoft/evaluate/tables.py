@@ -1,11 +1,11 @@
-"""Numbers as text, and tables of them in Markdown."""
+"""Numbers of metrics as text, and tables of them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from scoft.evaluate.metrics import metric_of
 from scoft.evaluate.results import Key, difference
 from scoft.intervals import Estimate
-from scoft.pages import markdown_text, with_interval
+from scoft.pages import Bold, table, with_interval
 from scoft.pictures import PromptSet
 
 
@@ -18,10 +18,6 @@ OF_SETS: dict[PromptSet, str] = {
 }
 
 
-class Bold(str):
-    """Text of a table that is set in bold."""
-
-
 def number_text(estimate: Estimate, metric: str) -> str:
     """'0.61 [0.48, 0.72]'; '0.61' of what was printed without an interval."""
     values = [estimate.value, estimate.low, estimate.high]
@@ -32,17 +28,6 @@ def headline(metric: str, of: PromptSet) -> str:
     """A metric's title with its set, where there are several, and an arrow to where better is."""
     row = metric_of(metric)
     return row.title + (OF_SETS[of] if len(row.sets) > 1 else "") + ARROWS[row.better]
-
-
-def table(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """Lines of a Markdown table."""
-    cells = [[markup(cell) for cell in row] for row in (heading, *rows)]
-    return ["| " + " | ".join(row) + " |" for row in (cells[0], ["---"] * len(heading), *cells[1:])]
-
-
-def markup(cell: object) -> str:
-    text = markdown_text(cell)
-    return f"**{text}**" if isinstance(cell, Bold) else text
 
 
 def metrics_table(
