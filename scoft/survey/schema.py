@@ -20,6 +20,7 @@ KEY_FILE = "key.json"
 ANSWERS_FILE = "answers.sqlite3"
 RESPONSES_FILE = "responses.csv"
 ITEMS = ("alignment", "culture", "stereotypes", "offensiveness")  # the paper's four, section 5
+LANGUAGE_FORM = r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8}){0,3}"  # en, pt-BR
 FLAGS = ("straight_lined", "fast")  # of a page's answer; flagged, kept, reported with and without
 
 

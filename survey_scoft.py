@@ -1,0 +1,119 @@
+#!/usr/bin/env python
+"""Ask people of a culture which pictures show it best, as the paper's section 5 does.
+
+    python survey_scoft.py build eval survey
+    python survey_scoft.py serve survey
+
+`build` makes pages of the pictures that `evaluate_scoft.py generate` wrote, `serve` shows them and keeps the answers.
+Which method drew a picture stands in `survey/key.json` alone, and no participant can fetch that.
+"""
+
+import argparse
+from pathlib import Path
+
+from scoft.launch import Parser, at_least, between, positive, run_main, set_up_logging
+
+from scoft.errors import DataError
+from scoft.pictures import SETS
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for add, _ in COMMANDS.values():
+        add(commands)
+    return parser.parse_args(argv)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# build
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def add_build(commands: argparse._SubParsersAction):
+    build = commands.add_parser("build", help="pages of generated pictures")
+    build.add_argument("pictures", type=Path, help="folder of evaluate_scoft.py generate, with several methods")
+    build.add_argument(
+        "folder", type=Path, help="where the survey is made; what lies in its site/ is all that is shown"
+    )
+    build.add_argument("--sets", nargs="+", default=["prompts"], choices=SETS, help="of which prompts")
+    build.add_argument("--methods", nargs="+", help="whose pictures; default: all but checkpoints")
+    build.add_argument("--num_pages", type=at_least(1), default=10, help="one a prompt, as long as there are others")
+    build.add_argument("--seed", type=int, default=0, help="of which prompts are taken")
+    build.add_argument(
+        "--languages",
+        nargs="+",
+        default=["en"],
+        help="of the pages, the first unless a browser asks for another: en, es, ko, ar or FILE.json",
+    )
+    build.add_argument("--consent", type=Path, help="text file in place of what the consent page says")
+    build.add_argument(
+        "--answers_url", help="where answers are posted; default: the server that the pages come from, as serve is one"
+    )
+    build.add_argument(
+        "--panel_parameter",
+        default="PROLIFIC_PID",
+        help="of the page's address, by which a panel names its participant",
+    )
+    build.add_argument("--completion_code", help="that a panel expects; default: one of each participant's own")
+
+
+def run_build(args: argparse.Namespace):
+    from scoft.survey.build import Plan, build
+
+    plan = Plan(
+        sets=args.sets,
+        methods=args.methods,
+        num_pages=args.num_pages,
+        seed=args.seed,
+        languages=args.languages,
+        consent=args.consent,
+        answers_url=args.answers_url,
+        panel_parameter=args.panel_parameter,
+        completion_code=args.completion_code,
+    )
+    build(args.pictures, args.folder, plan)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# serve
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def add_serve(commands: argparse._SubParsersAction):
+    serve = commands.add_parser("serve", help="show the pages and keep the answers")
+    serve.add_argument("folder", type=Path, help="what build made, on a disk of this machine")
+    serve.add_argument("--host", default="127.0.0.1", help="the address to listen at; 0.0.0.0 is all of the machine's")
+    serve.add_argument("--port", type=between(0, 65535), default=8000, help="0 is any free one")
+    serve.add_argument(
+        "--rate",
+        type=positive,
+        default=50.0,
+        help="posts a second from one address; behind a proxy all have the proxy's",
+    )
+
+
+def run_serve(args: argparse.Namespace):
+    try:
+        from scoft.survey.serve import serve
+    except ModuleNotFoundError as error:
+        raise DataError(f"{error}; serve needs more: pip install -r requirements-survey.txt") from error
+    serve(args.folder, host=args.host, port=args.port, rate=args.rate)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All commands
+# ---------------------------------------------------------------------------------------------------------------------
+
+COMMANDS = {"build": (add_build, run_build), "serve": (add_serve, run_serve)}
+
+
+def main(argv: list[str] | None = None):
+    args = parse_args(argv)
+    set_up_logging()
+    _, run = COMMANDS[args.command]
+    run(args)
+
+
+if __name__ == "__main__":
+    run_main(main, memory_advice="")
