@@ -22,7 +22,12 @@ from scoft.train.terms import DEFAULT_WEIGHTS
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
-DOORS = {"train": "train_scoft_lora", "prepare": "prepare_ccub", "evaluate": "evaluate_scoft"}
+DOORS = {
+    "train": "train_scoft_lora",
+    "prepare": "prepare_ccub",
+    "evaluate": "evaluate_scoft",
+    "survey": "survey_scoft",
+}
 LAYERED = [ROOT / "scoft_losses.py", *sorted((ROOT / "scoft").rglob("*.py"))]
 COMMANDS = [ROOT / f"{door}.py" for door in DOORS.values()]
 WINGS = set(DOORS)  # other folders of scoft/ are ground

@@ -85,13 +85,14 @@ def build(pictures: Path, folder: Path, plan: Plan) -> Key:
     if not is_empty(folder):
         raise DataError(f"{folder} is not empty, and answers belong to the survey they were given in; name another.")
     strings = [read_strings(each) for each in plan.languages]
+    consent = None if plan.consent is None else read_consent(plan.consent)
     drawn = [each for each in read_pictures(pictures) if each.set in plan.sets]
     pages = choose_pages(drawn, plan, folder=pictures)
     culture = pages[0][0].culture
     key = make_key(culture, pages)
     site = private_folder(folder, flag="folder") / SITE_FOLDER
     size = write_site_pictures(site / PICTURES_FOLDER, key, pictures)
-    write_atomically(site / "index.html", index_page(key, strings, plan, size=size))
+    write_atomically(site / "index.html", index_page(key, strings, plan, consent=consent, size=size))
     for name in PLAIN_FILES:
         shutil.copyfile(TEMPLATES / name, site / name)
     for path in sorted(site.rglob("*")) + [site]:
@@ -206,7 +207,9 @@ def padded(png: bytes, length: int) -> bytes:
     return png[:end] + chunk + png[end:]
 
 
-def index_page(key: Key, strings: Sequence[Strings], plan: Plan, *, size: tuple[int, int]) -> str:
+def index_page(
+    key: Key, strings: Sequence[Strings], plan: Plan, *, consent: list[str] | None, size: tuple[int, int]
+) -> str:
     """The one page, with all that the script needs as data, so that it works from a disk as well."""
     pages: dict[int, list[str]] = defaultdict(list)
     for name, shown in key.pictures.items():
@@ -220,7 +223,7 @@ def index_page(key: Key, strings: Sequence[Strings], plan: Plan, *, size: tuple[
         "answers": plan.answers_url,
         "panelParameter": plan.panel_parameter,
         "completionCode": plan.completion_code,
-        "consent": None if plan.consent is None else read_consent(plan.consent),
+        "consent": consent,
         "strings": [
             asdict(each) | {"culture": each.cultures.get(key.culture, culture_words(key.culture)), "cultures": None}
             for each in strings

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 import socket
 import sqlite3
 import time
@@ -64,6 +66,13 @@ class Allowance:
         return had >= 1
 
 
+class TimelessFile(FileResponse):
+    """A file, without time and ETag: of one time all, they would let a browser keep the page of another survey."""
+
+    def set_stat_headers(self, stat_result: os.stat_result):
+        self.headers["content-length"] = str(stat_result.st_size)
+
+
 class Service:
     """What browsers may ask. `rate`: posts a second from one address; addresses are forgotten with the process."""
 
@@ -94,10 +103,7 @@ class Service:
         if name not in self.files:
             raise Refused(404, "no_such_file", "there is no such file")
         lasting = "max-age=31536000, immutable" if name.startswith("pictures/") else "no-cache"
-        response = FileResponse(self.files[name], headers=HEADERS | {"Cache-Control": lasting})
-        for header in ("etag", "last-modified"):  # made of the time, which is the same for all, and of the size
-            del response.headers[header]
-        return response
+        return TimelessFile(self.files[name], headers=HEADERS | {"Cache-Control": lasting})
 
     async def answers(self, request: Request) -> Response:
         post = self.checker.post(await self.body_of(request))
@@ -224,4 +230,6 @@ def serve(folder: Path, *, host: str, port: int, rate: float, started: Callable[
             limit_concurrency=MOST_CONNECTIONS,
             timeout_graceful_shutdown=BODY_TIME,
         )
-        uvicorn.Server(config).run(sockets=[line])
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it anew when it has ended
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[line])

@@ -29,8 +29,8 @@ MOST_AT_ONCE = 512  # posts of a commit
 MOST_WAITING = 4096  # posts; who comes behind is asked to come again
 # File systems whose locks or shared memory, on which WAL stands, are not those of this machine's kernel.
 NETWORK = (
-    "9p acfs afs beegfs ceph cifs coda davfs fuse fuseblk gfs2 gfs glusterfs gpfs lustre ncpfs nfs nfs4 ocfs2 orangefs "
-    "prl_fs pvfs2 smb2 smb3 smbfs vboxsf virtiofs vmhgfs"
+    "9p acfs afs beegfs ceph cifs coda davfs fuse fuseblk gfs2 gfs glusterfs gpfs lustre ncpfs nfs nfs4 ocfs2 "
+    "orangefs prl_fs pvfs2 smb2 smb3 smbfs vboxsf virtiofs vmhgfs"
 ).split()
 
 SCHEMA = """

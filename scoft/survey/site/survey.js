@@ -263,9 +263,9 @@ function rankingPage() {
   };
   const skip = () => (give(page, pictures), move(at + 1));
   return [
-    make("h1", { class: "prompt" }, make("span", {}, say("prompt")), " ", make("q", { dir: "auto" }, DATA.pages[page].prompt)),
+    make("h1", { class: "prompt" }, make("span", {}, say("prompt")), " ", make("bdi", {}, DATA.pages[page].prompt)),
     make("div", { class: "pictures" }, pictures.map(figure)),
-    ...DATA.items.map((item) => itemTable(item, page, pictures, started)),
+    make("div", { class: "items" }, DATA.items.map((item) => itemTable(item, page, pictures, started))),
     make(
       "div",
       { class: "actions" },
