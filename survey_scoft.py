@@ -91,6 +91,10 @@ def add_serve(commands: argparse._SubParsersAction):
         default=50.0,
         help="posts a second from one address; behind a proxy all have the proxy's",
     )
+    serve.add_argument(
+        "--mirror",
+        help="private dataset on the Hub: answers are copied there, and read back at the start, if machines forget",
+    )
 
 
 def run_serve(args: argparse.Namespace):
@@ -98,7 +102,7 @@ def run_serve(args: argparse.Namespace):
         from scoft.survey.serve import serve
     except ModuleNotFoundError as error:
         raise DataError(f"{error}; serve needs more: pip install -r requirements-survey.txt") from error
-    serve(args.folder, host=args.host, port=args.port, rate=args.rate)
+    serve(args.folder, host=args.host, port=args.port, rate=args.rate, mirror=args.mirror)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

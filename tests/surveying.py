@@ -63,10 +63,10 @@ def made(fields: dict) -> Answer:
 class Server:
     """survey_scoft.py serve, as a process of its own."""
 
-    def __init__(self, folder: Path, *flags: object, port: int = 0, before: str = ""):
+    def __init__(self, folder: Path, *flags: object, port: int = 0, before: str = "", key: Key | None = None):
         code = f"{before}\nimport survey_scoft; survey_scoft.main()"
         words = ["serve", folder, "--port", port, *flags]
-        self.folder, self.key = folder, read_key(folder)
+        self.folder, self.key = folder, key or read_key(folder)
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, *map(str, words)], cwd=ROOT, stderr=subprocess.PIPE, text=True
         )

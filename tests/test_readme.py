@@ -11,12 +11,13 @@ import evaluate_scoft
 import prepare_ccub
 import scoft.distances
 import scoft_losses
+import survey_scoft
 import train_scoft_lora
 from scoft.evaluate.metrics import METRICS
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
-DOORS = ("prepare", "train", "evaluate")
+DOORS = ("prepare", "train", "evaluate", "survey")
 README = (ROOT / "README.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 POCKET = (ROOT / "pocket/README.md").read_text()
@@ -33,7 +34,9 @@ def test_every_flag_named_is_declared():
     data = ["--dataset", "x", "--culture", "y"]
     stages = {"generate": ["out", *data], "score": ["out", *data], "report": ["out"]}
     evaluating = {flag for stage, rest in stages.items() for flag in vars(evaluate_scoft.parse_args([stage, *rest]))}
-    assert named - training - preparing - evaluating == set()
+    commands = {"build": ["eval", "out"], "serve": ["out"]}
+    surveying = {flag for name, rest in commands.items() for flag in vars(survey_scoft.parse_args([name, *rest]))}
+    assert named - training - preparing - evaluating - surveying == set()
 
 
 @pytest.mark.parametrize(("flag", "value"), re.findall(r"`--([a-z_]+) ([\w.]+)`", METHOD_TABLE))
@@ -68,7 +71,7 @@ def test_every_function_and_file_named_exists():
     assert len(files) >= 6 and all((ROOT / file).exists() for file in files)
 
 
-@pytest.mark.parametrize("folder", ["scoft/prepare", "scoft/train", "scoft/evaluate", "scoft"])
+@pytest.mark.parametrize("folder", ["scoft/prepare", "scoft/train", "scoft/evaluate", "scoft/survey", "scoft"])
 def test_the_map_has_each_file_of_a_folder(folder):
     """The row of a folder names all of its files and no other: that of the ground its packages too."""
     row = re.search(rf"^\| `{folder}/` \|(.*)$", README, flags=re.M)[1]

@@ -25,7 +25,7 @@ from scoft.errors import DataError, listing
 from scoft.files import is_empty, private_folder, read_file, read_record, write_atomically
 from scoft.images import open_file
 from scoft.pictures import Picture, PromptSet, is_checkpoint, read_pictures
-from scoft.survey.schema import ITEMS, KEY_FILE, LANGUAGE_FORM, SITE_FOLDER, Key, Shown
+from scoft.survey.schema import ITEMS, KEY_FILE, LANGUAGE_FORM, PAGES_FILE, SITE_FOLDER, Key, Shown, pages_of
 
 
 logger = logging.getLogger(__name__)
@@ -97,6 +97,7 @@ def build(pictures: Path, folder: Path, plan: Plan) -> Key:
         shutil.copyfile(TEMPLATES / name, site / name)
     for path in sorted(site.rglob("*")) + [site]:
         os.utime(path, (SAME_TIME, SAME_TIME))
+    write_atomically(folder / PAGES_FILE, json.dumps(asdict(pages_of(key))))
     write_atomically(folder / KEY_FILE, json.dumps(asdict(key), ensure_ascii=False, indent=1))
     logger.info("%d pages with %d pictures each: %s", len(pages), len(pages[0]), site)
     return key
@@ -211,14 +212,11 @@ def index_page(
     key: Key, strings: Sequence[Strings], plan: Plan, *, consent: list[str] | None, size: tuple[int, int]
 ) -> str:
     """The one page, with all that the script needs as data, so that it works from a disk as well."""
-    pages: dict[int, list[str]] = defaultdict(list)
-    for name, shown in key.pictures.items():
-        pages[shown.page].append(name)
-    prompts = {shown.page: shown.prompt for shown in key.pictures.values()}
+    pages = pages_of(key).pages
     data = {
         "survey": key.survey,
         "items": ITEMS,
-        "pages": [{"prompt": prompts[page], "pictures": pages[page]} for page in sorted(pages)],
+        "pages": [{"prompt": key.pictures[names[0]].prompt, "pictures": names} for names in pages],
         "size": size,
         "answers": plan.answers_url,
         "panelParameter": plan.panel_parameter,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from dataclasses import dataclass
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from scoft.survey.schema import ITEMS, LANGUAGE_FORM, Answer, Key
+from scoft.survey.schema import ITEMS, LANGUAGE_FORM, Answer, Pages
 
 
 MAX_BODY = 16 * 1024  # bytes of a post
@@ -49,13 +48,11 @@ class Withdrawal:
 
 
 class Checker:
-    """Reads posts to the survey of a key. Raises Refused."""
+    """Reads posts to a survey. Raises Refused."""
 
-    def __init__(self, key: Key):
-        self.survey = key.survey
-        self.pages: dict[int, set[str]] = defaultdict(set)
-        for name, shown in key.pictures.items():
-            self.pages[shown.page].add(name)
+    def __init__(self, pages: Pages):
+        self.survey = pages.survey
+        self.pages = dict(enumerate(map(set, pages.pages)))
         self.readers = {kind: TypeAdapter(kind) for kind in (Post, Withdrawal)}
 
     def read(self, kind: type[Post] | type[Withdrawal], body: bytes) -> Post | Withdrawal:

@@ -29,7 +29,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from scoft.errors import DataError
 from scoft.files import sole_writer
 from scoft.survey.posts import MAX_BODY, Checker, Refused
-from scoft.survey.schema import SITE_FOLDER, read_key
+from scoft.survey.schema import SITE_FOLDER, read_pages
 from scoft.survey.store import Busy, Kept, Store
 
 
@@ -76,9 +76,8 @@ class TimelessFile(FileResponse):
 class Service:
     """What browsers may ask. `rate`: posts a second from one address; addresses are forgotten with the process."""
 
-    def __init__(self, folder: Path, store: Store, *, rate: float):
-        self.site, self.store = folder / SITE_FOLDER, store
-        self.checker = Checker(read_key(folder))
+    def __init__(self, folder: Path, store: Store, checker: Checker, *, rate: float):
+        self.site, self.store, self.checker = folder / SITE_FOLDER, store, checker
         # the files of this moment, and by their names alone: no path that is asked for is ever opened
         self.files = {str(path.relative_to(self.site)): path for path in self.site.rglob("*") if path.is_file()}
         if "index.html" not in self.files:
@@ -203,17 +202,24 @@ def listen(host: str, port: int) -> socket.socket:
         raise DataError(f"{port} of {host} cannot be had ({error}). Name another.", argument="port") from error
 
 
-def serve(folder: Path, *, host: str, port: int, rate: float, started: Callable[[str], None] = lambda address: None):
-    """Serve a survey until SIGINT or SIGTERM; `started` is called with its address. Raises DataError."""
-    with sole_writer(folder, flag="folder"), Store(folder) as store, listen(host, port) as line:
-        service = Service(folder, store, rate=rate)
+def serve(folder: Path, *, host: str, port: int, rate: float, mirror: str | None = None):
+    """Serve a survey until SIGINT or SIGTERM; `mirror`: a dataset on the Hub, see Mirror. Raises DataError."""
+    checker = Checker(read_pages(folder))
+    with contextlib.ExitStack() as open_here:
+        open_here.enter_context(sole_writer(folder, flag="folder"))
+        store = open_here.enter_context(Store(folder))
+        service = Service(folder, store, checker, rate=rate)
+        line = open_here.enter_context(listen(host, port))
+        if mirror is not None:
+            from scoft.survey.mirror import Mirror
+
+            open_here.enter_context(Mirror(mirror, folder, store, checker))
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{line.getsockname()[1]}/"
 
         @contextlib.asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
             logger.info("The survey is at %s", address)
-            started(address)
             yield
 
         app = service.app()

@@ -14,7 +14,7 @@ import secrets
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -110,6 +110,7 @@ class Store:
             self.salt = self._salt()
         except sqlite3.Error as error:
             raise DataError(f"{path} cannot be used ({error}). Put it aside, or restore it.") from error
+        self.committed: Callable[[Sequence[Answer], bool], None] = lambda new, withdrawn: None  # after each commit
         self.refused, self.lock = Counter(), threading.Lock()
         self.waiting: queue.Queue = queue.Queue(MOST_WAITING)
         self.thread = threading.Thread(target=self._write, name="answers", daemon=True)
@@ -136,6 +137,10 @@ class Store:
     def withdraw(self, participant: str) -> Future[Kept]:
         """Delete all that is kept of a participant. Raises Busy."""
         return self._put(self._withdraw, participant)
+
+    def put_back(self, kept: Sequence[Answer], gone: Sequence[str]) -> Future[Kept]:
+        """Keep answers that were kept elsewhere, and the hashes of who withdrew there."""
+        return self._put(self._put_back, kept, gone)
 
     def refuse(self, reason: str):
         """Count a post that was refused; the counts are written with the next commit, or at the end."""
@@ -167,6 +172,7 @@ class Store:
                 for *_, result in batch:
                     result.set_exception(error)
             else:
+                self._tell(batch, results)
                 for (*_, result), kept in zip(batch, results):
                     result.set_result(kept)
 
@@ -189,6 +195,15 @@ class Store:
             self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return results
 
+    def _tell(self, batch: list, results: list[Kept]):
+        new = [args[0] for (_, args, _), kept in zip(batch, results) if kept.state == "kept"]
+        withdrawn = Kept("withdrawn") in results
+        if new or withdrawn:
+            try:
+                self.committed(new, withdrawn)
+            except OSError as error:
+                logger.error("%d answers are kept here, and were not handed on: %s", len(new), error)
+
     def _rollback(self):
         if self.connection.in_transaction:
             self.connection.execute("ROLLBACK")
@@ -197,7 +212,7 @@ class Store:
         if self._ask("SELECT 1 FROM withdrawn WHERE hash = ?", tombstone(answer.participant)):
             return Kept("gone")
         place = (answer.participant, answer.page, answer.revision)
-        text = json.dumps(dataclasses.asdict(answer), sort_keys=True, separators=(",", ":"))
+        text = answer_text(answer)
         known = self._ask("SELECT answer FROM answers WHERE participant = ? AND page = ? AND revision = ?", *place)
         if known is not None and known != text:
             highest = "SELECT max(revision) FROM answers WHERE participant = ? AND page = ?"
@@ -215,6 +230,12 @@ class Store:
         self.connection.execute("INSERT OR IGNORE INTO withdrawn VALUES (?)", [tombstone(participant)])
         return Kept("withdrawn")
 
+    def _put_back(self, kept: Sequence[Answer], gone: Sequence[str]) -> Kept:
+        self.connection.executemany("INSERT OR IGNORE INTO withdrawn VALUES (?)", [[each] for each in gone])
+        for answer in kept:
+            self._keep(answer, None)
+        return Kept("put back")
+
     def _ask(self, question: str, *values) -> object | None:
         found = self.connection.execute(question, values).fetchone()
         return found and found[0]
@@ -224,11 +245,26 @@ def tombstone(participant: str) -> str:
     return hashlib.sha256(participant.encode()).hexdigest()
 
 
+def answer_text(answer: Answer) -> str:
+    """An answer as it is kept: equal answers are equal text."""
+    return json.dumps(dataclasses.asdict(answer), sort_keys=True, separators=(",", ":"))
+
+
 def answers(folder: Path) -> Iterator[Answer]:
     """The newest revision of each page of each participant, also while a server runs. Raises DataError."""
     newest = "SELECT answer, max(revision) FROM answers GROUP BY participant, page ORDER BY participant, page"
     for text, _ in _rows(folder, newest):
         yield Answer(**json.loads(text))
+
+
+def every_answer(folder: Path) -> Iterator[str]:
+    """The text of all revisions. Raises DataError."""
+    return (text for (text,) in _rows(folder, "SELECT answer FROM answers ORDER BY participant, page, revision"))
+
+
+def withdrawals(folder: Path) -> Iterator[str]:
+    """The hashes of who withdrew. Raises DataError."""
+    return (hashed for (hashed,) in _rows(folder, "SELECT hash FROM withdrawn ORDER BY hash"))
 
 
 def refusals(folder: Path) -> dict[str, int]:

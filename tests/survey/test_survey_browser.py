@@ -15,7 +15,7 @@ import pytest
 
 import surveying
 from scoft.survey.posts import Checker
-from scoft.survey.schema import ITEMS, read_key
+from scoft.survey.schema import ITEMS, read_pages
 from scoft.survey.store import answers
 
 
@@ -182,7 +182,7 @@ def test_from_consent_to_code(people, long_survey, tmp_path, language, viewport,
         number = seen[tuple(each.order)]
         assert ranks_by_place(each) == {item: wanted(number, item) for item in ITEMS}
         assert each.language == language and each.milliseconds > 0 and each.revision == 1
-        Checker(read_key(survey)).check_answer(each)
+        Checker(read_pages(survey)).check_answer(each)
 
 
 def test_who_declines_or_fails_the_check_twice_leaves_nothing(people, survey):
@@ -419,7 +419,7 @@ def test_from_a_disk_the_answers_are_a_file(people, survey):
     lines = [json.loads(line) for line in Path(download.value.path()).read_text().splitlines()]
     assert sorted(each["page"] for each in lines) == [0, 1, 2]
     for each in lines:
-        Checker(read_key(survey)).check_answer(surveying.made(each))
+        Checker(read_pages(survey)).check_answer(surveying.made(each))
 
 
 @contextlib.contextmanager

@@ -216,6 +216,14 @@ def test_refusals_are_counted_by_their_names(survey):
     assert refusals(survey) == {"no_such_file": 1, "page": 1, "rank": 2}
 
 
+def test_a_server_needs_no_key(survey):
+    """So that none has to lie where participants' requests arrive."""
+    key = surveying.read_key(survey)
+    (survey / "key.json").rename(survey.parent / "key.json")
+    with surveying.served(survey, key=key) as server:
+        assert server.post(surveying.answer(key))[0] == 200
+
+
 def test_nothing_of_an_address_is_kept_or_logged(survey):
     with surveying.served(survey) as server:
         server.post(surveying.answer(server.key), "panel-7")
