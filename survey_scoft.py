@@ -1,6 +1,7 @@
 #!/usr/bin/env python
 """Ask people of a culture which pictures show it best, as the paper's section 5 does.
 
+    python survey_scoft.py demo
     python survey_scoft.py build eval survey
     python survey_scoft.py serve survey
 
@@ -9,6 +10,8 @@ Which method drew a picture stands in `survey/key.json` alone, and no participan
 """
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from scoft.launch import Parser, at_least, between, positive, run_main, set_up_logging
@@ -17,12 +20,24 @@ from scoft.errors import DataError
 from scoft.pictures import SETS
 
 
+HERE = Path(__file__).resolve().parent
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for add, _ in COMMANDS.values():
         add(commands)
     return parser.parse_args(argv)
+
+
+@contextlib.contextmanager
+def needing_survey_requirements() -> Iterator[None]:
+    """Say how to get what an import lacks."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise DataError(f"{error}; this needs more: pip install -r requirements-survey.txt") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -98,18 +113,59 @@ def add_serve(commands: argparse._SubParsersAction):
 
 
 def run_serve(args: argparse.Namespace):
-    try:
+    with needing_survey_requirements():
         from scoft.survey.serve import serve
-    except ModuleNotFoundError as error:
-        raise DataError(f"{error}; serve needs more: pip install -r requirements-survey.txt") from error
     serve(args.folder, host=args.host, port=args.port, rate=args.rate, mirror=args.mirror)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# collect
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def add_collect(commands: argparse._SubParsersAction):
+    collect = commands.add_parser("collect", help="keep answers that participants saved as files")
+    collect.add_argument("folder", type=Path, help="what build made")
+    collect.add_argument("files", nargs="+", type=Path, help="answers-CODE.jsonl, as the last page saves it")
+
+
+def run_collect(args: argparse.Namespace):
+    from scoft.survey.collect import collect
+
+    collect(args.folder, args.files)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# demo
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def add_demo(commands: argparse._SubParsersAction):
+    demo = commands.add_parser("demo", help="a survey of the pocket world's pictures, in your browser")
+    demo.add_argument("folder", nargs="?", type=Path, default=Path("survey-demo"), help="where it is made, once")
+    demo.add_argument("--port", type=between(0, 65535), default=8000, help="of this machine; 0 is any free one")
+
+
+def run_demo(args: argparse.Namespace):
+    import webbrowser
+
+    with needing_survey_requirements():
+        from scoft.survey.serve import serve
+    if not args.folder.exists():
+        main(["build", str(HERE / "pocket/pictures"), str(args.folder), "--languages", "en", "es", "ko", "ar"])
+    serve(args.folder, host="127.0.0.1", port=args.port, rate=50.0, started=webbrowser.open)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # All commands
 # ---------------------------------------------------------------------------------------------------------------------
 
-COMMANDS = {"build": (add_build, run_build), "serve": (add_serve, run_serve)}
+COMMANDS = {
+    "build": (add_build, run_build),
+    "serve": (add_serve, run_serve),
+    "collect": (add_collect, run_collect),
+    "demo": (add_demo, run_demo),
+}
 
 
 def main(argv: list[str] | None = None):

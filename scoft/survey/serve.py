@@ -202,8 +202,19 @@ def listen(host: str, port: int) -> socket.socket:
         raise DataError(f"{port} of {host} cannot be had ({error}). Name another.", argument="port") from error
 
 
-def serve(folder: Path, *, host: str, port: int, rate: float, mirror: str | None = None):
-    """Serve a survey until SIGINT or SIGTERM; `mirror`: a dataset on the Hub, see Mirror. Raises DataError."""
+def serve(
+    folder: Path,
+    *,
+    host: str,
+    port: int,
+    rate: float,
+    mirror: str | None = None,
+    started: Callable[[str], object] = lambda address: None,
+):
+    """Serve a survey until SIGINT or SIGTERM. Raises DataError.
+
+    mirror: a dataset on the Hub, see Mirror.  started: called with the address as soon as it is served.
+    """
     checker = Checker(read_pages(folder))
     with contextlib.ExitStack() as open_here:
         open_here.enter_context(sole_writer(folder, flag="folder"))
@@ -220,6 +231,7 @@ def serve(folder: Path, *, host: str, port: int, rate: float, mirror: str | None
         @contextlib.asynccontextmanager
         async def lifespan(app: Starlette) -> AsyncIterator[None]:
             logger.info("The survey is at %s", address)
+            started(address)
             yield
 
         app = service.app()

@@ -1,5 +1,6 @@
 """What is kept of answers, and what is not."""
 
+import contextlib
 import dataclasses
 import sqlite3
 
@@ -87,6 +88,18 @@ def test_what_cannot_be_written_is_not_acknowledged(store, survey, key):
     store.connection.execute("DROP TRIGGER full")
     assert list(answers(survey)) == []
     assert store.keep(answer).result() == Kept("kept")
+
+
+def test_nothing_is_acknowledged_before_its_commit(store, survey, key):
+    """Somebody else holds the database, so that the commit has to wait, and with it the acknowledgement."""
+    answer = surveying.made(surveying.answer(key))
+    with contextlib.closing(sqlite3.connect(survey / ANSWERS_FILE, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        result = store.keep(answer)
+        with pytest.raises(TimeoutError):
+            result.result(0.3)
+        other.execute("ROLLBACK")
+    assert result.result(10) == Kept("kept") and list(answers(survey)) == [answer]
 
 
 def test_posts_that_wait_together_are_one_commit(survey, key):
