@@ -5,7 +5,8 @@
     python survey_scoft.py build eval survey
     python survey_scoft.py serve survey
 
-`build` makes pages of the pictures that `evaluate_scoft.py generate` wrote, `serve` shows them and keeps the answers.
+`build` makes pages of the pictures that `evaluate_scoft.py generate` wrote, `serve` shows them and keeps the answers,
+`collect` those that participants saved as files, and `demo` does both with pictures that come with this.
 Which method drew a picture stands in `survey/key.json` alone, and no participant can fetch that.
 """
 
