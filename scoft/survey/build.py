@@ -75,8 +75,7 @@ class Plan:
     completion_code: str | None  # None: one a participant, from the random id
 
     def __post_init__(self):
-        address = urlsplit(self.answers_url or "https://example.org")
-        if address.scheme not in ("http", "https") or not re.fullmatch(r"[\w.:\[\]-]+", address.netloc):
+        if not re.fullmatch(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[^\s?#]*)?", self.answers_url or "http://x"):
             raise DataError(f"is an address of http or https, got {self.answers_url!r}.", argument="answers_url")
 
 
@@ -126,6 +125,8 @@ def read_strings(language: str) -> Strings:
     ]
     if len(strings.check) != len(english.check):
         lacking.append(f"check: {len(english.check)} answers")
+    if len(strings.texts.get("letters", "")) < MOST_METHODS:
+        lacking.append(f"letters: {MOST_METHODS} of them, one a picture")
     if lacking:
         raise DataError(f"{path} lacks {listing(lacking)}. {remedy}")
     return strings

@@ -167,7 +167,7 @@ class Store:
             batch = [each for each in batch if each is not None]
             try:
                 results = self._commit(batch)
-            except sqlite3.Error as error:  # a full disk, say: nobody is told that an answer was kept
+            except Exception as error:  # a full disk, say: the thread goes on, and nobody is told "kept"
                 logger.error("%d posts could not be kept: %s", len(batch), error)
                 for *_, result in batch:
                     result.set_exception(error)

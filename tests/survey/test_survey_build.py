@@ -114,6 +114,7 @@ def test_words_of_a_prompt_stay_words(tmp_path):
         (["--languages", "gone.json"], "gone.json cannot be read"),
         (["--consent", "gone.txt"], "gone.txt cannot be read"),
         (["--answers_url", "javascript:alert(1)"], "answers_url is an address of http or https"),
+        (["--answers_url", "https://["], "answers_url is an address of http or https"),
         (["--answers_url", "https://a; script-src *"], "answers_url is an address of http or https"),
     ],
 )
@@ -177,9 +178,10 @@ def test_a_language_of_ones_own_is_a_file(generated, tmp_path):
     shown = data_of(survey)["strings"][0]
     assert (shown["language"], shown["culture"]) == ("ig", "Koria")
     assert '<html lang="ig" dir="ltr">' in (survey / "site/index.html").read_text()
+    strings["texts"]["letters"] = "AB"
     del strings["texts"]["skip"]
     (tmp_path / "igbo.json").write_text(json.dumps(strings))
-    with pytest.raises(DataError, match="igbo.json lacks skip"):
+    with pytest.raises(DataError, match="igbo.json lacks skip; letters: 6 of them"):
         surveying.build(generated, tmp_path / "other", "--languages", tmp_path / "igbo.json")
     (tmp_path / "igbo.json").write_text(json.dumps(strings | {"dir": "up"}))
     with pytest.raises(DataError, match="dir is ltr or rtl, got 'up'"):
