@@ -1,21 +1,30 @@
 #!/usr/bin/env python
 """Ask people of a culture which pictures show it best, as the paper's section 5 does.
 
+    python survey_scoft.py demo
+    python survey_scoft.py build eval survey
+    python survey_scoft.py serve survey
     python survey_scoft.py export survey --output responses
     python survey_scoft.py analyze responses
 
-`export` writes what was answered as rows, `analyze` tables, figures and a page of these, or of a CSV that was gathered
-elsewhere.
+`build` makes pages of the pictures that `evaluate_scoft.py generate` wrote, `serve` shows them and keeps the answers,
+`collect` those that participants saved as files, and `demo` does both with pictures that come with this.  `export`
+writes what was answered as rows, `analyze` tables, figures and a page of these, or of a CSV gathered elsewhere.
+Which method drew a picture stands in `survey/key.json` alone, and no participant can fetch that.
 """
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
-from scoft.launch import Parser, run_main, set_up_logging
+from scoft.launch import Parser, at_least, between, positive, run_main, set_up_logging
 
 from scoft.errors import DataError
+from scoft.pictures import SETS
 
 
+HERE = Path(__file__).resolve().parent
 RESPONSE_COLUMNS = (  # those of the rows
     "participant", "culture", "page", "item", "position", "method", "rank", "seed", "language", "milliseconds", "flags"
 )  # fmt: skip
@@ -27,6 +36,131 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for add, _ in COMMANDS.values():
         add(commands)
     return parser.parse_args(argv)
+
+
+@contextlib.contextmanager
+def needing_survey_requirements() -> Iterator[None]:
+    """Say how to get what an import lacks."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise DataError(f"{error}; this needs more: pip install -r requirements-survey.txt") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# build
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def add_build(commands: argparse._SubParsersAction):
+    build = commands.add_parser("build", help="pages of generated pictures")
+    build.add_argument("pictures", type=Path, help="folder of evaluate_scoft.py generate, with several methods")
+    build.add_argument(
+        "folder", type=Path, help="where the survey is made; what lies in its site/ is all that is shown"
+    )
+    build.add_argument("--sets", nargs="+", default=["prompts"], choices=SETS, help="of which prompts")
+    build.add_argument("--methods", nargs="+", help="whose pictures; default: all but checkpoints")
+    build.add_argument("--num_pages", type=at_least(1), default=10, help="one a prompt, as long as there are others")
+    build.add_argument("--seed", type=int, default=0, help="of which prompts are taken")
+    build.add_argument(
+        "--languages",
+        nargs="+",
+        default=["en"],
+        help="of the pages, the first unless a browser asks for another: en, es, ko, ar or FILE.json",
+    )
+    build.add_argument("--consent", type=Path, help="text file in place of what the consent page says")
+    build.add_argument(
+        "--answers_url", help="where answers are posted; default: the server that the pages come from, as serve is one"
+    )
+    build.add_argument(
+        "--panel_parameter",
+        default="PROLIFIC_PID",
+        help="of the page's address, by which a panel names its participant",
+    )
+    build.add_argument("--completion_code", help="that a panel expects; default: one of each participant's own")
+
+
+def run_build(args: argparse.Namespace):
+    from scoft.survey.build import Plan, build
+
+    plan = Plan(
+        sets=args.sets,
+        methods=args.methods,
+        num_pages=args.num_pages,
+        seed=args.seed,
+        languages=args.languages,
+        consent=args.consent,
+        answers_url=args.answers_url,
+        panel_parameter=args.panel_parameter,
+        completion_code=args.completion_code,
+    )
+    build(args.pictures, args.folder, plan)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# serve
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def add_serve(commands: argparse._SubParsersAction):
+    serve = commands.add_parser("serve", help="show the pages and keep the answers")
+    serve.add_argument("folder", type=Path, help="what build made, on a disk of this machine")
+    serve.add_argument("--host", default="127.0.0.1", help="the address to listen at; 0.0.0.0 is all of the machine's")
+    serve.add_argument("--port", type=between(0, 65535), default=8000, help="0 is any free one")
+    serve.add_argument(
+        "--rate",
+        type=positive,
+        default=50.0,
+        help="posts a second from one address; behind a proxy all have the proxy's",
+    )
+    serve.add_argument(
+        "--mirror",
+        help="private dataset on the Hub: answers are copied there, and read back at the start, if machines forget",
+    )
+
+
+def run_serve(args: argparse.Namespace):
+    with needing_survey_requirements():
+        from scoft.survey.serve import serve
+    serve(args.folder, host=args.host, port=args.port, rate=args.rate, mirror=args.mirror)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# collect
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def add_collect(commands: argparse._SubParsersAction):
+    collect = commands.add_parser("collect", help="keep answers that participants saved as files")
+    collect.add_argument("folder", type=Path, help="what build made")
+    collect.add_argument("files", nargs="+", type=Path, help="answers-CODE.jsonl, as the last page saves it")
+
+
+def run_collect(args: argparse.Namespace):
+    from scoft.survey.collect import collect
+
+    collect(args.folder, args.files)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# demo
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def add_demo(commands: argparse._SubParsersAction):
+    demo = commands.add_parser("demo", help="a survey of the pocket world's pictures, in your browser")
+    demo.add_argument("folder", nargs="?", type=Path, default=Path("survey-demo"), help="where it is made, once")
+    demo.add_argument("--port", type=between(0, 65535), default=8000, help="of this machine; 0 is any free one")
+
+
+def run_demo(args: argparse.Namespace):
+    import webbrowser
+
+    with needing_survey_requirements():
+        from scoft.survey.serve import serve
+    if not args.folder.exists():
+        main(["build", str(HERE / "pocket/pictures"), str(args.folder), "--languages", "en", "es", "ko", "ar"])
+    serve(args.folder, host="127.0.0.1", port=args.port, rate=50.0, started=webbrowser.open)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -76,11 +210,9 @@ def named_column(text: str) -> tuple[str, str]:
 
 
 def run_analyze(args: argparse.Namespace):
-    try:
+    with needing_survey_requirements():
         import choix  # noqa: F401
         import crowdkit  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise DataError(f"{error}; analyze needs more: pip install -r requirements-survey.txt") from error
     from scoft.survey.gathered import read_responses
     from scoft.survey.page import report
     from scoft.survey.problems import Problems
@@ -95,7 +227,14 @@ def run_analyze(args: argparse.Namespace):
 # All commands
 # ---------------------------------------------------------------------------------------------------------------------
 
-COMMANDS = {"export": (add_export, run_export), "analyze": (add_analyze, run_analyze)}
+COMMANDS = {
+    "build": (add_build, run_build),
+    "serve": (add_serve, run_serve),
+    "collect": (add_collect, run_collect),
+    "export": (add_export, run_export),
+    "analyze": (add_analyze, run_analyze),
+    "demo": (add_demo, run_demo),
+}
 
 
 def main(argv: list[str] | None = None):

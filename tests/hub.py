@@ -452,6 +452,13 @@ def commit(call, kind, repo_id):
     return {"commitOid": repo.head.sha, "commitUrl": f"{call.hub.url}/{repo_id}/commit/{repo.head.sha}"}
 
 
+@route("POST", f"{REPO}/super-squash/main")
+def squash(call, kind, repo_id):
+    repo = call.repo(kind, repo_id, writes=True)
+    repo.commits = [Commit(call.json.get("message") or "Super-squash branch 'main'", repo.files)]
+    return {}
+
+
 # Collections ---------------------------------------------------------------------------------------------------------
 
 

@@ -34,8 +34,9 @@ def test_every_flag_named_is_declared():
     data = ["--dataset", "x", "--culture", "y"]
     stages = {"generate": ["out", *data], "score": ["out", *data], "report": ["out"]}
     evaluating = {flag for stage, rest in stages.items() for flag in vars(evaluate_scoft.parse_args([stage, *rest]))}
-    surveys = {"export": ["survey"], "analyze": ["responses"]}
-    surveying = {flag for command, rest in surveys.items() for flag in vars(survey_scoft.parse_args([command, *rest]))}
+    commands = {"build": ["eval", "out"], "serve": ["out"], "collect": ["out", "file"], "demo": []}
+    commands |= {"export": ["survey"], "analyze": ["responses"]}
+    surveying = {flag for name, rest in commands.items() for flag in vars(survey_scoft.parse_args([name, *rest]))}
     assert named - training - preparing - evaluating - surveying == set()
 
 

@@ -1,7 +1,8 @@
 """What the parts of a survey hand each other: its key, the answers as they are posted, and the responses in rows.
 
     FOLDER/site/            all that participants may see; pictures are called by opaque names
-    FOLDER/key.json         which picture is whose: never served
+    FOLDER/pages.json       which pictures are of a page: what a server has to know
+    FOLDER/key.json         which picture is whose: no server needs it
     FOLDER/answers.sqlite3  what was answered
 
 A page of the survey is a prompt with one picture of each method, of one noise.  On each page each item is answered
@@ -16,10 +17,12 @@ from scoft.pictures import method_of
 
 
 SITE_FOLDER = "site"
+PAGES_FILE = "pages.json"
 KEY_FILE = "key.json"
 ANSWERS_FILE = "answers.sqlite3"
 RESPONSES_FILE = "responses.csv"
 ITEMS = ("alignment", "culture", "stereotypes", "offensiveness")  # the paper's four, section 5
+LANGUAGE_FORM = r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8}){0,3}"  # en, pt-BR
 FLAGS = ("straight_lined", "fast")  # of a page's answer; flagged, kept, reported with and without
 
 
@@ -52,6 +55,25 @@ class Key:
 def read_key(folder: Path) -> Key:
     """Raises DataError."""
     return read_record(folder / KEY_FILE, Key, remedy="Build the survey again.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pages:
+    """PAGES_FILE."""
+
+    survey: str
+    pages: list[list[str]]  # of each page, the opaque names of its pictures
+
+
+def pages_of(key: Key) -> Pages:
+    numbers = sorted({shown.page for shown in key.pictures.values()})
+    of_page = [[name for name, shown in key.pictures.items() if shown.page == number] for number in numbers]
+    return Pages(survey=key.survey, pages=of_page)
+
+
+def read_pages(folder: Path) -> Pages:
+    """Raises DataError."""
+    return read_record(folder / PAGES_FILE, Pages, remedy="Build the survey again.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
