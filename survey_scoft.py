@@ -18,7 +18,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from scoft.launch import Parser, at_least, between, positive, run_main, set_up_logging
+from scoft.launch import Parser, at_least, between, from_zero, load_function, positive, run_main, set_up_logging
 
 from scoft.errors import DataError
 from scoft.pictures import SETS
@@ -151,15 +151,28 @@ def add_demo(commands: argparse._SubParsersAction):
     demo = commands.add_parser("demo", help="a survey of the pocket world's pictures, in your browser")
     demo.add_argument("folder", nargs="?", type=Path, default=Path("survey-demo"), help="where it is made, once")
     demo.add_argument("--port", type=between(0, 65535), default=8000, help="of this machine; 0 is any free one")
+    words = "answered by so many simulated ones, who know the truth by the pocket world's judge, and analyzed at once"
+    demo.add_argument("--participants", type=at_least(1), help=words)
+    words = "of the simulated ones, beside the 2 that lie between a right picture and a stereotype"
+    demo.add_argument("--noise", type=from_zero(float), default=1.0, help=words)
 
 
 def run_demo(args: argparse.Namespace):
+    pictures = HERE / "pocket/pictures"
+    if not args.folder.exists():
+        main(["build", str(pictures), str(args.folder), "--languages", "en", "es", "ko", "ar"])
+    if args.participants:
+        from scoft.survey.simulate import answer_simulated
+
+        judge = load_function(f"{HERE / 'pocket/judge.py'}:rate", flag="demo")
+        answer_simulated(args.folder, pictures, judge=judge, participants=args.participants, noise=args.noise)
+        main(["export", str(args.folder), "--output", str(args.folder / "responses")])
+        main(["analyze", str(args.folder / "responses")])
+        return
     import webbrowser
 
     with needing_survey_requirements():
         from scoft.survey.serve import serve
-    if not args.folder.exists():
-        main(["build", str(HERE / "pocket/pictures"), str(args.folder), "--languages", "en", "es", "ko", "ar"])
     serve(args.folder, host="127.0.0.1", port=args.port, rate=50.0, started=webbrowser.open)
 
 

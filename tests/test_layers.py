@@ -19,6 +19,7 @@ from scoft.launch import Parser
 
 import pytest
 
+import survey_scoft
 import train_scoft_lora
 from scoft.distances import DISTANCES, distance_options
 from scoft.distances.base import PerceptualDistance
@@ -40,7 +41,8 @@ DOORS = {
 }
 LAYERED = [ROOT / "scoft_losses.py", *sorted((ROOT / "scoft").rglob("*.py"))]
 COMMANDS = [ROOT / f"{door}.py" for door in DOORS.values()]
-STAGES = ("", "generate", "score", "report")  # of evaluate_scoft.py
+STAGES = ("evaluate_scoft generate", "evaluate_scoft score", "evaluate_scoft report")
+STAGES += tuple(f"survey_scoft {command}" for command in survey_scoft.COMMANDS)
 WINGS = set(DOORS)  # other folders of scoft/ are ground
 OURS = {path.stem for path in ROOT.glob("*.py")} | {"scoft", "pocket", "benchmarks"}
 
@@ -220,10 +222,11 @@ def test_every_declared_flag_is_read(door):
 
 HEAVY = {"torch", "numpy", "scipy", "PIL", "matplotlib", "pandas", "pyarrow", "datasets", "accelerate", "diffusers"}
 HEAVY |= {"huggingface_hub", "peft", "pydantic", "safetensors", "timm", "transformers"}
-COMMAND_LINES = {  # for each command, all that it needs, and a table of flags, which is read before they are
-    "train_scoft_lora": ["--dataset", "pocket", "--culture", "veridia"],
-    "prepare_ccub": ["--defaults", "pocket", "--culture", "veridia"],
-    "evaluate_scoft": ["score", "folder", "--dataset", "pocket", "--culture", "veridia"],
+MISTYPED = {  # by door a command line, where there can be with a table of flags, ending in a typo; what was meant
+    "train_scoft_lora": ("--dataset pocket --culture veridia --cash_dir", "--cache_dir"),
+    "prepare_ccub": ("--defaults pocket --culture veridia --cash_dir", "--cache_dir"),
+    "evaluate_scoft": ("score folder --dataset pocket --culture veridia --cash_dir", "--cache_dir"),
+    "survey_scoft": ("build eval survey --num_page", "--num_pages"),
 }
 
 
@@ -238,9 +241,7 @@ def told(*words: str) -> tuple[int, str, set[str]]:
     return done.returncode, said, HEAVY & names
 
 
-@pytest.mark.parametrize(
-    "words", ["train_scoft_lora", "prepare_ccub", *("evaluate_scoft " + stage for stage in STAGES)]
-)
+@pytest.mark.parametrize("words", [*DOORS.values(), *STAGES])
 def test_help_is_told_without_what_is_heavy(words):
     door, *stage = words.split()
     status, said, heavy = told(f"{door}.py", *stage, "--help")
@@ -250,8 +251,9 @@ def test_help_is_told_without_what_is_heavy(words):
 
 @pytest.mark.parametrize("door", DOORS.values())
 def test_a_mistyped_flag_is_named_without_what_is_heavy(door):
-    status, said, heavy = told(f"{door}.py", *COMMAND_LINES[door], "--cash_dir", "x")
-    assert status == 2 and "--cash_dir: did you mean --cache_dir?" in said
+    words, meant = MISTYPED[door]
+    status, said, heavy = told(f"{door}.py", *words.split(), "x")
+    assert status == 2 and f"{words.split()[-1]}: did you mean {meant}?" in said
     assert heavy == set()
 
 

@@ -158,7 +158,8 @@ def as_in_the_paper(rankings: Rankings) -> dict[str, Number]:
     table = pandas.DataFrame(
         {"worker": comparisons.participant, "left": comparisons.left, "right": comparisons.right, "label": winner}
     )
-    scores = NoisyBradleyTerry().fit(table).scores_
+    with np.errstate(all="ignore"):  # on its way it overflows, which NumPy would tell a dozen times
+        scores = NoisyBradleyTerry().fit(table).scores_
     return {
         method: Number(float(scores[number])) if number in scores.index else Number(None)
         for number, method in enumerate(rankings.methods)

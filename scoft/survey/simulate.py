@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 
-from scoft.survey.schema import ITEMS, Answer, Key
+from scoft.images import open_file
+from scoft.survey.schema import ITEMS, Answer, Key, read_key
+from scoft.survey.store import Store
 
 
 USUAL_SECONDS = 60.0  # of a page, the median
 SPREAD = 0.35  # of its logarithm
+
+
+def answer_simulated(
+    folder: Path,
+    pictures: Path,
+    *,
+    judge: Callable[[list, list[str]], Mapping[str, float]],
+    participants: int,
+    noise: float,
+):
+    """Answer the survey in `folder` by simulated participants, who see in a picture what the judge does.
+
+    pictures: the folder that the survey was built from.  judge(images, prompts): shares that are `right` and a
+    `stereotype`; a picture's quality is their difference, from -1 to 1.  Those who answered before are replaced.
+    Raises DataError.
+    """
+    key = read_key(folder)
+    quality = {}
+    for name, shown in key.pictures.items():
+        seen = judge([open_file(pictures / shown.file, within=pictures)], [shown.prompt])
+        quality[name] = seen["right"] - seen["stereotype"]
+    with Store(folder) as store:
+        answers = simulated_answers(key, quality, participants=participants, noise=noise)
+        for kept in [store.keep(answer) for answer in answers]:
+            kept.result()
 
 
 def simulated_answers(

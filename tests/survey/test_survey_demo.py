@@ -1,12 +1,15 @@
 """A survey that can be tried at once."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
 
+import survey_scoft
 import surveying
 from pocket import make_pictures
 from scoft.pictures import read_pictures
@@ -61,3 +64,18 @@ def test_a_browser_is_opened_on_a_survey_that_is_made_once(tmp_path):
         surveys.add(read_key(tmp_path / "demo").survey)
     assert len(surveys) == 1 and refusals(tmp_path / "demo") == {}
     assert {shown.method for shown in read_key(tmp_path / "demo").pictures.values()} == METHODS
+
+
+def test_simulated_participants_see_what_the_judge_does(tmp_path, capfd):
+    """All that they answer arrives on the page, where the base model, whose pictures are stereotypes, is last."""
+    for _ in range(2):  # who answers again is counted once
+        survey_scoft.main(["demo", str(tmp_path / "demo"), "--participants", "8", "--noise", "0.3"])
+    pages = len({shown.page for shown in read_key(tmp_path / "demo").pictures.values()})
+    with open(tmp_path / "demo/responses/responses.csv") as file:
+        assert sum(1 for _ in file) == 1 + 8 * pages * 4 * len(METHODS)
+    page = (tmp_path / "demo/analysis/analysis.md").read_text()
+    assert page.startswith("# What people said of the pictures\n\n8 participants")
+    order = re.search("The consensus of the participants .* is (.*)[.]", page)[1].split(", ")
+    assert set(order) == METHODS and order[-1] == "base"
+    assert json.loads((tmp_path / "demo/analysis/analysis.json").read_text())
+    assert "Warning" not in capfd.readouterr().err
