@@ -85,7 +85,8 @@ def minority(rankings: Rankings, correlation: float | None) -> Minority | None:
         return None
     number = np.unique(rankings.page, return_inverse=True)[1]  # of a page in the culture
     halves = [rankings.take(number % 2 == half) for half in (0, 1)]
-    (seen, who), (other, others) = map(participants_means, halves)
+    ranked = np.flatnonzero(~np.isnan(rankings.ranks).all(0))
+    (seen, who), (other, others) = (participants_means(half, ranked) for half in halves)
     both = np.intersect1d(who, others)
     seen, other = seen[np.isin(who, both)], other[np.isin(others, both)]
     if len(both) < 2 * FEWEST:
@@ -101,12 +102,13 @@ def minority(rankings: Rankings, correlation: float | None) -> Minority | None:
         for group, first, second in ((small, a, b), (large, b, a))
     ):
         return None
-    return Minority(int(small.sum()), rankings.methods[a], int(large.sum()), rankings.methods[b])
+    names = [rankings.methods[each] for each in ranked]
+    return Minority(int(small.sum()), names[a], int(large.sum()), names[b])
 
 
-def participants_means(rankings: Rankings) -> tuple[np.ndarray, np.ndarray]:
-    """(P, m) mean ranks of those who ranked every method, and (P,) who they are."""
-    totals, counts, who = by_participant(rankings.ranks, rankings.participant)
+def participants_means(rankings: Rankings, methods: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(P, m) mean ranks of those who ranked each of these methods, and (P,) who they are."""
+    totals, counts, who = by_participant(rankings.ranks[:, methods], rankings.participant)
     means = ratio(totals, counts)
     whole = ~np.isnan(means).any(1)
     return means[whole], who[whole]

@@ -12,11 +12,11 @@ from scoft.survey.store import answers
 
 def export(folders: Sequence[Path], output: Path):
     """Write the responses of survey folders, one a culture. Raises DataError."""
-    keys = {folder: read_key(folder) for folder in folders}
-    for folder, key in keys.items():
-        if [each.culture for each in keys.values()].count(key.culture) > 1:
+    keys = [(folder, read_key(folder)) for folder in folders]
+    for folder, key in keys:
+        if [each.culture for _, each in keys].count(key.culture) > 1:
             raise DataError(f"{folder} is not the only survey of {key.culture}; give one for each culture.")
     problems = Problems()
-    rows = [row for folder, key in keys.items() for row in responses_of(answers(folder), key, problems)]
+    rows = [row for folder, key in keys for row in responses_of(answers(folder), key, problems)]
     problems.tell("answers")
     write_responses(output, rows)

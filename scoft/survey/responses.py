@@ -144,7 +144,10 @@ def write_responses(output: Path, rows: Sequence[Response]):
     Raises DataError where there is nothing, or where the folder has a culture that these rows have not.
     """
     if not rows:
-        raise DataError("There are no answers yet; export again when the first have come.")
+        raise DataError(
+            f"There are no answers. Export again when some have come. What {output} may hold of answers that were "
+            "withdrawn is yours to remove."
+        )
     cultures = dict.fromkeys(row.culture for row in rows)
     private_folder(output, flag="--output")
     with sole_writer(output, flag="--output"):

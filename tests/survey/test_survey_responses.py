@@ -145,5 +145,5 @@ def test_the_same_rows_are_the_same_bytes_and_other_cultures_are_not_lost_unseen
     ]
     with pytest.raises(DataError, match="has responses of china too"):
         write_responses(tmp_path / "a", [row for row in rows if row.culture == "korea"])
-    with pytest.raises(DataError, match="no answers yet"):
+    with pytest.raises(DataError, match="There are no answers"):
         write_responses(tmp_path / "a", [])

@@ -1,5 +1,6 @@
 """Known skills come back, and each statistic equals what it should."""
 
+import dataclasses
 import itertools
 
 import choix
@@ -318,6 +319,12 @@ def test_a_minority_with_another_winner_is_found():
     found = split(5, 12, other="m")
     told = minority(found, agreement(found)[ALL].correlation)
     assert (told.participants, told.prefers, told.rest, told.rest_prefers) == (5, "m", 12, "mpc")
+    without = np.array(found.ranks)
+    without[:, found.methods.index("base")] = np.nan  # as where a culture was never shown one
+    again = dataclasses.replace(found, ranks=without)
+    assert minority(again, 0.0) == told
+    one_page = found.take(found.page == 0)
+    assert minority(one_page, 0.0) is None
 
 
 def test_no_minority_is_found_in_noise_or_where_people_agree():
