@@ -10,7 +10,7 @@ DENSE = 300  # nodes of a graph, below which LAPACK is as fast
 
 
 class SparseMMSR(MMSR):
-    """The same skills and labels; of 200 participants in a thirteenth of the time and without 10 GB of zeros.
+    """The same skills and labels; of 200 participants in a twelfth of the time, and without a matrix of zeros.
 
     Which participants are on the side of the truth is a coloring of a graph: those who mostly disagree are joined, and
     those who mostly agree are joined over a node between them, so that neighbours differ.  It is the eigenvector of
