@@ -21,6 +21,7 @@ from scoft.survey.rankings import rankings_of
 from scoft.survey.responses import csv_of, write_responses
 from scoft.survey.schema import KEY_FILE, Response
 from scoft.survey.simulate import simulated_answers
+from scoft.survey.store import Store
 
 
 FIGURES = {"violins.png", "rank_counts.png", "consensus.png", "noisy_bradley_terry.png", "covariance.png"}
@@ -177,17 +178,16 @@ def test_names_of_others_break_no_page(tmp_path):
 
 
 def test_a_survey_is_exported_and_analysed_from_the_command_line(tmp_path, monkeypatch):
-    store = pytest.importorskip("scoft.survey.store")
-    given, folders = {}, []
+    folders = []
     for culture in ("korea", "china"):
         key = key_of(culture, pages=2)
         folders.append(tmp_path / culture)
         folders[-1].mkdir()
         (folders[-1] / KEY_FILE).write_text(json.dumps(dataclasses.asdict(key)))
         quality = {name: float(len(shown.method)) for name, shown in key.pictures.items()}
-        given[folders[-1]] = list(simulated_answers(key, quality, participants=3, noise=1.0))
-    monkeypatch.setattr(store, "answers", given.get)
-    monkeypatch.setattr("scoft.survey.export.answers", given.get)
+        with Store(folders[-1]) as store:
+            for answer in simulated_answers(key, quality, participants=3, noise=1.0):
+                store.keep(answer)
     monkeypatch.chdir(tmp_path)
     survey_scoft.main(["export", *map(str, folders)])
     survey_scoft.main(["analyze", "responses"])

@@ -75,7 +75,7 @@ def test_simulated_participants_see_what_the_judge_does(tmp_path, capfd):
         assert sum(1 for _ in file) == 1 + 8 * pages * 4 * len(METHODS)
     page = (tmp_path / "demo/analysis/analysis.md").read_text()
     assert page.startswith("# What people said of the pictures\n\n8 participants")
-    order = re.search("The consensus of the participants .* is (.*)[.]", page)[1].split(", ")
+    order = re.split(", | = ", re.search("The consensus of the participants .* is (.*)[.]", page)[1])
     assert set(order) == METHODS and order[-1] == "base"
     assert json.loads((tmp_path / "demo/analysis/analysis.json").read_text())
     assert "Warning" not in capfd.readouterr().err
