@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from scoft.errors import DataError
 from scoft.images import open_file
-from scoft.survey.schema import ITEMS, Answer, Key, read_key
-from scoft.survey.store import Store
+from scoft.survey.schema import ANSWERS_FILE, ITEMS, Answer, Key, read_key
+from scoft.survey.store import Store, every_answer
 
 
 USUAL_SECONDS = 60.0  # of a page, the median
@@ -27,9 +28,11 @@ def answer_simulated(
     """Answer the survey in `folder` by simulated participants, who see in a picture what the judge does.
 
     pictures: the folder that the survey was built from.  judge(images, prompts): shares that are `right` and a
-    `stereotype`; a picture's quality is their difference, from -1 to 1.  Those who answered before are replaced.
-    Raises DataError.
+    `stereotype`; a picture's quality is their difference, from -1 to 1.  Raises DataError, also where
+    somebody has answered: people and the simulated do not belong together.
     """
+    if (folder / ANSWERS_FILE).exists() and next(every_answer(folder), None):
+        raise DataError(f"{folder} has answers. Name another folder, or remove it.")
     key = read_key(folder)
     quality = {}
     for name, shown in key.pictures.items():
@@ -37,8 +40,7 @@ def answer_simulated(
         quality[name] = seen["right"] - seen["stereotype"]
     with Store(folder) as store:
         answers = simulated_answers(key, quality, participants=participants, noise=noise)
-        for kept in [store.keep(answer) for answer in answers]:
-            kept.result()
+        store.put_back(list(answers), []).result()
 
 
 def simulated_answers(

@@ -9,9 +9,12 @@ import sys
 import time
 import urllib.request
 
+import pytest
+
 import survey_scoft
 import surveying
 from pocket import make_pictures
+from scoft.errors import DataError
 from scoft.pictures import read_pictures
 from scoft.survey.schema import read_key
 from scoft.survey.store import refusals
@@ -68,8 +71,10 @@ def test_a_browser_is_opened_on_a_survey_that_is_made_once(tmp_path):
 
 def test_simulated_participants_see_what_the_judge_does(tmp_path, capfd):
     """All that they answer arrives on the page, where the base model, whose pictures are stereotypes, is last."""
-    for _ in range(2):  # who answers again is counted once
-        survey_scoft.main(["demo", str(tmp_path / "demo"), "--participants", "8", "--noise", "0.3"])
+    words = ["demo", str(tmp_path / "demo"), "--participants", "8", "--noise", "0.3"]
+    survey_scoft.main(words)
+    with pytest.raises(DataError, match="demo has answers. Name another"):
+        survey_scoft.main(words)
     pages = len({shown.page for shown in read_key(tmp_path / "demo").pictures.values()})
     with open(tmp_path / "demo/responses/responses.csv") as file:
         assert sum(1 for _ in file) == 1 + 8 * pages * 4 * len(METHODS)
