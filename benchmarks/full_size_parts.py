@@ -188,13 +188,18 @@ def train_step(args: argparse.Namespace) -> dict[str, Callable[[], dict]]:
     return {"ours and plain, batch 1, K 1": lambda: module("train_step", args, *words(flags))}
 
 
-def compile_without_inductor():
-    """On a CPU, where inductor takes minutes, `torch.compile` only traces and runs the graphs that it found.
+@contextlib.contextmanager
+def compiling_without_inductor() -> Iterator[None]:
+    """Have `torch.compile` only trace, and run the graphs that it found: on a CPU, where inductor takes minutes.
 
     All else of a compiled run is rehearsed; seconds say nothing there anyway.
     """
     compile = torch.compile
     torch.compile = lambda model, dynamic=None, **_: compile(model, dynamic=dynamic, backend="eager")
+    try:
+        yield
+    finally:
+        torch.compile = compile
 
 
 def settings_of(args: argparse.Namespace, *, batch: int, captions: int, checkpointing: bool) -> dict:
@@ -503,15 +508,14 @@ def main(argv: list[str] | None = None):
     args = parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     cases = KINDS_OF_PARTS[args.kind](args)
-    if args.device == "cpu":
-        compile_without_inductor()
     tell(args.lines, cases=list(cases))
-    for name, measure in cases.items():
-        if name not in args.done:
-            tell(args.lines, begun=name)
-            started = time.perf_counter()
-            result = rounded(measure())
-            tell(args.lines, case=name, result=result, seconds=round(time.perf_counter() - started, 1))
+    with compiling_without_inductor() if args.device == "cpu" else contextlib.nullcontext():
+        for name, measure in cases.items():
+            if name not in args.done:
+                tell(args.lines, begun=name)
+                started = time.perf_counter()
+                result = rounded(measure())
+                tell(args.lines, case=name, result=result, seconds=round(time.perf_counter() - started, 1))
 
 
 if __name__ == "__main__":

@@ -787,7 +787,8 @@ def test_output_folder_keeps_its_contract(train, tmp_path):
     assert "{{" not in card and "TODO" not in card and "Veridia" in card and "images/lora-1.png" in card
     shown = EventAccumulator(str(run / "logs" / "scoft")).Reload().Tags()
     losses = {"loss", *(f"loss/{term}" for term in METHODS["mpc"])}
-    assert set(shown["scalars"]) == losses | {"lr", "grad_norm", "seconds", "judge/base/n", "judge/lora/n"}
+    values = {"lr", "grad_norm", "active_negatives", "seconds", "judge/base/n", "judge/lora/n"}
+    assert set(shown["scalars"]) == losses | values
     assert shown["images"] == ["validation"]
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import train_step
+from scoft.train.terms import ACTIVE
 
 
 TINY = {
@@ -48,6 +49,7 @@ def test_the_plain_implementation_has_our_losses_and_our_gradient(monkeypatch, i
     ours, our_terms = lora_gradient(bench, "ours", step=step)
     plain, plain_terms = lora_gradient(bench, "plain", step=step)
 
+    assert (our_terms.pop(ACTIVE, None) is None) == (not image_weight)
     assert our_terms == pytest.approx(plain_terms, rel=1e-4)
     assert (ours - plain).norm() < 1e-4 * plain.norm()
     if image_weight:
