@@ -457,7 +457,7 @@ def update(
 ) -> dict[str, torch.Tensor | float]:
     """Do one update; returns its values, still on the device, as named in metrics.jsonl.
 
-    losses(batch, step): the loss and its terms.  Nothing here waits for the device.
+    losses(batch, step): the loss; by name its terms and what else is logged.  Nothing here waits for the device.
     """
     from scoft_losses import weighted_sum
 

@@ -39,6 +39,7 @@ from packaging.requirements import Requirement
 
 from scoft.errors import DataError
 from scoft.files import read_record, write_atomically
+from scoft.pages import aligned
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -344,11 +345,11 @@ def machine(place: Place) -> dict:
     return json.loads(lines.read_text().splitlines()[-1])["result"]
 
 
-def commit() -> str | None:
-    """The commit of this code, with `-dirty` where it was changed since; None where git does not tell."""
+def commit_of(checkout: Path) -> str | None:
+    """The commit of a checkout, with `-dirty` where it was changed since; None where git does not tell."""
     with contextlib.suppress(OSError):
         describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout.strip() or None
+        return subprocess.run(describe, cwd=checkout, capture_output=True, text=True).stdout.strip() or None
     return None
 
 
@@ -360,8 +361,7 @@ def table(record: Record, parts: Iterable[Part]) -> str:
             rows.append((part.name, outcome.state, cases, f"{outcome.seconds:.0f}"))
         else:
             rows.append((part.name, "missing", "", ""))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(aligned(rows))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -403,7 +403,7 @@ def main(argv: list[str] | None = None):
         raise SystemExit(f"error: {error}") from error
     if args.device == "cuda" and here["gpu"] is None:
         raise SystemExit("error: --device cuda: torch finds none here; to rehearse without: --size tiny --device cpu")
-    known = {"commit": args.commit or commit(), "minutes": minutes, "older_than_asked": older}
+    known = {"commit": args.commit or commit_of(ROOT), "minutes": minutes, "older_than_asked": older}
     record.calls.append({**known, "machine": here})
     record.do_again(args.again)
     call = Call(record, args.output, place, deadline=deadline)

@@ -25,6 +25,7 @@ import train_scoft_lora as trainer
 from benchmarks.train_step import SIZES, RandomClipConv, make_accelerator, random_model
 from scoft.base_model import StableDiffusion
 from scoft.files import write_atomically
+from scoft.pages import aligned
 from scoft.train.optimizer import make_optimizer
 from scoft.weights import DTYPES
 
@@ -130,8 +131,7 @@ def table(calls: dict[str, dict[str, int]]) -> str:
     rows.append(
         ("an update, the mean", "", f"{mean['operations']:.0f}", f"{mean['casts']:.0f}", f"{mean['bytes'] / 1e9:.1f}")
     )
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return "\n".join(aligned(rows))
 
 
 def main(argv: list[str] | None = None):

@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 import train_scoft_lora as trainer
+from benchmarks.full_size import commit_of
 from benchmarks.train_step import processor, rounded
 from scoft.files import write_atomically
 
@@ -145,11 +146,6 @@ def medians(runs: list) -> dict | float:
     return statistics.median(runs)
 
 
-def commit(checkout: Path) -> str:
-    command = ["git", "-C", checkout, "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
-
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--beside", type=Path, help="another checkout, measured in turn with this one")
@@ -169,7 +165,7 @@ def main(argv: list[str] | None = None):
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")},
         "repeats": args.repeats,
-        "commits": {name: commit(checkout) for name, checkout in checkouts.items()},
+        "commits": {name: commit_of(checkout) for name, checkout in checkouts.items()},
         **{name: medians(each) for name, each in runs.items()},
     }
     result = rounded(result)

@@ -50,6 +50,12 @@ def markup(cell: object) -> str:
     return f"**{text}**" if isinstance(cell, Bold) else text
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of text in which the cells of a column stand below each other, for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["   ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
 def comparison_rows(base: dict[str, float], lora: dict[str, float]) -> list[tuple[str, ...]]:
     """Numbers as rows of text, base beside LoRA, below a row of headings.
 

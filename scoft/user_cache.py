@@ -54,7 +54,7 @@ def remembered_tensors(
     compute = functools.cache(compute)
     try:
         return cached_tensors(path, key=key, compute=compute)
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
         logger.warning("%s cannot be kept for later runs: %s", path, error)
         return compute()
 

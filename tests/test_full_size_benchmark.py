@@ -106,7 +106,7 @@ def test_a_second_call_does_what_is_missing_alone(call):
     third = call(part("one", "a", "b"), part("two", "c"), again=("one",))
     assert third.parts["two"] == second.parts["two"]
     assert third.parts["one"].cases["a"].result["pid"] != first.parts["one"].cases["a"].result["pid"]
-    assert "two   missing" in full_size.table(first, [part("one"), part("two")])
+    assert "two    missing" in full_size.table(first, [part("one"), part("two")])
 
 
 def test_a_part_ends_at_its_bound_with_all_that_it_started(call):

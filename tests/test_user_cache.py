@@ -9,12 +9,13 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import pytest
+import torch
 
 from layouts import ROOT, plain, read, records, write_folder, write_parquet
 from scoft import dataset, images
 from scoft.dataset import CulturalDataset
 from scoft.errors import DataError
-from scoft.user_cache import Verdict, remembered_verdicts, user_cache
+from scoft.user_cache import Verdict, remembered_tensors, remembered_verdicts, user_cache
 
 
 @pytest.fixture
@@ -206,3 +207,16 @@ def test_of_processes_that_start_together_one_looks_and_the_others_read(tmp_path
     runs = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     counts, fingerprints = zip(*(run.communicate()[0].split() for run in runs))
     assert sorted(map(int, counts)) == [0, 0, 60] and len(set(fingerprints)) == 1
+
+
+def test_on_a_file_system_without_locks_nothing_is_kept_and_all_goes_on(tmp_path, monkeypatch, caplog):
+    def refuse(lock, *args, **kwargs):
+        raise NotImplementedError("no flock here")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    found = remembered_tensors(tmp_path / "a.safetensors", key="k", compute=lambda: {"a": torch.arange(3)})
+    assert found["a"].tolist() == [0, 1, 2] and not (tmp_path / "a.safetensors").exists()
+    with remembered_verdicts(tmp_path / "images/v.json", key="k") as known:
+        known["x"] = Verdict("stamp", "0" * 64, "")
+    assert not (tmp_path / "images/v.json").exists()
+    assert caplog.text.count("cannot be kept for later runs: no flock here") == 2

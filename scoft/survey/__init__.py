@@ -1,0 +1,1 @@
+"""The wing behind survey_scoft.py."""

@@ -21,7 +21,7 @@ from scoft.dataset import CulturalDataset
 from scoft.files import content_key, private_folder
 from scoft.images import is_blank, write_png
 from scoft.lora_folder import GRID_FILE, PICTURE_FILE, write_judged
-from scoft.pages import comparison_rows
+from scoft.pages import aligned, comparison_rows
 from scoft.train.trackers import show_picture
 from scoft.user_cache import remembered_tensors
 
@@ -175,9 +175,7 @@ class Validation:
 
 def judge_table(base: dict[str, float], lora: dict[str, float]) -> list[str]:
     """A judge's numbers as aligned rows of text, base beside LoRA."""
-    rows = comparison_rows(base, lora)
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["   ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return aligned(comparison_rows(base, lora))
 
 
 def comparison_grid(prompts: list[str], base: list, lora: list, *, title: str, photographs: Sequence = ()):
