@@ -28,7 +28,7 @@ from scoft.dataset_source import Remedies, embedded_flags, embedded_folder
 from scoft.distances import distance_options
 from scoft.errors import DataError
 from scoft.evaluate.loras import DEFAULT_BASE
-from scoft.evaluate.metrics import METRICS
+from scoft.evaluate.metrics import METRICS, Measured, metric_of
 from scoft.files import checked_name
 from scoft.pictures import BASE, SETS
 
@@ -159,6 +159,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     report.add_argument("--output", type=Path, help="folder of the report; default: the first of the scored ones")
     report.add_argument("--card", type=Path, help="LoRA folder whose page gets the numbers of --method")
     report.add_argument("--method", help="NAME of the LoRA that --card is of")
+    words = "metrics, such as kid judge/right clip_score:general, that say together which checkpoint is enough"
+    report.add_argument("--stop_by", nargs="+", type=named_metric, default=[], metavar="METRIC[:SET]", help=words)
 
     args = parser.parse_args(with_defaults(stages.choices, sys.argv[1:] if argv is None else argv))
     check_args(parser, args)
@@ -183,6 +185,20 @@ def named_encoder(text: str) -> tuple[str, str]:
     if name not in ENCODERS or not place:
         raise argparse.ArgumentTypeError(f"is NAME=PLACE with NAME of {', '.join(ENCODERS)}; got {text!r}")
     return name, place
+
+
+def named_metric(text: str) -> Measured:
+    """argparse's type of --stop_by: a metric, a judge's by its word, and its set, by default the first of its sets."""
+    name, _, of = text.partition(":")
+    try:
+        sets = metric_of(name).sets
+    except KeyError:
+        raise argparse.ArgumentTypeError(
+            f"is METRIC[:SET] with METRIC of {', '.join(METRICS)}, or judge/WORD; got {text!r}"
+        ) from None
+    if of and of not in sets:
+        raise argparse.ArgumentTypeError(f"{name} is of {', '.join(sets)}; got {text!r}")
+    return Measured(name, of or sets[0])
 
 
 def with_defaults(stages: Mapping[str, Parser], argv: list[str]) -> list[str]:
@@ -307,7 +323,8 @@ def main(argv: list[str] | None = None):
     else:
         from scoft.evaluate.report import report
 
-        report(args.folders, output=args.output or args.folders[0], card=args.card, method=args.method)
+        output = args.output or args.folders[0]
+        report(args.folders, output=output, card=args.card, method=args.method, stop_by=args.stop_by)
 
 
 if __name__ == "__main__":

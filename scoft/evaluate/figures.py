@@ -12,11 +12,11 @@ from PIL import Image
 
 from scoft import sheets
 from scoft.cultures import culture_words
-from scoft.evaluate.results import Key, Results, checkpoints_of
+from scoft.evaluate.results import Results, checkpoints_of
 from scoft.evaluate.tables import headline
 from scoft.files import private_folder
 from scoft.images import open_file, write_png
-from scoft.pictures import BASE, is_checkpoint, read_pictures
+from scoft.pictures import is_checkpoint, read_pictures
 
 
 PHOTOGRAPHS = "photographs"  # the private folder of the sheets that show the dataset's photographs, which are others'
@@ -144,9 +144,7 @@ def write_figures(folder: Path, results: Results, output: Path, *, apart: bool) 
 def panels_of(results: Results) -> dict[str, dict[str, list[tuple[int, float, float, float]]]]:
     """What `curves` takes: a panel a metric and set, a line a run, from the base model on."""
     panels = defaultdict(dict)
-    for (run, metric, of), points in checkpoints_of(results).items():
-        start = results.estimates.get(Key(metric, of, BASE))
-        panels[headline(metric, of)][run] = [
-            (updates, each.value, each.low, each.high) for updates, each in ([(0, start)] if start else []) + points
-        ]
+    for (run, metric, of), points in checkpoints_of(results.estimates).items():
+        lines = [(updates, each.value, each.low, each.high) for updates, each in points]
+        panels[headline(metric, of)][run] = lines
     return panels

@@ -5,7 +5,7 @@ Names, titles and needs stand here, apart from what is computed: command lines, 
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from scoft.pictures import PromptSet
 
@@ -32,6 +32,13 @@ class Metric:
     def flag(self) -> str | None:
         """The flag of `score` without which there is no such number."""
         return {"general": "general_reference", "judge": "judge"}.get(self.against)
+
+
+class Measured(NamedTuple):
+    """A metric by its name, and the set of pictures that it is taken of."""
+
+    metric: str
+    set: PromptSet
 
 
 ROWS = (

@@ -9,14 +9,15 @@ from scoft.cultures import culture_words
 from scoft.errors import DataError
 from scoft.evaluate.card import check_card, fill_card
 from scoft.evaluate.figures import write_figures
-from scoft.evaluate.metrics import metric_of
+from scoft.evaluate.metrics import Measured, metric_of
 from scoft.evaluate.paper import paper_lines
-from scoft.evaluate.results import Key, Results, checkpoints_of, paired, read_results
-from scoft.evaluate.tables import differences_table, headline, includes_zero, metrics_table, number_text
+from scoft.evaluate.results import Key, Results, read_results
+from scoft.evaluate.stopping import check_stop_by, when_to_stop
+from scoft.evaluate.tables import differences_table, metrics_table
 from scoft.files import sole_writer, write_atomically
 from scoft.intervals import Estimate, mean_over_cultures
 from scoft.pages import markdown_text, table
-from scoft.pictures import Method, is_checkpoint
+from scoft.pictures import is_checkpoint
 
 
 logger = logging.getLogger(__name__)
@@ -36,13 +37,16 @@ TABLE_2 = (
 ALIKE = ("question", "confidence", "features", "diversity_features", "neighbours", "encoders", "settings")
 
 
-def report(folders: Sequence[Path], *, output: Path, card: Path | None, method: str | None):
+def report(
+    folders: Sequence[Path], *, output: Path, card: Path | None, method: str | None, stop_by: Sequence[Measured]
+):
     """Write a page of the numbers of scored folders, and those of `method` onto the page of the LoRA folder `card`.
 
-    Raises DataError.
+    stop_by: the metrics, with their sets, that are to say together when to stop. Raises DataError.
     """
     results = {folder: read_results(folder) for folder in folders}
     check_comparable(results)
+    check_stop_by(results, stop_by)
     if card:
         check_card(card)  # before its lock makes the folder
     with contextlib.ExitStack() as alone:
@@ -50,7 +54,7 @@ def report(folders: Sequence[Path], *, output: Path, card: Path | None, method: 
             alone.enter_context(sole_writer(folder, flag=flag))
         if card:
             fill_card(card, method, results)
-        write_report(results, output)
+        write_report(results, output, stop_by=stop_by)
 
 
 def check_comparable(results: Mapping[Path, Results]):
@@ -73,7 +77,7 @@ def check_comparable(results: Mapping[Path, Results]):
                 )
 
 
-def write_report(results: Mapping[Path, Results], output: Path):
+def write_report(results: Mapping[Path, Results], output: Path, *, stop_by: Sequence[Measured]):
     """Write the page and its figures. Raises DataError."""
     every = list(results.values())
     mean = means(results)
@@ -86,7 +90,7 @@ def write_report(results: Mapping[Path, Results], output: Path):
     lines += ["", "## Figures"] if illustrations else []
     for name, file in illustrations:
         lines += ["", f"![{markdown_text(name)}]({file})"]
-    lines += when_to_stop(every)
+    lines += when_to_stop(every, mean, stop_by)
     lines += ["", "## How it was measured", "", *provenance(every)]
     write_atomically(output / REPORT_FILE, "\n".join(lines) + "\n")
     logger.info("The report is %s", output / REPORT_FILE)
@@ -151,27 +155,6 @@ def differences_of_methods(
         lines += ["", f"### {name}", ""] if len(tables) > 1 else [""]
         lines += differences_table(estimates, methods)
     return lines
-
-
-def when_to_stop(results: Sequence[Results]) -> list[str]:
-    """A section of each run's best checkpoint by each metric, and those that cannot be told from it."""
-    rows = []
-    for each in results:
-        for (run, metric, name), points in checkpoints_of(each).items():
-            if not (better := metric_of(metric).better):
-                continue
-            updates, best = (min if better == "less" else max)(points, key=lambda point: point[1].value)
-            level = [
-                other
-                for other, estimate in points
-                if other != updates and includes_zero(paired(estimate, best, what=f"{metric}, {Method(run, other)}"))
-            ]
-            number, told = number_text(best, metric), ", ".join(map(str, level)) or "none"
-            rows.append([culture_words(each.culture), run, headline(metric, name), updates, number, told])
-    if not rows:
-        return []
-    heading = ["culture", "run", "metric", "best after updates", "there", "not told from it"]
-    return ["", "## When to stop", "", *table(heading, rows)]
 
 
 def provenance(results: Sequence[Results]) -> list[str]:

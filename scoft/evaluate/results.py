@@ -18,7 +18,7 @@ from scoft.evaluate.sample import Choices
 from scoft.files import checked_name, read_record, write_atomically
 from scoft.intervals import Estimate
 from scoft.lora_page import without_places
-from scoft.pictures import Picture, PromptSet, is_checkpoint, method_of
+from scoft.pictures import BASE, Picture, PromptSet, is_checkpoint, method_of
 
 
 logger = logging.getLogger(__name__)
@@ -113,13 +113,16 @@ def read_results(folder: Path) -> Results:
     return read_record(folder / RESULTS_FILE, Results, remedy="Score the folder: it is the stage before.")
 
 
-def checkpoints_of(results: Results) -> dict[tuple[str, str, PromptSet], list[tuple[int, Estimate]]]:
-    """(run, metric, set) -> its checkpoints' updates and estimates, in order."""
+def checkpoints_of(estimates: Mapping[Key, Estimate]) -> dict[tuple[str, str, PromptSet], list[tuple[int, Estimate]]]:
+    """(run, metric, set) -> its checkpoints' updates and estimates, in order, from the base model's, 0 updates, on."""
     found = defaultdict(list)
-    for (metric, name, method), estimate in results.estimates.items():
+    for (metric, name, method), estimate in estimates.items():
         run, updates = method_of(method)
         if updates is not None:
             found[run, metric, name].append((updates, estimate))
+    for (_, metric, name), points in found.items():
+        if start := estimates.get(Key(metric, name, BASE)):
+            points.append((0, start))
     return {key: sorted(points, key=lambda point: point[0]) for key, points in found.items()}
 
 

@@ -78,6 +78,48 @@ def test_the_report_says_when_to_stop(tmp_path, monkeypatch):
     assert (folder / "updates-korea.png").is_file()
 
 
+def test_one_verdict_over_the_metrics_that_are_named(tmp_path):
+    """The fewest updates that are level with the best in all; where there are none, who wants what."""
+    kid = {"base": 40, "m@100": 20.02, "m@200": 20, "m@300": 20.01}
+    folder = with_results(tmp_path / "korea", "korea", kid)
+    results = json.loads((folder / "results.json").read_text())
+    kids = results["scores"]
+
+    def page(right: dict[str, float], *stop_by: str) -> str:
+        rates = [row | {"metric": "judge/right", "value": right[row["method"]]} for row in kids]
+        for row in rates:
+            value = row["value"]
+            row |= {"low": value - 0.02, "high": value + 0.02}
+            row["replicates"] = {"seeds": [[seed, value + 0.001 * (-1) ** seed] for seed in range(4)]}
+        (folder / "results.json").write_text(json.dumps(results | {"scores": kids + rates}))
+        evaluate_scoft.main(["report", str(folder), "--stop_by", *stop_by])
+        return (folder / "report.md").read_text()
+
+    later = {"base": 0.1, "m@100": 0.2, "m@200": 0.4, "m@300": 0.4}
+    assert "| Korea | m | **100** | the fewest that cannot be told" in page(later, "kid")
+    assert "| Korea | m | **200** | the fewest that cannot be told" in page(later, "kid", "judge/right")
+    never = {"base": 0.4, "m@100": 0.2, "m@200": 0.2, "m@300": 0.2}
+    text = page(never, "judge/right", "kid:prompts")
+    assert re.search(
+        r"no answer \| judge: right ↓?.* wants 0; KID .* wants 100, 200, 300 \|", text.replace("\xa0", " ")
+    )
+    assert "| Korea | m | **0** |" in page(never, "judge/right")  # the base model, where training did not help
+    with pytest.raises(DataError, match="--stop_by div:train: .* no checkpoints scored by it .* kid:prompts"):
+        evaluate_scoft.main(["report", str(folder), "--stop_by", "div:train"])
+    bare = with_results(tmp_path / "china", "china", {"base": 30, "m": 20})
+    with pytest.raises(DataError, match="none at all: draw them with `generate --checkpoints`"):
+        evaluate_scoft.main(["report", str(bare), "--stop_by", "kid"])
+
+
+@pytest.mark.parametrize(
+    ("word", "said"), [("kidd", "METRIC of kid, kid_general"), ("kid:train", "kid is of prompts; got 'kid:train'")]
+)
+def test_a_verdict_by_no_metric_is_refused(word, said, capsys):
+    with pytest.raises(SystemExit):
+        evaluate_scoft.main(["report", "folder", "--stop_by", word])
+    assert said in capsys.readouterr().err
+
+
 def test_several_cultures_have_their_mean(tmp_path):
     """Two folders make the mean over cultures and a table of each."""
     folders = [
