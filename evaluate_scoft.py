@@ -122,7 +122,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     score.add_argument(
         "--general_reference", type=Path, help="folder of photographs, such as MS COCO's, for kid_general"
     )
-    words = "FILE.py:function, called with a picture and its prompt, returns a dict"
+    words = "FILE.py:function, called with a picture and its prompt, returns a dict of 0 or 1; by *_log_odds numbers"
     score.add_argument("--judge", type=function_of_file, help=words)
     score.add_argument(
         "--features", default="inception", choices=ENCODERS, help="of KID, precision, recall, density and coverage"

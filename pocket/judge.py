@@ -6,11 +6,14 @@
 A small network, trained on the truth of the world (every mixture of attributes) and on no dataset, reads category,
 shape, palette, motif, era and condition of a 64 x 64 picture, and whether the picture is clear: one scene, sharp and
 whole. What is not clear, or not read with confidence, is "unclear" and never right.
+
+It also says how sure it is, as log-odds of right and of stereotype: their means move where the rates are still 0 or 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import math
@@ -40,6 +43,11 @@ HEADS: dict[str, tuple[str, ...]] = {
     **{name: tuple(world.ATTRIBUTES[name]) for name in ("shape", "palette", "motif", "era", "condition")},
 }
 VERDICTS = ("right", "stereotype", "azurian", "other", "unclear")
+SURE_OF = ("right", "stereotype")  # the verdicts that it says log-odds of
+# Nats by which one head may speak for or against a verdict. No examination of some thousand scenes can tell whether it
+# errs more rarely than once in e^10 = 22 000; and unbounded, the mean would belong to the few pictures at -50. All of
+# them together are not bounded further: what is wrong in one attribute is to stay apart from what is wrong in four.
+SUREST = 10.0
 # Seeds of the scenes that the judge is trained on, calibrated on and reported on.
 TRAINING_SEED, CALIBRATION_SEED, REPORT_SEED = 101, 102, 103
 
@@ -77,13 +85,16 @@ class Judge(nn.Module):
         *logits, clear = self.heads(self.body(pictures)).split([*map(len, HEADS.values()), 1], dim=1)
         return dict(zip(HEADS, logits)) | {"clear": clear[:, 0]}
 
-    @torch.inference_mode()
     def probabilities(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-        """As `forward`, but probabilities, for any number of pictures."""
+        """As `logits`, but probabilities."""
+        return probabilities_of(self.logits(pictures))
+
+    @torch.inference_mode()
+    def logits(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+        """As `forward`, on the CPU, for any number of pictures."""
         device = next(self.parameters()).device
         logits = [self(batch.to(device).contiguous(memory_format=torch.channels_last)) for batch in pictures.split(64)]
-        joined = {name: torch.cat([part[name] for part in logits]).cpu() for name in logits[0]}
-        return {name: part.sigmoid() if name == "clear" else part.softmax(dim=1) for name, part in joined.items()}
+        return {name: torch.cat([part[name] for part in logits]).cpu() for name in logits[0]}
 
     def unclear(self, probabilities: dict[str, torch.Tensor]) -> torch.Tensor:
         """Which pictures (B,) of `probabilities` are unclear."""
@@ -147,6 +158,10 @@ def _convolution(before: int, width: int, *, kernel: int = 3, stride: int = 1) -
     return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU())
 
 
+def probabilities_of(logits: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: part.sigmoid() if name == "clear" else part.softmax(dim=1) for name, part in logits.items()}
+
+
 def confidence(probabilities: dict[str, torch.Tensor]) -> torch.Tensor:
     """Probability (B,) of the likeliest value of the least certain attribute."""
     return torch.stack([probabilities[name].amax(dim=1) for name in HEADS]).amin(dim=0)
@@ -181,24 +196,30 @@ def read(images: Sequence[Image.Image], *, judge: Judge | None = None) -> list[R
 
     Raises DataError for no pictures, and for one of another size.
     """
+    judge = judge or _shipped()
+    return readings(judge, judge.logits(checked(images)))
+
+
+def checked(images: Sequence[Image.Image]) -> torch.Tensor:
+    """As `as_tensor`. Raises DataError for no pictures, and for one that is not of 64 x 64 pixels."""
     if not images:
         raise DataError("There are no images to read; give at least one.")
     for i, image in enumerate(images):
         if image.size != (SIZE, SIZE):
             width, height = image.size
             raise DataError(f"Image {i} has {width} x {height} pixels; the pocket judge reads {SIZE} x {SIZE}.")
-    return readings(judge or _shipped(), as_tensor(images))
+    return as_tensor(images)
 
 
-def readings(judge: Judge, pictures: torch.Tensor) -> list[Reading]:
-    """As `read`, of pictures (B, 3, 64, 64) in [-1, 1]."""
-    probabilities = judge.probabilities(pictures)
+def readings(judge: Judge, logits: dict[str, torch.Tensor]) -> list[Reading]:
+    """As `read`, of the judge's logits of the pictures (B)."""
+    probabilities = probabilities_of(logits)
     values = {name: probabilities[name].argmax(dim=1).tolist() for name in HEADS}
     clear = (~judge.unclear(probabilities)).tolist()
     certain = confidence(probabilities).tolist()
     return [
         Reading(**{name: HEADS[name][values[name][i]] for name in HEADS}, clear=clear[i], confidence=certain[i])
-        for i in range(len(pictures))
+        for i in range(len(clear))
     ]
 
 
@@ -219,22 +240,50 @@ def verdict(reading: Reading, *, culture: str, category: str) -> str:
 
     Raises DataError for an unknown culture or category.
     """
+    every = looks(culture=culture, category=category)
+    if not reading.clear:
+        return "unclear"
+    agreeing = (name for name, look in every.items() if all(getattr(reading, head) in look[head] for head in look))
+    return next(agreeing, "other")
+
+
+def looks(*, culture: str, category: str) -> dict[str, dict[str, set[str]]]:
+    """The verdicts that a clear picture's attributes decide, the first that agrees first: for each the heads of HEADS
+    that matter, with the values that agree.
+
+    Raises DataError for an unknown culture or category.
+    """
     truth = world.TRUTH[world.check_culture(culture)]
     if category not in CATEGORIES:
         raise DataError(f"Category {category!r} is not of CCUB; there are {', '.join(CATEGORIES)}.")
 
-    def agrees(chances: dict[str, dict[str, float]], *names: str) -> bool:
-        return all(chances[name].get(getattr(reading, name), 0) > 0 for name in names)
+    def of(chances: dict[str, dict[str, float]], *heads: str) -> dict[str, set[str]]:
+        return {head: {value for value, chance in chances[head].items() if chance > 0} for head in heads}
 
-    if not reading.clear:
-        return "unclear"
-    if reading.category == category and agrees(truth, "shape", "palette", "motif", "era", "condition"):
-        return "right"
-    if agrees(world.STEREOTYPE, "palette", "condition"):
-        return "stereotype"
-    if culture != world.CENTRE and agrees(world.TRUTH[world.CENTRE], "shape", "palette"):
-        return "azurian"
-    return "other"
+    every = {
+        "right": {"category": {category}} | of(truth, "shape", "palette", "motif", "era", "condition"),
+        "stereotype": of(world.STEREOTYPE, "palette", "condition"),
+    }
+    return every if culture == world.CENTRE else every | {"azurian": of(world.TRUTH[world.CENTRE], "shape", "palette")}
+
+
+def log_odds(logits: dict[str, torch.Tensor], asked_for: Sequence[tuple[str, str]], *, what: str) -> torch.Tensor:
+    """How sure the judge is that pictures (B) are `what`, of SURE_OF: log p - log(1 - p), in nats, (B,) in float64.
+
+    logits: the judge's.  asked_for: category and culture of each picture.  The heads are taken for independent:
+    p is the probability of clear times, over the heads that matter, that of the values that agree, see `looks`; the
+    two verdicts exclude each other. Each factor's own log-odds are held within -+SUREST, so those of p lie between
+    -60 and 8.2 for right, -30 and 8.9 for a stereotype. Raises DataError for an unknown culture or category.
+    """
+    wanted = [looks(culture=culture, category=category)[what] for category, culture in asked_for]
+    factors = [logits["clear"].double()]
+    for head in wanted[0]:
+        agrees = torch.tensor([[value in look[head] for value in HEADS[head]] for look in wanted])
+        inside, outside = (logits[head].double().masked_fill(~those, -math.inf) for those in (agrees, ~agrees))
+        if not agrees.all():  # of an era either one is true: nothing to be sure of
+            factors.append(inside.logsumexp(dim=1) - outside.logsumexp(dim=1))
+    log_p = F.logsigmoid(torch.stack(factors).clamp(-SUREST, SUREST)).sum(dim=0)
+    return log_p - torch.log(-torch.expm1(log_p))
 
 
 def asked(prompt: str) -> tuple[str, str | None]:
@@ -258,13 +307,16 @@ def asked(prompt: str) -> tuple[str, str | None]:
 
 
 def rate(images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, float]:
-    """How pictures depict what their prompts asked for, as shares in [0, 1]: the trainer's `--validation_judge`.
+    """How pictures depict what their prompts asked for, as shares in [0, 1] but for the log-odds: the trainer's
+    `--validation_judge`.
 
     - `category`, `unclear`: of all pictures, those where the asked category was read (clear or not), and those that
       are unclear;
     - `right`, `stereotype`, `azurian`, `other`: of the pictures whose prompt names a culture, their verdicts, which
       add up to 1 with those that are unclear; absent if no prompt names one;
-    - `right_low`, `right_high` and so on for stereotype and azurian: 95 % intervals, see `bootstrap_interval`.
+    - `right_low`, `right_high` and so on for stereotype and azurian: 95 % intervals, see `bootstrap_interval`;
+    - `right_log_odds`, `stereotype_log_odds`: how sure the judge is of these verdicts, means of `log_odds` over the
+      same pictures, in nats, with `_low` and `_high`, see `normal_interval`.
 
     Raises DataError for no images, another number of prompts than of images, pictures that are not of 64 x 64 pixels,
     and a prompt that names no category or several cultures.
@@ -274,7 +326,8 @@ def rate(images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, flo
     if len(images) != len(prompts):
         raise DataError(f"There are {len(images)} images but {len(prompts)} prompts; give one for each image.")
     subjects = [asked(prompt) for prompt in prompts]
-    seen = read(images)
+    logits = _shipped().logits(checked(images))
+    seen = readings(_shipped(), logits)
     shares = {
         "category": np.mean([reading.category == category for reading, (category, _) in zip(seen, subjects)]),
         "unclear": np.mean([not reading.clear for reading in seen]),
@@ -290,6 +343,13 @@ def rate(images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, flo
         shares |= {name: np.mean(verdicts == name) for name in VERDICTS if name != "unclear"}
         for name in ("right", "stereotype", "azurian"):
             shares[f"{name}_low"], shares[f"{name}_high"] = bootstrap_interval(verdicts == name)
+        named = [i for i, (_, culture) in enumerate(subjects) if culture is not None]
+        logits = {head: part[named] for head, part in logits.items()}
+        for name in SURE_OF:
+            sure = log_odds(logits, [subjects[i] for i in named], what=name).numpy()
+            name += "_log_odds"
+            shares[name] = np.mean(sure)
+            shares[f"{name}_low"], shares[f"{name}_high"] = normal_interval(sure)
     return {name: float(share) for name, share in shares.items()}
 
 
@@ -304,6 +364,12 @@ def bootstrap_interval(hits: np.ndarray, *, resamples: int = 2000, level: float 
     return float(low), float(high)
 
 
+def normal_interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of values (N,), over pictures: 1.96 standard errors either way; of one, a point."""
+    half = 1.96 * np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Scenes to learn from and to be examined on
 # ---------------------------------------------------------------------------------------------------------------------
@@ -316,6 +382,26 @@ def draw_scenes(size: int, *, seed: int) -> list[world.Scene]:
     draws += [lambda: world.draw_true(str(generator.choice(world.CULTURES)), generator=generator)] * 2
     draws += [lambda: world.draw_stereotype(generator=generator)]
     return [draws[int(generator.integers(len(draws)))]() for _ in range(size)]
+
+
+def draw_questions(size: int, *, seed: int) -> list[tuple[world.Scene, str, str]]:
+    """Scenes, and the category and culture that each was asked for, most of them easily mistaken.
+
+    In turn a true one, a true one with one attribute drawn anew, a stereotype, one with an attribute drawn anew, and
+    any mixture of attributes. The attribute drawn anew may be the category, which is asked for as it was.
+    """
+    generator = np.random.default_rng(seed)
+    questions = []
+    for i in range(size):
+        culture = str(generator.choice(world.CULTURES))
+        draws = [world.draw_true(culture, generator=generator)] * 2
+        draws += [world.draw_stereotype(generator=generator)] * 2 + [world.draw_mixture(generator=generator)]
+        scene = asked_for = draws[i % 5]
+        if i % 5 in (1, 3):
+            head = str(generator.choice(list(HEADS)))
+            scene = dataclasses.replace(scene, **{head: str(generator.choice(HEADS[head]))})
+        questions.append((scene, asked_for.category, culture))
+    return questions
 
 
 def render_all(scenes: Sequence[world.Scene]) -> torch.Tensor:
@@ -388,6 +474,98 @@ BROKEN = {"blurred": blurred, "blended": blended, "patched": patched}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Is it as sure as it should be?
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sureness:
+    """Log-odds (N,) that the judge states of a verdict, and whether it is the true one (N,)."""
+
+    log_odds: np.ndarray
+    true: np.ndarray
+
+    @property
+    def stated(self) -> np.ndarray:
+        """The probabilities (N,)."""
+        return 1 / (1 + np.exp(-self.log_odds))
+
+    @property
+    def brier(self) -> float:
+        """The mean square of stated minus true: 0 is the best."""
+        return float(np.mean((self.stated - self.true) ** 2))
+
+    @property
+    def nats(self) -> float:
+        """What the truth costs: the mean of -log of the probability that was stated of it."""
+        return float(np.mean(np.logaddexp(0, np.where(self.true, -self.log_odds, self.log_odds))))
+
+    def bins(self, *, number: int = 10) -> list[tuple[int, float, float]]:
+        """For each of the equal bins of what is stated: how many, the mean stated, and the share that is true."""
+        places = np.minimum((self.stated * number).astype(int), number - 1)
+        counts = np.bincount(places, minlength=number)
+        sums = (np.bincount(places, values, minlength=number) for values in (self.stated, self.true))
+        stated, true = (each / np.maximum(counts, 1) for each in sums)
+        return list(zip(counts.tolist(), stated.tolist(), true.tolist()))
+
+    @property
+    def calibration_error(self) -> float:
+        """The expected calibration error: how far stated and true lie apart in a bin, its mean over pictures."""
+        return sum(count * abs(stated - true) for count, stated, true in self.bins()) / len(self.true)
+
+    @property
+    def by_chance(self) -> float:
+        """The calibration error that 95 % of judges would stay below which are exactly as sure as they should be."""
+        draws = np.random.default_rng(0).random((500, len(self.true))) < self.stated
+        return float(np.quantile([Sureness(self.log_odds, true).calibration_error for true in draws], 0.95))
+
+    def at(self, temperature: float) -> Sureness:
+        return Sureness(self.log_odds / temperature, self.true)
+
+    def best_temperature(self) -> float:
+        """By which the log-odds are to be divided that the truth costs least: 1 if they are right as they are."""
+        return min(np.geomspace(0.5, 2, 57).tolist(), key=lambda temperature: self.at(temperature).nats)
+
+
+def examine(judge: Judge, vae, *, size: int, seed: int) -> dict[str, Sureness]:
+    """For each of SURE_OF, the judge on `draw_questions` after the VAE, every other batch of 64 slightly spoilt."""
+    questions = draw_questions(size, seed=seed)
+    raw = render_all([scene for scene, _, _ in questions])
+    generator = torch.Generator().manual_seed(seed)
+    noises = (0.1 * (i % 2) for i in range(size))  # in standard deviations of latents
+    batches = zip(raw.split(64), noises)
+    logits = judge.logits(torch.cat([round_trip(vae, batch, generator=generator, noise=n) for batch, n in batches]))
+    asked_for = [(category, culture) for _, category, culture in questions]
+    known = [
+        Reading(**{head: getattr(scene, head) for head in HEADS}, clear=True, confidence=1) for scene, *_ in questions
+    ]
+    true = np.array([verdict(scene, category=c, culture=name) for scene, (c, name) in zip(known, asked_for)])
+    return {name: Sureness(log_odds(logits, asked_for, what=name).numpy(), true == name) for name in SURE_OF}
+
+
+def sureness_report(judge: Judge, vae, *, size: int) -> str:
+    """A text: what the judge states of SURE_OF beside what is true, on scenes of REPORT_SEED, and what a temperature
+    would change that fits those of CALIBRATION_SEED best.
+    """
+    fitted = examine(judge, vae, size=size, seed=CALIBRATION_SEED)
+    lines = [f"How sure: {size} unseen scenes after the VAE, half of them spoilt, most of them easily mistaken"]
+    for name, seen in examine(judge, vae, size=size, seed=REPORT_SEED).items():
+        lines += ["", f"{name:20}" + "".join(f"{word:>11}" for word in ("scenes", "stated, %", "true, %"))]
+        for i, (count, stated, true) in enumerate(seen.bins()):
+            lines.append(
+                f"  {10 * i:3} to {10 * i + 10:3} %     {count:11}"
+                + f"{100 * stated:11.2f}{100 * true:11.2f}" * (count > 0)
+            )
+        temperature = fitted[name].best_temperature()
+        heading = ("Brier", "nats", "cal. error", "by chance")
+        lines.append(f"{'':20}" + "".join(f"{word:>11}" for word in heading))
+        for what, each in (("as it is", seen), (f"temperature {temperature:.2f}", seen.at(temperature))):
+            numbers = (each.brier, each.nats, each.calibration_error, each.by_chance)
+            lines.append(f"{what:20}" + "".join(f"{number:11.4f}" for number in numbers))
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Report
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -434,7 +612,7 @@ def report(judge: Judge, vae, *, size: int = 2000, seed: int = REPORT_SEED) -> s
             for _ in range(size // 8)
         ]
         pictures = render_all(scenes)
-        seen = readings(judge, round_trip(vae, pictures, generator=generator))
+        seen = readings(judge, judge.logits(round_trip(vae, pictures, generator=generator)))
         verdicts = [verdict(what, culture=culture, category=scene.category) for what, scene in zip(seen, scenes)]
         lines.append(f"{name:32}" + "".join(f"{100 * verdicts.count(v) / len(verdicts):11.2f}" for v in VERDICTS))
 
@@ -474,6 +652,7 @@ def main():
 
     vae = load_whole(AutoencoderKL, args.vae).float().eval()
     print(report(judge, vae, size=args.pictures))
+    print("", sureness_report(judge, vae, size=args.pictures), sep="\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 from pathlib import Path
 
 from scoft.launch import load_function
@@ -10,6 +11,7 @@ from scoft.launch import load_function
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pocket import judge as judging
 from pocket import world
@@ -113,6 +115,137 @@ def test_verdict_refuses_unknown_names():
         judging.verdict(VERIDIAN, culture="atlantis", category="city")
     with pytest.raises(DataError, match="cars.*architecture"):
         judging.verdict(VERIDIAN, culture="veridia", category="cars")
+
+
+# ---- how sure it is -----------------------------------------------------------------------------------------------
+
+
+def undecided(number=1):
+    """Logits (number) of a judge to whom every value of every attribute is as likely, and clear as unclear."""
+    logits = {head: torch.zeros(number, len(values)) for head, values in judging.HEADS.items()}
+    return logits | {"clear": torch.zeros(number)}
+
+
+def odds_of(p):
+    return math.log(p / (1 - p))
+
+
+def test_log_odds_by_hand():
+    """Clear, category, one shape of five, two colours of nine, two ornaments of five, fresh; an era is no matter."""
+    logits = undecided(2)
+    logits["shape"][0, judging.HEADS["shape"].index("spire")] = math.log(4)  # now 4 to 4
+    asked = [("city", "veridia"), ("city", "ochria")]
+    right = judging.log_odds(logits, asked, what="right").tolist()
+    others = 1 / 2 * 1 / 9 * 2 / 9 * 2 / 5 * 1 / 2
+    assert right == pytest.approx([odds_of(others * 1 / 2), odds_of(others * 1 / 5)])
+    stereotype = judging.log_odds(logits, asked, what="stereotype").tolist()
+    assert stereotype == pytest.approx([odds_of(1 / 2 * 1 / 9 * 1 / 2)] * 2)
+
+
+def test_log_odds_have_bounds():
+    """However sure the heads are, each speaks for or against a verdict by 10 nats at most, and nothing overflows."""
+    logits = undecided(2)
+    for head, value in (dataclasses.asdict(VERIDIAN) | AZURIAN).items():
+        if head in judging.HEADS:
+            logits[head][0, judging.HEADS[head].index(getattr(VERIDIAN, head))] = 1000
+            logits[head][1, judging.HEADS[head].index(value)] = 1000
+    logits["clear"] += torch.tensor([1000, 1000])
+    right = judging.log_odds(logits, [("city", "veridia")] * 2, what="right").tolist()
+    assert right == pytest.approx([10 - math.log(6), -30], abs=1e-3)  # as spires, as domes, blue and dotted
+    right, stereotype = (judging.log_odds(logits, [("nature", "corallia")] * 2, what=what) for what in judging.SURE_OF)
+    assert right[0].item() == pytest.approx(-40, abs=1e-3) and stereotype[0].item() == pytest.approx(-20, abs=1e-3)
+
+
+def test_log_odds_refuse_unknown_names():
+    with pytest.raises(DataError, match="atlantis.*azuria, veridia"):
+        judging.log_odds(undecided(), [("city", "atlantis")], what="right")
+    with pytest.raises(DataError, match="cars.*architecture"):
+        judging.log_odds(undecided(), [("cars", "veridia")], what="stereotype")
+
+
+@pytest.mark.parametrize("culture", world.CULTURES)
+def test_log_odds_put_the_truth_above_the_stereotype(culture, judge):
+    """The same prompts, drawn true and grey and worn: each truth is surer to be right than its counterpart, and less
+    a stereotype; and each verdict's log-odds are on the side of 0 where that verdict is."""
+    true = true_scenes(culture, size=45)
+    stereotypes = [dataclasses.replace(scene, palette="ash", condition="worn") for scene in true]
+    asked = [(scene.category, culture) for scene in true]
+    seen = [judge.logits(judging.as_tensor(pictures_of(scenes))) for scenes in (true, stereotypes)]
+    for what, sign in (("right", 1), ("stereotype", -1)):
+        of_true, of_stereotypes = (sign * judging.log_odds(logits, asked, what=what) for logits in seen)
+        assert (of_true > of_stereotypes).all()
+        assert (of_true > 0).float().mean() > 0.95 and (of_stereotypes < 0).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("culture", world.CULTURES)
+def test_log_odds_move_where_rates_do_not(culture):
+    """A stereotype with ever more of the truth shining through: nothing is right yet, and the log-odds rise."""
+    true = true_scenes(culture, size=27)
+    prompts = prompts_of(true, culture)
+    grey = [dataclasses.replace(scene, palette="ash", condition="worn", shape="hut", motif="none") for scene in true]
+    pairs = list(zip(pictures_of(grey), pictures_of(true)))
+    rated = [judging.rate([Image.blend(*pair, share) for pair in pairs], prompts) for share in (0, 0.1, 0.2, 0.3)]
+    assert {each["right"] for each in rated} == {0}
+    right = [each["right_log_odds"] for each in rated]
+    assert right == sorted(right) and right[-1] > right[0] + 2
+    stereotype = [each["stereotype_log_odds"] for each in rated]
+    assert stereotype == sorted(stereotype, reverse=True)
+
+
+def test_rate_tells_log_odds_with_intervals(judge):
+    """They are means over the pictures whose prompt names a culture, with an interval of 1.96 standard errors."""
+    named, unnamed = true_scenes("veridia", size=18), unseen(world.draw_stereotype, size=9)
+    images, prompts = pictures_of(named), prompts_of(named, "veridia")
+    shares = judging.rate(images + pictures_of(unnamed), prompts + prompts_of(unnamed, None))
+    logits = judge.logits(judging.as_tensor(images))
+    for what in judging.SURE_OF:
+        each = judging.log_odds(logits, [judging.asked(prompt) for prompt in prompts], what=what).numpy()
+        half = 1.96 * each.std(ddof=1) / math.sqrt(18)
+        found = [shares[f"{what}_log_odds{bound}"] for bound in ("_low", "", "_high")]
+        assert found == pytest.approx([each.mean() - half, each.mean(), each.mean() + half], abs=1e-3)
+    alone = judging.rate(images[:1], prompts[:1])
+    assert alone["right_log_odds_low"] == alone["right_log_odds"] == alone["right_log_odds_high"] != 0
+
+
+def test_it_is_as_sure_as_it_should_be(judge, vae):
+    """On scenes that it has not seen, most of them easily mistaken, its error is one that a judge who states the very
+    chances would have, and no more than 1 %; twice and half as sure it would not be."""
+    for seen in judging.examine(judge, vae, size=320, seed=judging.REPORT_SEED).values():
+        assert 0.2 < seen.true.mean() < 0.5
+        assert seen.calibration_error < min(seen.by_chance, 0.01)
+        assert seen.at(3).calibration_error > max(seen.at(3).by_chance, 0.02)
+        assert seen.nats < min(seen.at(3).nats, seen.at(1 / 3).nats) and seen.brier < 0.01
+
+
+def test_sureness_by_hand():
+    """Four pictures in two bins: stated 0.2, and 0.9 of three of which two are true."""
+    p = np.array([0.2, 0.9, 0.9, 0.9])
+    seen = judging.Sureness(np.log(p / (1 - p)), np.array([False, True, True, False]))
+    assert [round(number, 6) for number in seen.bins()[2]] == [1, 0.2, 0]
+    assert seen.bins()[9] == pytest.approx((3, 0.9, 2 / 3)) and seen.bins()[5] == (0, 0, 0)
+    assert seen.calibration_error == pytest.approx((0.2 + 3 * (0.9 - 2 / 3)) / 4)
+    assert seen.brier == pytest.approx((0.04 + 0.01 + 0.01 + 0.81) / 4)
+    assert seen.nats == pytest.approx(-np.log([0.8, 0.9, 0.9, 0.1]).mean())
+
+
+def test_the_best_temperature_is_found():
+    """Of pictures that are true as often as was stated it is 1, and 1.5 where the log-odds are stated 1.5 times."""
+    generator = np.random.default_rng(0)
+    log_odds = generator.normal(0, 3, size=20_000)
+    seen = judging.Sureness(log_odds, generator.random(20_000) < 1 / (1 + np.exp(-log_odds)))
+    assert seen.best_temperature() == pytest.approx(1, abs=0.05)
+    assert judging.Sureness(1.5 * log_odds, seen.true).best_temperature() == pytest.approx(1.5, abs=0.07)
+    assert seen.calibration_error < seen.by_chance < judging.Sureness(1.5 * log_odds, seen.true).calibration_error
+
+
+def test_questions_are_easily_mistaken():
+    """Every fifth scene is true; of each five one or two more are nearly so; they are asked for as they were drawn."""
+    questions = judging.draw_questions(200, seed=UNSEEN)
+    scene, category, culture = questions[0]
+    assert category == scene.category and scene.shape in world.TRUTH[culture]["shape"]
+    moved = [place % 5 for place, (scene, category, _) in enumerate(questions) if scene.category != category]
+    assert set(moved) == {1, 3}
+    assert len({culture for _, _, culture in questions}) == 4
 
 
 # ---- intervals ----------------------------------------------------------------------------------------------------

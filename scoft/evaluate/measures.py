@@ -11,7 +11,7 @@ import numpy as np
 from scoft import intervals
 from scoft.errors import DataError
 from scoft.evaluate import formulas
-from scoft.evaluate.metrics import METRICS, Metric
+from scoft.evaluate.metrics import LOG_ODDS, METRICS, Metric
 from scoft.evaluate.sample import Sample
 from scoft.intervals import Estimate
 
@@ -65,9 +65,13 @@ def nearest_photographs(sample: Sample, row: Metric) -> tuple[np.ndarray, np.nda
 
 
 def judged(sample: Sample, row: Metric) -> dict[str, Estimate]:
-    """Rates of what the judge says of each picture, under <row>/<its word>, see `metric_of`."""
-    verdicts = sample.judge.verdicts(sample.pictures, sample.sources)
-    return {f"{row.name}/{word}": intervals.rate(each, sample.draws) for word, each in verdicts.items()}
+    """Rates of what the judge says of each picture, and means of log-odds, under <row>/<its word>, see `metric_of`."""
+    return {
+        f"{row.name}/{word}": sample.mean(np.array(each))
+        if word.endswith(LOG_ODDS)
+        else intervals.rate(each, sample.draws)
+        for word, each in sample.judge.verdicts(sample.pictures, sample.sources).items()
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -149,13 +149,14 @@ ROWS = (
     Metric(
         name="judge",
         compute="judged",
-        title="the judge's rates",
+        title="the judge's rates and log-odds",
         sets=("prompts",),
         better="",
         against="judge",
     ),
 )
 METRICS = {row.name: row for row in ROWS}
+LOG_ODDS = "_log_odds"  # at the end of a judge's word: any number of each picture, where others are 0 or 1
 
 
 def metric_of(name: str) -> Metric:
@@ -164,4 +165,9 @@ def metric_of(name: str) -> Metric:
     row = METRICS[family]
     if not word:
         return row
-    return dataclasses.replace(row, name=name, title=f"{family}: {word}", better="more" if word == "right" else "")
+    verdict = word.removesuffix(LOG_ODDS)
+    title, decimals = (
+        (f"{family}: {word}", row.decimals) if verdict == word else (f"{family}: log-odds of {verdict}", 2)
+    )
+    better = "more" if verdict == "right" else ""
+    return dataclasses.replace(row, name=name, title=title, better=better, decimals=decimals)

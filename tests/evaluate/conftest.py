@@ -30,7 +30,9 @@ def words(tiny_pipeline, lora, photographs, tmp_path_factory):
     (prompts / "judge.py").write_text(
         "import numpy as np\n\ndef rate(images, prompts):\n"
         "    bright = float(np.mean([np.mean(image) > 128 for image in images]))\n"
-        "    return {'bright': bright, 'bright_low': 0.0, 'bright_high': 1.0, 'house': float('house' in prompts[0])}\n"
+        "    sure = -4.5 + bright + 20 * ('house' in prompts[0])\n"
+        "    return {'bright': bright, 'bright_low': 0.0, 'bright_high': 1.0, 'house': float('house' in prompts[0]),\n"
+        "            'house_log_odds': sure, 'house_log_odds_low': sure, 'house_log_odds_high': sure}\n"
     )
     data = f"--dataset {photographs} --culture veridia"
     return {

@@ -11,7 +11,7 @@ from scoft.evaluate.measures import estimates_of, in_order
 from scoft.evaluate.metrics import METRICS, Metric, metric_of
 from scoft.evaluate.sample import Choices, References, Sample
 from scoft.evaluate.sources import Source
-from scoft.evaluate.tables import headline
+from scoft.evaluate.tables import headline, number_text
 from scoft.intervals import QUESTIONS, Estimate
 from scoft.pictures import SETS, Picture
 
@@ -57,6 +57,17 @@ def sample_of(name: str) -> Sample:
     )
 
 
+def test_log_odds_are_a_mean_beyond_0_and_1():
+    """Where others are shares, what a judge names so is a mean of any numbers; 0 does not bound its interval."""
+    said = {"right": [1.0, 0.0] * 6, "right_log_odds": [-30.0, 2.5] * 6}
+    sample = dataclasses.replace(sample_of("prompts"), judge=SimpleNamespace(verdicts=lambda *_: said))
+    found = estimates_of(sample, ["judge"])
+    assert 0 <= found["judge/right"].low and found["judge/right"].high <= 1
+    sure = found["judge/right_log_odds"]
+    assert sure.value == -13.75 and sure.low < -14 and (sure.low + sure.high) / 2 == pytest.approx(sure.value)
+    assert number_text(sure, "judge/right_log_odds").startswith("-13.75 [-")
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_each_row_gives_its_number(name):
     """Of each of its sets, alone, with its interval; a judge's are under its words."""
@@ -94,5 +105,7 @@ def test_a_planted_row_is_computed_in_its_place(monkeypatch):
 def test_a_judges_words_have_rows_of_their_own():
     right, house = metric_of("judge/right"), metric_of("judge/house")
     assert (right.title, right.better) == ("judge: right", "more") and house.better == ""
+    sure = metric_of("judge/right_log_odds")
+    assert (sure.title, sure.better, sure.decimals) == ("judge: log-odds of right", "more", 2)
     with pytest.raises(KeyError):
         metric_of("none")

@@ -31,8 +31,11 @@ def test_every_metric_of_every_method_has_its_number_and_interval(done):
             for name in ROWS[metric].sets:
                 estimate = results.estimates[metric, name, method]
                 assert estimate.low <= estimate.value <= estimate.high and estimate.n == 6
-    assert {metric for metric, _, _ in results.estimates if "/" in metric} == {"judge/bright", "judge/house"}
+    judged = {metric for metric, _, _ in results.estimates if "/" in metric}
+    assert judged == {"judge/bright", "judge/house", "judge/house_log_odds"}
     assert results.estimates["judge/house", "prompts", "m"].value == 0.5
+    bright = results.estimates["judge/bright", "prompts", "m"].value
+    assert results.estimates["judge/house_log_odds", "prompts", "m"].value == pytest.approx(5.5 + bright)
     for row in results.differences:
         assert (row.method, row.to) == ("m", "base")
         pair = [results.estimates[row.metric, row.set, method] for method in ("m", "base")]

@@ -13,10 +13,12 @@ from scoft.train.validation import judge_table
         ({"share": 0.0}, {"share": 0.0, "more": 1234.5},
          ["        base   LoRA", "share   0.00   0.00", "more           1234.50"]),
         ({"score": float("nan")}, {"score": -12.0}, ["        base   LoRA", "score   nan    -12.00"]),
+        ({"a_log_odds": -29.63, "a_log_odds_low": -31.0, "a_log_odds_high": -28.257}, {"a_log_odds": 6.2},
+         ["             base                      LoRA", "a_log_odds   -29.63 [-31.00, -28.26]   6.20"]),
         ({"x_low": 1, "x_high": 2}, {"x_low": 3, "x_high": 4},
          ["         base   LoRA", "x_low    1      3", "x_high   2      4"]),
     ],
-    ids=["small", "one-sided", "nan", "bounds alone"],
+    ids=["small", "one-sided", "nan", "log-odds", "bounds alone"],
 )  # fmt: skip
 def test_any_judges_numbers_make_a_table(base, lora, rows):
     """Small numbers keep two digits, whole ones have no decimals, a lone bound is a number, a missing one is blank."""
