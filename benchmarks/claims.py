@@ -50,7 +50,9 @@ SIDE_BY_SIDE = 2
 SHOWN = (
     ("kid", "prompts"),
     ("judge/right", "prompts"),
+    ("judge/right_log_odds", "prompts"),
     ("judge/stereotype", "prompts"),
+    ("judge/stereotype_log_odds", "prompts"),
     ("judge/unclear", "prompts"),
     ("clip_i", "train"),
     ("div", "train"),
