@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What each term of SCoFT does where the truth is known: the paper's claims, tried in the pocket world.
 
-    python -m benchmarks.claims                                        # all studies as they stand in STUDIES: a night
+    python -m benchmarks.claims                                        # all of STUDIES: some nights
     python -m benchmarks.claims table1 --cultures veridia --seeds 0 1 2
     python -m benchmarks.claims --report                               # the page again, of what is there
 
@@ -65,14 +65,13 @@ SHOWN = (
 class Study:
     """A question, and arms that answer it: flags of train_scoft_lora.py behind those of TRAINING, by name.
 
-    --dataset may be one of VARIANTS. All arms are compared with the first.
+    --dataset may be one of VARIANTS. All arms are compared with the first. `prompts`, where they are not the pocket's,
+    writes those to draw into a folder, and returns their file.
     """
 
     question: str
     arms: Mapping[str, str]
-    prompts: Callable[[Path], Path] | None = (
-        None  # writes those to draw into a folder, where they are not the pocket's
-    )
+    prompts: Callable[[Path], Path] | None = None
 
 
 FINETUNE, M, MP, MPC = (f"--method {method}" for method in ("finetune", "m", "mp", "mpc"))

@@ -10,6 +10,7 @@ import pocket
 from pocket import world
 from pocket.judge import asked
 from scoft.cultures import CATEGORIES
+from scoft.files import write_atomically
 
 
 POCKET = Path(pocket.__path__[0])
@@ -81,7 +82,7 @@ def prompts_of_the_other_four(folder: Path) -> Path:
     prompts = [line for line in (POCKET / "prompts.txt").read_text().splitlines() if not line.startswith("#")]
     file = folder / "prompts.txt"
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(f"{each}\n" for each in prompts if asked(each)[0] not in FIVE_CATEGORIES))
+    write_atomically(file, "".join(f"{each}\n" for each in prompts if asked(each)[0] not in FIVE_CATEGORIES))
     return file
 
 
@@ -90,5 +91,5 @@ def training_flags(folder: Path) -> Path:
     flags = yaml.safe_load((POCKET / "defaults.yaml").read_text().replace("{here}", str(POCKET)))["train"]
     file = folder / "train.yaml"
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(flags))
+    write_atomically(file, yaml.safe_dump(flags))  # cells side by side read it
     return file
