@@ -40,17 +40,19 @@ def standings(estimates: Mapping[Key, Estimate]) -> dict[str, dict[Measured, Sta
 
 
 def check_stop_by(results: Mapping[Path, Results], stop_by: Iterable[Measured]):
-    """Raise DataError unless every folder has checkpoints scored by each metric of `stop_by`."""
+    """Raise DataError unless the checkpoints of every run in every folder are scored by each metric of `stop_by`."""
     for folder, each in results.items():
-        known = [Measured(metric, name) for _, metric, name in checkpoints_of(each.estimates)]
-        known = [measured for measured in dict.fromkeys(known) if metric_of(measured.metric).better]
+        runs: dict[str, list[Measured]] = {}
+        for run, metric, name in checkpoints_of(each.estimates):
+            runs.setdefault(run, []).extend([Measured(metric, name)] if metric_of(metric).better else [])
         for measured in stop_by:
-            if measured not in known:
-                there = ", ".join(map(":".join, known)) or "none at all: draw them with `generate --checkpoints`"
-                raise DataError(
-                    f"--stop_by {':'.join(measured)}: {folder} has no checkpoints scored by it that says which way is "
-                    f"better; there is {there}."
-                )
+            for run, known in runs.items() or {"": []}.items():
+                if measured not in known:
+                    there = ", ".join(map(":".join, known)) or "none at all: draw them with `generate --checkpoints`"
+                    raise DataError(
+                        f"--stop_by {':'.join(measured)}: {folder} has no checkpoints{run and f' of {run}'} scored by "
+                        f"it that says which way is better; there is {there}."
+                    )
 
 
 def when_to_stop(results: Sequence[Results], mean: Mapping[Key, Estimate], stop_by: Sequence[Measured]) -> list[str]:

@@ -104,8 +104,14 @@ def test_one_verdict_over_the_metrics_that_are_named(tmp_path):
         r"no answer \| judge: right ↓?.* wants 0; KID .* wants 100, 200, 300 \|", text.replace("\xa0", " ")
     )
     assert "| Korea | m | **0** |" in page(never, "judge/right")  # the base model, where training did not help
-    with pytest.raises(DataError, match="--stop_by div:train: .* no checkpoints scored by it .* kid:prompts"):
+    with pytest.raises(DataError, match="--stop_by div:train: .* no checkpoints of m scored by it .* kid:prompts"):
         evaluate_scoft.main(["report", str(folder), "--stop_by", "div:train"])
+    of_another_run = kids[-1] | {"method": "mpc@100", "metric": "judge/right"}
+    (folder / "results.json").write_text(json.dumps(results | {"scores": [*kids, of_another_run]}))
+    with pytest.raises(
+        DataError, match="--stop_by kid:prompts: .* no checkpoints of mpc scored by it .* judge/right:prompts"
+    ):
+        evaluate_scoft.main(["report", str(folder), "--stop_by", "kid"])
     bare = with_results(tmp_path / "china", "china", {"base": 30, "m": 20})
     with pytest.raises(DataError, match="none at all: draw them with `generate --checkpoints`"):
         evaluate_scoft.main(["report", str(bare), "--stop_by", "kid"])
