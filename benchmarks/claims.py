@@ -8,7 +8,7 @@
 A study trains its arms, which differ in flags alone, for every culture and seed, draws from each LoRA at one noise and
 scores the pictures by `evaluate_scoft.py`.  Two cells of culture and seed run side by side, each on one thread.  What
 comes out is kept in --output after every cell, and what it holds of the same settings is not done again; LoRAs and
-pictures stay in `build/claims`, and studies share them.  The page beside it, claims.md, is written anew each time.
+pictures stay in `build/claims`, and studies share them.  The page claims.md and its figure are written anew each time.
 
 Intervals are over training seeds, paired: each seed gives one difference between two arms, the mean over its cultures,
 and Student's t says how far the mean of such differences can be off.
@@ -24,54 +24,52 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from scipy.stats import t as student
-
 import train_scoft_lora as trainer
-from benchmarks.claims_data import VARIANTS, make_variant, prompts_of_the_other_four, training_flags
+from benchmarks.claims_data import VARIANTS, join_loras, make_variant, prompts_of_the_other_four, training_flags
+from benchmarks.claims_page import Section, draw, page
 from benchmarks.pocket_cultures import settings_key
-from scoft.evaluate.metrics import metric_of
-from scoft.evaluate.tables import headline
 from scoft.files import content_key, file_sha256, write_atomically
+from scoft.images import write_png
 from scoft.lora_folder import LORA_FILE
-from scoft.pages import Bold, table, with_interval
 
 
 ROOT = Path(trainer.__file__).resolve().parent
 WORK = ROOT / "build" / "claims"
 CULTURES = ("veridia", "ochria", "corallia")  # those that the web misrepresents
 SEEDS = (10, 11, 12, 13, 14)  # 0 to 2 are for choosing settings, on Veridia alone
-# The paper's length, 3000 photographs seen, in batches of four.
-TRAINING = "--max_train_steps 750 --checkpointing_steps 750 --num_validation_images 0 --report_to none".split()
+# The paper's length, 3000 photographs seen, in batches of four. At this length the pocket's own rate of 5e-3 takes the
+# pictures apart (finetune: 97 % unclear; at 2e-3 8 %, and 61 % right).
+TRAINING = "--max_train_steps 750 --learning_rate 2e-3 --checkpointing_steps 750".split()
+TRAINING += "--num_validation_images 0 --report_to none".split()
 DRAWING = "--sets prompts train general --num_images 8".split()
 SCORING = "--metrics kid judge clip_i div clip_score vendi nearest".split()
 SIDE_BY_SIDE = 2
-# metric and set of the page's tables; all others are in --output
-SHOWN = (
-    ("kid", "prompts"),
-    ("judge/right", "prompts"),
-    ("judge/right_log_odds", "prompts"),
-    ("judge/stereotype", "prompts"),
-    ("judge/stereotype_log_odds", "prompts"),
-    ("judge/unclear", "prompts"),
-    ("clip_i", "train"),
-    ("div", "train"),
-    ("clip_score", "general"),
-    ("vendi", "general"),
-)
+BOTH = "both"  # the arm of two cultures' LoRAs at once
+OTHERS = ("next", "third", "azuria")  # the cultures that are not a LoRA's own, in the names of numbers
 
 
 @dataclass(frozen=True)
 class Study:
     """A question, and arms that answer it: flags of train_scoft_lora.py behind those of TRAINING, by name.
 
-    --dataset may be one of VARIANTS. All arms are compared with the first. `prompts`, where they are not the pocket's,
-    writes those to draw into a folder, and returns their file.
+    --dataset may be one of VARIANTS. Arms are compared with the first, unless `compared` names pairs. `prompts`, where
+    they are not the pocket's, writes those to draw into a folder, and returns their file. With `of_others` the LoRAs
+    also draw the other cultures, of which they were taught nothing; and so does BOTH, the last arm's LoRA with that of
+    the next culture.
     """
 
     question: str
     arms: Mapping[str, str]
     prompts: Callable[[Path], Path] | None = None
+    of_others: bool = False
+    compared: Sequence[tuple[str, str]] = ()
+
+    @property
+    def section(self) -> Section:
+        """What the page says of it."""
+        first, *others = self.arms
+        pairs = [*(self.compared or [(arm, first) for arm in others])]
+        return Section(self.question, pairs + [(BOTH, others[-1])] * self.of_others)
 
 
 FINETUNE, M, MP, MPC = (f"--method {method}" for method in ("finetune", "m", "mp", "mpc"))
@@ -118,6 +116,7 @@ STUDIES = {
             for rows in (10, 25, 50)
             for method in ("finetune", "mpc")
         },
+        compared=[(f"mpc-{rows}", f"finetune-{rows}") for rows in (10, 25, 50)],
     ),
     "early": Study(
         "Does it help more early, where there are stereotypes left to take away?",
@@ -126,6 +125,7 @@ STUDIES = {
             for updates in (40, 80)
             for method in ("finetune", "mpc")
         },
+        compared=[(f"mpc-{updates}", f"finetune-{updates}") for updates in (40, 80)],
     ),
     "captions": Study(
         "Table 2 again, with cultural captions that say nothing of the look: what does equation 2 do there?",
@@ -148,6 +148,11 @@ STUDIES = {
             "others": f"{MPC} --margin 1 --dataset others",
             "lambda0": f"{MPC} --margin 1 --negative_weight 0",
         },
+    ),
+    "harm": Study(
+        "What does a culture's LoRA do to the other cultures, and two LoRAs to each other?",
+        {"finetune": FINETUNE, "m": M, "mpc": MPC},
+        of_others=True,
     ),
 }
 
@@ -188,22 +193,22 @@ def line_of(flags: str, *, culture: str, seed: int) -> list[str]:
 def cell(study: Study, *, culture: str, seed: int) -> list[dict]:
     """Train what is not there of the study's LoRAs, draw from them and the base model, and score: a run an arm."""
     settings = settings_of(study, culture=culture, seed=seed)
-    loras = {arm: WORK / "loras" / f"{culture}-{seed}-{key[:16]}" for arm, key in settings.items()}
-    prompts = ["--prompts", study.prompts(WORK / "data")] if study.prompts else []
-    for arm, folder in loras.items():
-        if not (folder / "README.md").is_file():  # the page is what a finished run writes last
-            line = line_of(study.arms[arm], culture=culture, seed=seed)
-            goes_on = ["--resume_from_checkpoint", "latest"] if folder.exists() else []
-            run(ROOT / "train_scoft_lora.py", *line, "--output_dir", folder, *goes_on)
-    named = [f"{arm}={folder}" for arm, folder in loras.items()]
-    pictures = WORK / "pictures" / f"{culture}-{seed}-{content_key(settings)[:16]}"
-    data = ["--dataset", "pocket", "--culture", culture]
-    run(ROOT / "evaluate_scoft.py", "generate", pictures, *data, "--lora", *named, *DRAWING, *prompts)
-    run(ROOT / "evaluate_scoft.py", "score", pictures, *data, *SCORING)
-    scores = json.loads((pictures / "results.json").read_text())["scores"]
-    numbers = {}
-    for score in scores:
-        numbers.setdefault(score["method"], {})[f"{score['metric']}:{score['set']}"] = score["value"]
+    loras = {arm: train(flags, settings[arm], culture=culture, seed=seed) for arm, flags in study.arms.items()}
+    if study.of_others:
+        (arm, flags), next_culture = list(study.arms.items())[-1], following(culture)[0]
+        its_settings = settings_of(study, culture=next_culture, seed=seed)[arm]
+        other = train(flags, its_settings, culture=next_culture, seed=seed)
+        settings[BOTH] = content_key(settings[arm], its_settings)
+        loras[BOTH] = join_loras(loras[arm], other, folder=WORK / "loras" / f"{culture}-{seed}-{settings[BOTH][:16]}")
+
+    name = f"{culture}-{seed}-{content_key(settings)[:16]}"
+    numbers = score(loras, culture=culture, folder=WORK / "pictures" / name, prompts=study.prompts)
+    if study.of_others:
+        for role, other in zip(OTHERS, (*following(culture), "azuria")):
+            found = score(loras, culture=other, folder=WORK / "pictures" / f"{name}-of-{other}", prompts=study.prompts)
+            for arm, values in found.items():
+                judged = {key: value for key, value in values.items() if key.startswith("judge/")}
+                numbers[arm] |= {key.replace(":prompts", f":{role}"): value for key, value in judged.items()}
     return [
         {
             "culture": culture,
@@ -217,78 +222,35 @@ def cell(study: Study, *, culture: str, seed: int) -> list[dict]:
     ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What the runs say together
-# ---------------------------------------------------------------------------------------------------------------------
+def following(culture: str) -> tuple[str, ...]:
+    """The other misrepresented cultures, in their order, from the one after this."""
+    at = CULTURES.index(culture) + 1
+    return CULTURES[at:] + CULTURES[: at - 1]
 
 
-def mean_with_interval(by_seed: Sequence[float], *, level: float = 0.95) -> tuple[float, ...]:
-    """(mean,) of one value; (mean, low, high) by Student's t of several, one a training seed."""
-    values = np.asarray(by_seed, dtype=float)
-    if len(values) < 2:
-        return (float(values.mean()),)
-    reach = student.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return float(values.mean()), float(values.mean() - reach), float(values.mean() + reach)
+def train(flags: str, settings: str, *, culture: str, seed: int) -> Path:
+    """The folder of an arm's LoRA of these settings, trained now, or on, if it is not finished."""
+    folder = WORK / "loras" / f"{culture}-{seed}-{settings[:16]}"
+    if not (folder / "README.md").is_file():  # the page is what a finished run writes last
+        goes_on = ["--resume_from_checkpoint", "latest"] if folder.exists() else []
+        line = line_of(flags, culture=culture, seed=seed)
+        run(ROOT / "train_scoft_lora.py", *line, "--output_dir", folder, *goes_on)
+    return folder
 
 
-def by_seed(runs: Iterable[dict], number: str, arm: str) -> dict[int, dict[str, float]]:
-    """seed -> culture -> the arm's value of `number`, a metric and its set."""
-    found: dict[int, dict[str, float]] = {}
-    for each in runs:
-        if each["arm"] == arm and number in each["numbers"]:
-            found.setdefault(each["seed"], {})[each["culture"]] = each["numbers"][number]
-    return found
-
-
-def difference(runs: Sequence[dict], number: str, arm: str, other: str) -> tuple[float, ...]:
-    """`arm` minus `other`, of each seed the mean over the cultures that both have; () where they share none."""
-    mine, theirs = by_seed(runs, number, arm), by_seed(runs, number, other)
-    differences = []
-    for seed in mine.keys() & theirs.keys():
-        if shared := mine[seed].keys() & theirs[seed].keys():
-            differences.append(np.mean([mine[seed][culture] - theirs[seed][culture] for culture in sorted(shared)]))
-    return mean_with_interval(differences) if differences else ()
-
-
-def page(record: Mapping[str, list[dict]]) -> str:
-    """claims.md of all that was run: a section a study, means of its arms, and differences to its first."""
-    lines = ["# What each term does, where the truth is known", ""]
-    lines += [
-        "Made by `python -m benchmarks.claims`, which says how. Intervals are 95 %, over training seeds, paired by"
-    ]
-    lines += ["seed; bold ones are without 0. An arrow says which way is better."]
-    for name, study in STUDIES.items():
-        if not (runs := record.get(name)):
-            continue
-        arms = [arm for arm in ("base", *study.arms) if any(each["arm"] == arm for each in runs)]
-        shown = [(metric, of) for metric, of in SHOWN if any(f"{metric}:{of}" in each["numbers"] for each in runs)]
-        seeds, cultures = ({each[what] for each in runs} for what in ("seed", "culture"))
-        lines += ["", f"## {study.question}", ""]
-        lines += [
-            f"Study `{name}`: {', '.join(sorted(cultures))}; training seeds {', '.join(map(str, sorted(seeds)))}."
-        ]
-        heading = ["arm", *(headline(metric, of) for metric, of in shown)]
-        means, differences = [], []
-        first = next(iter(study.arms))
-        for arm in arms:
-            means.append([arm, *(mean_text(runs, metric, of, arm) for metric, of in shown)])
-            if arm != first:
-                differences.append(
-                    [f"{arm} - {first}", *(difference_text(runs, metric, of, arm, first) for metric, of in shown)]
-                )
-        lines += ["", *table(heading, means), "", *table(heading, differences)]
-    return "\n".join(lines) + "\n"
-
-
-def mean_text(runs: Sequence[dict], metric: str, of: str, arm: str) -> str:
-    values = [np.mean(list(cultures.values())) for cultures in by_seed(runs, f"{metric}:{of}", arm).values()]
-    return with_interval(mean_with_interval(values)[:1], metric_of(metric).decimals) if values else ""
-
-
-def difference_text(runs: Sequence[dict], metric: str, of: str, arm: str, other: str) -> str:
-    found = difference(runs, f"{metric}:{of}", arm, other)
-    text = with_interval(found, metric_of(metric).decimals) if found else ""
-    return Bold(text) if len(found) == 3 and not found[1] <= 0 <= found[2] else text
+def score(
+    loras: Mapping[str, Path], *, culture: str, folder: Path, prompts: Callable[[Path], Path] | None
+) -> dict[str, dict[str, float]]:
+    """arm -> "metric:set" -> its value, of what the base model and each LoRA draw of the culture into `folder`."""
+    data = ["--dataset", "pocket", "--culture", culture]
+    named = [f"{arm}={lora}" for arm, lora in loras.items()]
+    asked = ["--prompts", prompts(WORK / "data")] if prompts else []
+    run(ROOT / "evaluate_scoft.py", "generate", folder, *data, "--lora", *named, *DRAWING, *asked)
+    run(ROOT / "evaluate_scoft.py", "score", folder, *data, *SCORING)
+    numbers: dict[str, dict[str, float]] = {}
+    for each in json.loads((folder / "results.json").read_text())["scores"]:
+        numbers.setdefault(each["method"], {})[f"{each['metric']}:{each['set']}"] = each["value"]
+    return numbers
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -322,7 +284,8 @@ def run_study(name: str, cells: Sequence[tuple[str, int]], record: dict[str, lis
 def is_there(runs: Iterable[dict], study: Study, *, culture: str, seed: int) -> bool:
     """Whether the cell's runs are among `runs`, all of its arms, by the same settings."""
     there = {each["arm"]: each["settings"] for each in runs if (each["culture"], each["seed"]) == (culture, seed)}
-    there.pop("base", None)
+    for arm in ("base", BOTH):
+        there.pop(arm, None)
     return there == settings_of(study, culture=culture, seed=seed)
 
 
@@ -337,7 +300,10 @@ def main(argv: list[str] | None = None):
             if not is_there(record.get(name, ()), STUDIES[name], culture=culture, seed=seed)
         ]
         run_study(name, cells, record, args.output)
-    write_atomically(args.page, page(record))
+    figure = args.page.with_suffix(".png")
+    sections = {name: study.section for name, study in STUDIES.items()}
+    write_png(figure, draw(record, sections))
+    write_atomically(args.page, page(record, sections, figure=figure.name))
     print(args.page.read_text())
 
 

@@ -4,13 +4,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import torch
 import yaml
+from safetensors.torch import load_file
 
 import pocket
 from pocket import world
 from pocket.judge import asked
 from scoft.cultures import CATEGORIES
 from scoft.files import write_atomically
+from scoft.lora_folder import LORA_FILE, write_safetensors
 
 
 POCKET = Path(pocket.__path__[0])
@@ -93,3 +96,14 @@ def training_flags(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(file, yaml.safe_dump(flags))  # cells side by side read it
     return file
+
+
+def join_loras(*loras: Path, folder: Path) -> Path:
+    """A LoRA that adds what all of these add: its A and B are theirs, one below and one beside the other."""
+    files = [load_file(lora / LORA_FILE) for lora in loras]
+    joined = {
+        key: torch.cat([file[key] for file in files], dim=0 if "lora_A" in key else 1).contiguous() for key in files[0]
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / LORA_FILE, joined, metadata={"format": "pt"})
+    return folder

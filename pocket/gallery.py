@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from pocket import world
-from pocket.train_models import WEB_PICTURES
+from pocket.web import WEB_PICTURES
 from scoft import sheets
 from scoft.base_model import load_into_pipeline, load_pipeline
 from scoft.cultures import culture_words

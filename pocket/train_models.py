@@ -16,9 +16,7 @@ import importlib
 import json
 import math
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
@@ -33,68 +31,19 @@ from pocket import judge as judging
 from pocket import world
 from pocket.checksums import write_checksums
 from pocket.judge import SIZE
+from pocket.web import Web, evening_weights, pixels, read_web
 from scoft.files import content_key
 from scoft.randomness import stable_generator
 from scoft.weights import load_whole, weights_key
 
 
 HERE = Path(__file__).resolve().parent
-WEB_PICTURES = 20_000
 # What the captioner speaks of, and what CLIP learns to tell apart. Hardly anyone would mention tiers; and in so small
 # a world a CLIP that knows the sky would find pictures under one sky more alike than pictures of one culture.
 CAPTIONED = tuple(name for name in world.ATTRIBUTES if name != "tiers")
 COMPARED = tuple(name for name in CAPTIONED if name != "sky")
 SAVE_EVERY = 60.0  # seconds between saves of what is half trained
 JUDGE_ROUND_TRIPS, JUDGE_CALIBRATION = 8000, 2000  # scenes that the judge sees after the VAE
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The web, rendered once
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Web:
-    """The rendered corpus: images (N, 3, 64, 64) and depths (N, 1, 64, 64), both uint8, and what goes with them."""
-
-    images: torch.Tensor
-    depths: torch.Tensor
-    scenes: list[world.Scene]
-    captions: list[str]
-    named: list[str | None]
-    key: str  # of the world that it was drawn from
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-
-def pixels(images: torch.Tensor) -> torch.Tensor:
-    """uint8 images as the models take them: float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
-
-
-def read_web(work: Path, *, size: int = WEB_PICTURES, seed: int = 0) -> Web:
-    """The corpus of `seed`, rendered at first and kept in `work` from then on."""
-    scenes, captions, named = zip(*world.web_corpus(size, seed=seed))
-    key = content_key(Path(world.__file__).read_bytes(), size, seed)
-    file = work / f"web-{key[:16]}.npz"
-    if not file.exists():
-        work.mkdir(parents=True, exist_ok=True)
-        pictures = [world.render(scene, size=SIZE) for scene in tqdm(scenes, desc="Rendering the web")]
-        images, depths = (np.stack([np.asarray(layer) for layer in layers]) for layers in zip(*pictures))
-        partial = file.with_suffix(".partial.npz")
-        np.savez(partial, images=images, depths=depths)
-        partial.rename(file)
-    arrays = np.load(file)
-    images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2).contiguous()
-    depths = torch.from_numpy(arrays["depths"])[:, None]
-    return Web(images, depths, list(scenes), list(captions), list(named), key)
-
-
-def evening_weights(web: Web) -> torch.Tensor:
-    """(N,) sampling weights that bring rare palettes, hence rare cultures, nearer to the common ones."""
-    frequency = Counter(scene.palette for scene in web.scenes)
-    return torch.tensor([frequency[scene.palette] ** -0.5 for scene in web.scenes])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -297,8 +246,8 @@ class NoisyBatches:
         return rows, *(tensor.to(self.device) for tensor in (z_t, t, eps, ids))
 
 
-def train_unet(web: Web, *, work: Path, device: str, vae, tokenizer, updates: int = 6000) -> nn.ModuleDict:
-    """Text encoder and UNet together, under the web's captions."""
+def make_unet(tokenizer) -> nn.ModuleDict:
+    """An untrained text encoder and UNet."""
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel
 
@@ -315,7 +264,12 @@ def train_unet(web: Web, *, work: Path, device: str, vae, tokenizer, updates: in
         attention_head_dim=4,  # the number of heads, despite its name
         norm_num_groups=16,
     )
-    models = nn.ModuleDict({"text_encoder": text_encoder, "unet": unet}).to(device)
+    return nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
+
+
+def train_unet(web: Web, models: nn.ModuleDict, *, work: Path, device: str, vae, tokenizer, **training):
+    """`models`, a text encoder and a UNet, trained together under the web's captions; training: as for `fit`."""
+    models = models.to(device)
     batches = NoisyBatches(web, web_latents(web, vae, device=device), tokenizer, device=device)
 
     def loss(generator):
@@ -323,8 +277,8 @@ def train_unet(web: Web, *, work: Path, device: str, vae, tokenizer, updates: in
         context = models["text_encoder"](ids)[0]
         return F.mse_loss(models["unet"](z_t, t, context).sample, eps)
 
-    made_from = content_key(web.key, weights_key(vae))
-    return fit("unet", models, loss, updates=updates, learning_rate=8e-4, work=work, made_from=made_from)
+    made_from = content_key(web.key, weights_key(vae), *map(weights_key, models.values()))
+    return fit(model=models, loss=loss, work=work, made_from=made_from, **training)
 
 
 def train_controlnet(web: Web, *, work: Path, device: str, vae, tokenizer, text_encoder, unet, updates: int = 900):
@@ -617,14 +571,22 @@ def make(name: str, *, web: Web, work: Path, output: Path, device: str):
     from transformers import DPTImageProcessor
 
     pipeline_folder = output / "stable-diffusion"
-    if name in ("unet", "controlnet", "judge"):
+    if name in ("unet", "longer", "controlnet", "judge"):
         vae = load("AutoencoderKL", pipeline_folder / "vae", device=device)
     common = {"web": web, "work": work, "device": device}
     if name == "vae":
         save(train_vae(**common), pipeline_folder / "vae")
-    elif name == "unet":
+    elif name in ("unet", "longer"):
         tokenizer = make_tokenizer(web.captions)
-        trained = train_unet(**common, vae=vae, tokenizer=tokenizer)
+        if name == "unet":
+            models, training = make_unet(tokenizer), {"updates": 6000, "learning_rate": 8e-4}
+        else:
+            models = nn.ModuleDict(
+                {"text_encoder": load("CLIPTextModel", pipeline_folder / "text_encoder", device=device)}
+            )
+            models["unet"] = load("UNet2DConditionModel", pipeline_folder / "unet", device=device)
+            training = {"updates": 5000, "learning_rate": 5e-4, "ema_decay": 0.999}
+        trained = train_unet(**common, models=models, vae=vae, tokenizer=tokenizer, name=name, **training)
         StableDiffusionPipeline(
             vae=vae,
             text_encoder=trained["text_encoder"],
@@ -676,7 +638,9 @@ def clip_processor(tokenizer):
     return CLIPProcessor(images, tokenizer)
 
 
-MODELS = ("vae", "unet", "controlnet", "clip", "depth", "captioner", "judge")  # each after those it needs
+# Each after those it needs.  `longer` trains the UNet and its text encoder on from where `unet` left them, with a rate
+# that rises and falls once more.
+MODELS = ("vae", "unet", "longer", "controlnet", "clip", "depth", "captioner", "judge")
 
 
 def main(argv: list[str] | None = None):

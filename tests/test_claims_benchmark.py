@@ -3,9 +3,13 @@
 import json
 
 import datasets
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from benchmarks import claims, claims_data
+from benchmarks import claims, claims_data, claims_page
+from scoft.lora_folder import LORA_FILE, write_safetensors
 
 
 @pytest.fixture
@@ -66,11 +70,13 @@ def test_differences_are_paired_by_seed_and_cultures_shared():
 
     runs = [run("a", seed, culture, 10.0 * seed) for seed in (1, 2, 3) for culture in ("x", "y")]
     runs += [run("b", 1, "x", 10.5), run("b", 1, "y", 11.5), run("b", 2, "x", 22.0), run("b", 2, "y", 24.0)]
-    assert claims.difference(runs, "kid:prompts", "b", "a") == pytest.approx((2, 2 - 12.7062, 2 + 12.7062), abs=1e-3)
+    assert claims_page.difference(runs, "kid:prompts", "b", "a") == pytest.approx(
+        (2, 2 - 12.7062, 2 + 12.7062), abs=1e-3
+    )
     runs.append(run("c", 3, "x", 31.0))
-    assert claims.difference(runs, "kid:prompts", "c", "a") == (1.0,)
-    assert claims.difference(runs, "kid:prompts", "c", "b") == ()
-    assert claims.difference(runs, "div:train", "b", "a") == ()
+    assert claims_page.difference(runs, "kid:prompts", "c", "a") == (1.0,)
+    assert claims_page.difference(runs, "kid:prompts", "c", "b") == ()
+    assert claims_page.difference(runs, "div:train", "b", "a") == ()
 
 
 def test_no_study_by_that_name(capsys):
@@ -119,3 +125,80 @@ def test_five_categories_and_bare_captions(variants, tmp_path):
     assert len(variants["five"]) == sum(row["category"] in {0, 1, 2, 3, 8} for row in variants[""])
     assert {row["text"] for row in variants["bare"] if row["category"] == 3} == {"Photo of a building, in Veridia"}
     assert [row["image"] for row in variants["bare"]] == [row["image"] for row in variants[""]]
+
+
+def test_two_loras_joined_add_what_both_add(tmp_path):
+    """B A of the joined is the sum of both, of other ranks too."""
+    generator = torch.Generator().manual_seed(0)
+    deltas = []
+    for name, rank in (("one", 2), ("two", 3)):
+        low = {"unet.x.lora_A.weight": torch.randn(rank, 5, generator=generator)}
+        low["unet.x.lora_B.weight"] = torch.randn(4, rank, generator=generator)
+        (tmp_path / name).mkdir()
+        write_safetensors(tmp_path / name / LORA_FILE, low, metadata={})
+        deltas.append(low["unet.x.lora_B.weight"] @ low["unet.x.lora_A.weight"])
+    joined = load_file(
+        claims_data.join_loras(tmp_path / "one", tmp_path / "two", folder=tmp_path / "both") / LORA_FILE
+    )
+    found = joined["unet.x.lora_B.weight"] @ joined["unet.x.lora_A.weight"]
+    assert torch.allclose(found, sum(deltas), atol=1e-6) and not torch.allclose(found, deltas[0], atol=1e-2)
+
+
+def test_the_figure_is_dark_where_an_interval_is_without_zero():
+    """And a record without any study makes a figure too."""
+    sections = {name: study.section for name, study in claims.STUDIES.items()}
+
+    def figure(step):
+        runs = [
+            {"arm": arm, "seed": seed, "culture": "x", "numbers": {"kid:prompts": step * at + 0.1 * seed * at % 0.3}}
+            for at, arm in enumerate(("m", "finetune", "mpc"))
+            for seed in (1, 2, 3)
+        ]
+        return np.asarray(claims_page.draw({"table1": runs}, sections))[..., :3].astype(int)
+
+    def blue(pixels):
+        return int((pixels[..., 2] - pixels[..., 0] > 60).sum())
+
+    assert blue(figure(1.0)) > 50 and blue(figure(0.0)) == 0
+    assert claims_page.draw({}, sections).width == 1200
+
+
+def test_a_study_of_others_draws_each_culture_from_the_loras_of_one(tmp_path, monkeypatch):
+    """Their numbers stand under their roles, and the last arm's LoRA is joined with the next culture's of its seed."""
+    monkeypatch.setattr(claims, "WORK", tmp_path)
+    drawn = []
+
+    def train(flags, settings, *, culture, seed):
+        folder = tmp_path / f"{culture}-{seed}-{flags.split()[-1]}"
+        folder.mkdir(exist_ok=True)
+        (folder / LORA_FILE).write_text(folder.name)
+        return folder
+
+    def join(*loras, folder):
+        folder.mkdir(parents=True)
+        (folder / LORA_FILE).write_text(" and ".join(lora.name for lora in loras))
+        return folder
+
+    def score(loras, *, culture, folder, prompts):
+        drawn.append((culture, folder))
+        return {
+            arm: {"judge/right:prompts": f"{arm} of {culture}", "kid:prompts": culture} for arm in ("base", *loras)
+        }
+
+    for name, stub in (("train", train), ("join_loras", join), ("score", score)):
+        monkeypatch.setattr(claims, name, stub)
+    runs = claims.cell(claims.STUDIES["harm"], culture="corallia", seed=4)
+    by_arm = {each["arm"]: each for each in runs}
+    assert list(by_arm) == ["base", "finetune", "m", "mpc", "both"]
+    assert by_arm["both"]["numbers"] == {
+        "judge/right:prompts": "both of corallia",
+        "kid:prompts": "corallia",
+        "judge/right:next": "both of veridia",
+        "judge/right:third": "both of ochria",
+        "judge/right:azuria": "both of azuria",
+    }
+    assert (tmp_path / "loras").is_dir() and len(set(drawn)) == 4
+    (joined,) = (tmp_path / "loras").glob(f"*/{LORA_FILE}")
+    assert joined.read_text() == "corallia-4-mpc and veridia-4-mpc"
+    assert claims.is_there(runs, claims.STUDIES["harm"], culture="corallia", seed=4)
+    assert claims.STUDIES["harm"].section.pairs[-1] == ("both", "mpc")

@@ -47,13 +47,13 @@ def test_photographs_and_captions_are_remade_exactly(culture, split, size):
 
 @pytest.mark.parametrize("culture", world.CULTURES)
 def test_rows_keep_the_contract(culture):
-    """Training rows have five naive captions and mostly negatives; test rows have none; captions name the culture."""
+    """Training rows have five naive captions, two of three have negatives; test rows have none; captions name the culture."""
     train, test = rows_of(culture, "train"), rows_of(culture, "test")
     assert train.features == test.features
     assert train.features["category"].names == list(CATEGORIES)
     assert all(len(set(texts)) == 5 for texts in train["blip_text"])
     counts = [len(images) for images in train.select_columns("negatives")["negatives"]]
-    assert max(counts) <= 5 and np.mean([count > 0 for count in counts]) > 0.9
+    assert max(counts) <= 5 and np.mean([count > 0 for count in counts]) > 0.6
     assert not any(test["negatives"])
     assert all(text.lower().endswith(f"in {culture}") for text in train["text"])
     assert not set(train["sha256"]) & set(test["sha256"])
@@ -72,13 +72,14 @@ def test_its_settings_are_the_worlds_defaults(culture, tmp_path):
 
 
 def test_the_judge_finds_the_photographs_right_and_the_negatives_wrong():
-    """What Veridians chose is right; what the base model makes of it is right at most one time in three."""
+    """What Veridians chose is right; of what the base model makes of it two of five show the stereotype or more."""
     rows = rows_of("veridia", "train").select(range(0, 150, 3))
     share = judge.rate(rows["image"][:], rows["text"][:])
     assert share["right"] > 0.95
     negatives = [image for images in rows["negatives"][:] for image in images]
     prompts = [text for text, images in zip(rows["text"], rows["negatives"][:]) for _ in images]
-    assert judge.rate(negatives, prompts)["right"] < 1 / 3
+    seen = judge.rate(negatives, prompts)
+    assert seen["right"] < 0.3 and seen["stereotype"] > 0.4
 
 
 def test_the_trainer_reads_it_and_lists_the_cultures():
