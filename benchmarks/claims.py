@@ -72,6 +72,11 @@ class Study:
         return Section(self.question, pairs + [(BOTH, others[-1])] * self.of_others)
 
 
+def named(setting: str, value: str) -> str:
+    """An arm's name, as `evaluate_scoft.py --lora` takes it."""
+    return f"{setting}-{value.replace('.', '_')}"
+
+
 FINETUNE, M, MP, MPC = (f"--method {method}" for method in ("finetune", "m", "mp", "mpc"))
 STUDIES = {
     "table1": Study(
@@ -81,8 +86,8 @@ STUDIES = {
     "memorization": Study(
         "Table 2: does L_M make pictures less like the training photographs, and more diverse?",
         {"finetune": FINETUNE}
-        | {f"m{weight}": f"{M} --ldm_weight 1 --memorization_weight {weight}" for weight in ("0.3", "3", "30")}
-        | {"m3-base": f"{M} --ldm_weight 1 --memorization_weight 3 --memorization_teacher base"},
+        | {named("m", weight): f"{M} --ldm_weight 1 --memorization_weight {weight}" for weight in ("0.3", "3", "30")}
+        | {"m-3-base": f"{M} --ldm_weight 1 --memorization_weight 3 --memorization_teacher base"},
     ),
     "recorded": Study(
         "Figure 7: at which step should the gradient be recorded?",
@@ -90,13 +95,13 @@ STUDIES = {
     ),
     "margin": Study(
         "How wide should the hinge be?",
-        {f"margin{margin}": f"{MPC} --margin {margin}" for margin in ("0.05", "0.15", "0.3", "1")},
+        {named("margin", margin): f"{MPC} --margin {margin}" for margin in ("0.05", "0.15", "0.3", "1")},
     ),
     "weight": Study(
         "How loud should the image terms be?",
-        {"m": M, "0.05": f"{MPC} --margin 1 --perceptual_weight 0.05"}
+        {"m": M, "weight-0_05": f"{MPC} --margin 1 --perceptual_weight 0.05"}
         | {
-            loud: f"{MPC} --margin 1 --contrastive_weight {loud} --perceptual_weight {loud}"
+            named("weight", loud): f"{MPC} --margin 1 --contrastive_weight {loud} --perceptual_weight {loud}"
             for loud in ("0.15", "0.5")
         }
         | {"normalized": f"{MPC} --margin 1 --recorded_step_scaling normalized"},
@@ -104,7 +109,7 @@ STUDIES = {
     "cadence": Study(
         "How often, at a constant product of weight and frequency?",
         {
-            f"every{every}": f"{MPC} --margin 1 --perceptual_every {every} --perceptual_weight {every / 1000} "
+            f"every-{every}": f"{MPC} --margin 1 --perceptual_every {every} --perceptual_weight {every / 1000} "
             f"--contrastive_weight {every / 200}"
             for every in (10, 5, 2, 1)
         },
@@ -131,7 +136,7 @@ STUDIES = {
         "Table 2 again, with cultural captions that say nothing of the look: what does equation 2 do there?",
         {"finetune": f"{FINETUNE} --dataset bare"}
         | {
-            f"m{weight}": f"{M} --dataset bare --ldm_weight 1 --memorization_weight {weight}"
+            named("m", weight): f"{M} --dataset bare --ldm_weight 1 --memorization_weight {weight}"
             for weight in ("0.3", "3")
         },
     ),

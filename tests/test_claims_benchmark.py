@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import evaluate_scoft
 from benchmarks import claims, claims_data, claims_page
 from scoft.lora_folder import LORA_FILE, write_safetensors
 
@@ -90,6 +91,9 @@ def test_every_arm_of_every_study_is_a_command_line_that_differs():
     for study in claims.STUDIES.values():
         settings = claims.settings_of(study, culture="veridia", seed=0)
         assert len(set(settings.values())) == len(study.arms) >= 2
+        assert evaluate_scoft.parse_args(
+            ["generate", "x", "--culture", "x", "--lora", *(f"{arm}=x" for arm in settings)]
+        )
 
 
 @pytest.fixture(scope="module")
