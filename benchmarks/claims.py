@@ -41,8 +41,8 @@ SEEDS = (10, 11, 12, 13, 14)  # 0 to 2 are for choosing settings, on Veridia alo
 # pictures apart (finetune: 97 % unclear; at 2e-3 8 %, and 61 % right).
 TRAINING = "--max_train_steps 750 --learning_rate 2e-3 --checkpointing_steps 750".split()
 TRAINING += "--num_validation_images 0 --report_to none".split()
-DRAWING = "--sets prompts train general --num_images 8".split()
-SCORING = "--metrics kid judge clip_i div clip_score vendi nearest".split()
+DRAWING = "--num_images 8".split()
+METRICS = {"prompts": "kid judge", "train": "clip_i div nearest", "general": "clip_score vendi"}  # by set of pictures
 SIDE_BY_SIDE = 2
 BOTH = "both"  # the arm of two cultures' LoRAs at once
 OTHERS = ("next", "third", "azuria")  # the cultures that are not a LoRA's own, in the names of numbers
@@ -52,14 +52,15 @@ OTHERS = ("next", "third", "azuria")  # the cultures that are not a LoRA's own, 
 class Study:
     """A question, and arms that answer it: flags of train_scoft_lora.py behind those of TRAINING, by name.
 
-    --dataset may be one of VARIANTS. Arms are compared with the first, unless `compared` names pairs. `prompts`, where
-    they are not the pocket's, writes those to draw into a folder, and returns their file. With `of_others` the LoRAs
-    also draw the other cultures, of which they were taught nothing; and so does BOTH, the last arm's LoRA with that of
-    the next culture.
+    --dataset may be one of VARIANTS. `sets` of METRICS are drawn. Arms are compared with the first, unless `compared`
+    names pairs. `prompts`, where they are not the pocket's, writes those to draw into a folder and returns their file.
+    With `of_others` the LoRAs also draw the other cultures, of which they were taught nothing; and so does BOTH, the
+    last arm's LoRA with that of the next culture.
     """
 
     question: str
     arms: Mapping[str, str]
+    sets: Sequence[str] = ("prompts",)
     prompts: Callable[[Path], Path] | None = None
     of_others: bool = False
     compared: Sequence[tuple[str, str]] = ()
@@ -82,12 +83,14 @@ STUDIES = {
     "table1": Study(
         "Table 1: does each term bring the pictures nearer to the culture?",
         {"finetune": FINETUNE, "m": M, "mp": MP, "mpc": MPC},
+        sets=tuple(METRICS),
     ),
     "memorization": Study(
         "Table 2: does L_M make pictures less like the training photographs, and more diverse?",
         {"finetune": FINETUNE}
         | {named("m", weight): f"{M} --ldm_weight 1 --memorization_weight {weight}" for weight in ("0.3", "3", "30")}
         | {"m-3-base": f"{M} --ldm_weight 1 --memorization_weight 3 --memorization_teacher base"},
+        sets=tuple(METRICS),
     ),
     "recorded": Study(
         "Figure 7: at which step should the gradient be recorded?",
@@ -139,11 +142,12 @@ STUDIES = {
             named("m", weight): f"{M} --dataset bare --ldm_weight 1 --memorization_weight {weight}"
             for weight in ("0.3", "3")
         },
+        sets=tuple(METRICS),
     ),
     "five": Study(
         "Photographs of five of the nine categories: what of the culture reaches the other four?",
         {method: f"--method {method} --dataset five" for method in ("finetune", "m", "mpc")},
-        prompts_of_the_other_four,
+        prompts=prompts_of_the_other_four,
     ),
     "controls": Study(
         "Can the measurement fail? Photographs and negatives swapped, negatives of other rows, no negatives",
@@ -176,12 +180,17 @@ def run(*command: object):
 
 def settings_of(study: Study, *, culture: str, seed: int) -> dict[str, str]:
     """By arm, a hash of all that decides its numbers."""
-    lines = {arm: line_of(flags, culture=culture, seed=seed) for arm, flags in study.arms.items()}
-    files = {arm: sorted(Path(line[1], culture).glob("*.parquet")) for arm, line in lines.items()}
-    pictures = [*DRAWING, *SCORING, study.prompts and study.prompts(WORK / "data").read_text()]
+    pictures = [*DRAWING, *study.sets, METRICS, study.prompts and study.prompts(WORK / "data").read_text()]
     return {
-        arm: content_key(settings_key(line), pictures, *map(file_sha256, files[arm])) for arm, line in lines.items()
+        arm: content_key(training_key(flags, culture=culture, seed=seed), pictures)
+        for arm, flags in study.arms.items()
     }
+
+
+def training_key(flags: str, *, culture: str, seed: int) -> str:
+    """A hash of all that decides an arm's LoRA."""
+    line = line_of(flags, culture=culture, seed=seed)
+    return content_key(settings_key(line), *map(file_sha256, sorted(Path(line[1], culture).glob("*.parquet"))))
 
 
 def line_of(flags: str, *, culture: str, seed: int) -> list[str]:
@@ -198,19 +207,18 @@ def line_of(flags: str, *, culture: str, seed: int) -> list[str]:
 def cell(study: Study, *, culture: str, seed: int) -> list[dict]:
     """Train what is not there of the study's LoRAs, draw from them and the base model, and score: a run an arm."""
     settings = settings_of(study, culture=culture, seed=seed)
-    loras = {arm: train(flags, settings[arm], culture=culture, seed=seed) for arm, flags in study.arms.items()}
+    loras = {arm: train(flags, culture=culture, seed=seed) for arm, flags in study.arms.items()}
     if study.of_others:
-        (arm, flags), next_culture = list(study.arms.items())[-1], following(culture)[0]
-        its_settings = settings_of(study, culture=next_culture, seed=seed)[arm]
-        other = train(flags, its_settings, culture=next_culture, seed=seed)
-        settings[BOTH] = content_key(settings[arm], its_settings)
-        loras[BOTH] = join_loras(loras[arm], other, folder=WORK / "loras" / f"{culture}-{seed}-{settings[BOTH][:16]}")
+        last = loras[next(reversed(loras))]
+        *_, flags = study.arms.values()
+        other = train(flags, culture=following(culture)[0], seed=seed)
+        loras[BOTH] = join_loras(last, other, folder=WORK / "both" / f"{last.name}-{other.name}")
 
-    name = f"{culture}-{seed}-{content_key(settings)[:16]}"
-    numbers = score(loras, culture=culture, folder=WORK / "pictures" / name, prompts=study.prompts)
+    folder = WORK / "pictures" / f"{culture}-{seed}-{content_key(settings)[:16]}"
+    numbers = score(study, loras, culture=culture, folder=folder)
     if study.of_others:
         for role, other in zip(OTHERS, (*following(culture), "azuria")):
-            found = score(loras, culture=other, folder=WORK / "pictures" / f"{name}-of-{other}", prompts=study.prompts)
+            found = score(study, loras, culture=other, folder=folder.with_name(f"{folder.name}-{other}"))
             for arm, values in found.items():
                 judged = {key: value for key, value in values.items() if key.startswith("judge/")}
                 numbers[arm] |= {key.replace(":prompts", f":{role}"): value for key, value in judged.items()}
@@ -233,9 +241,10 @@ def following(culture: str) -> tuple[str, ...]:
     return CULTURES[at:] + CULTURES[: at - 1]
 
 
-def train(flags: str, settings: str, *, culture: str, seed: int) -> Path:
-    """The folder of an arm's LoRA of these settings, trained now, or on, if it is not finished."""
-    folder = WORK / "loras" / f"{culture}-{seed}-{settings[:16]}"
+def train(flags: str, *, culture: str, seed: int) -> Path:
+    """The folder of an arm's LoRA, trained now, or on, if it is not finished."""
+    key = training_key(flags, culture=culture, seed=seed)
+    folder = WORK / "loras" / f"{culture}-{seed}-{key[:16]}"
     if not (folder / "README.md").is_file():  # the page is what a finished run writes last
         goes_on = ["--resume_from_checkpoint", "latest"] if folder.exists() else []
         line = line_of(flags, culture=culture, seed=seed)
@@ -243,15 +252,15 @@ def train(flags: str, settings: str, *, culture: str, seed: int) -> Path:
     return folder
 
 
-def score(
-    loras: Mapping[str, Path], *, culture: str, folder: Path, prompts: Callable[[Path], Path] | None
-) -> dict[str, dict[str, float]]:
+def score(study: Study, loras: Mapping[str, Path], *, culture: str, folder: Path) -> dict[str, dict[str, float]]:
     """arm -> "metric:set" -> its value, of what the base model and each LoRA draw of the culture into `folder`."""
     data = ["--dataset", "pocket", "--culture", culture]
-    named = [f"{arm}={lora}" for arm, lora in loras.items()]
-    asked = ["--prompts", prompts(WORK / "data")] if prompts else []
-    run(ROOT / "evaluate_scoft.py", "generate", folder, *data, "--lora", *named, *DRAWING, *asked)
-    run(ROOT / "evaluate_scoft.py", "score", folder, *data, *SCORING)
+    drawing = [*DRAWING, "--sets", *study.sets, "--lora", *(f"{arm}={lora}" for arm, lora in loras.items())]
+    if study.prompts:
+        drawing += ["--prompts", study.prompts(WORK / "data")]
+    run(ROOT / "evaluate_scoft.py", "generate", folder, *data, *drawing)
+    metrics = " ".join(METRICS[name] for name in study.sets).split()
+    run(ROOT / "evaluate_scoft.py", "score", folder, *data, "--metrics", *metrics)
     numbers: dict[str, dict[str, float]] = {}
     for each in json.loads((folder / "results.json").read_text())["scores"]:
         numbers.setdefault(each["method"], {})[f"{each['metric']}:{each['set']}"] = each["value"]

@@ -20,14 +20,16 @@ def line(tmp_path, monkeypatch):
         "one": "--method finetune --max_train_steps 1",
         "two": "--method mpc --max_train_steps 2 --dataset swapped",
     }
-    monkeypatch.setattr(claims, "STUDIES", {"tiny": claims.Study("Does an update matter?", arms)})
+    monkeypatch.setattr(
+        claims, "STUDIES", {"tiny": claims.Study("Does an update matter?", arms, sets=tuple(claims.METRICS))}
+    )
     monkeypatch.setattr(claims, "WORK", tmp_path / "work")
     monkeypatch.setattr(claims, "TRAINING", "--num_validation_images 0 --report_to none".split())
     prompts, general = tmp_path / "prompts.txt", tmp_path / "general.txt"
     prompts.write_text("Photo of a traditional building, in {}\nPhoto of a bowl of food, in {}\n")
     general.write_text("Photo of a building\nPhoto of a bowl of food\n")
     drawing = f"--num_images 3 --num_captions 2 --prompts {prompts} --general_prompts {general}"
-    monkeypatch.setattr(claims, "DRAWING", ["--sets", "prompts", "train", "general", *drawing.split()])
+    monkeypatch.setattr(claims, "DRAWING", drawing.split())
     output = ["--output", str(tmp_path / "out/claims.json"), "--page", str(tmp_path / "claims.md")]
     return ["tiny", "--cultures", "veridia", "--seeds", "3", *output]
 
@@ -91,9 +93,8 @@ def test_every_arm_of_every_study_is_a_command_line_that_differs():
     for study in claims.STUDIES.values():
         settings = claims.settings_of(study, culture="veridia", seed=0)
         assert len(set(settings.values())) == len(study.arms) >= 2
-        assert evaluate_scoft.parse_args(
-            ["generate", "x", "--culture", "x", "--lora", *(f"{arm}=x" for arm in settings)]
-        )
+        loras = [f"{arm}=x" for arm in settings]
+        assert evaluate_scoft.parse_args(["generate", "x", "--dataset", "x", "--culture", "x", "--lora", *loras])
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +173,7 @@ def test_a_study_of_others_draws_each_culture_from_the_loras_of_one(tmp_path, mo
     monkeypatch.setattr(claims, "WORK", tmp_path)
     drawn = []
 
-    def train(flags, settings, *, culture, seed):
+    def train(flags, *, culture, seed):
         folder = tmp_path / f"{culture}-{seed}-{flags.split()[-1]}"
         folder.mkdir(exist_ok=True)
         (folder / LORA_FILE).write_text(folder.name)
@@ -183,7 +184,7 @@ def test_a_study_of_others_draws_each_culture_from_the_loras_of_one(tmp_path, mo
         (folder / LORA_FILE).write_text(" and ".join(lora.name for lora in loras))
         return folder
 
-    def score(loras, *, culture, folder, prompts):
+    def score(study, loras, *, culture, folder):
         drawn.append((culture, folder))
         return {
             arm: {"judge/right:prompts": f"{arm} of {culture}", "kid:prompts": culture} for arm in ("base", *loras)
@@ -201,8 +202,8 @@ def test_a_study_of_others_draws_each_culture_from_the_loras_of_one(tmp_path, mo
         "judge/right:third": "both of ochria",
         "judge/right:azuria": "both of azuria",
     }
-    assert (tmp_path / "loras").is_dir() and len(set(drawn)) == 4
-    (joined,) = (tmp_path / "loras").glob(f"*/{LORA_FILE}")
+    assert len(set(drawn)) == 4
+    (joined,) = (tmp_path / "both").glob(f"*/{LORA_FILE}")
     assert joined.read_text() == "corallia-4-mpc and veridia-4-mpc"
     assert claims.is_there(runs, claims.STUDIES["harm"], culture="corallia", seed=4)
     assert claims.STUDIES["harm"].section.pairs[-1] == ("both", "mpc")

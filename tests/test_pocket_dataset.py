@@ -47,7 +47,7 @@ def test_photographs_and_captions_are_remade_exactly(culture, split, size):
 
 @pytest.mark.parametrize("culture", world.CULTURES)
 def test_rows_keep_the_contract(culture):
-    """Training rows have five naive captions, and two of three negatives; test rows have none; captions name the place."""
+    """Training rows have five naive captions, two of three negatives; test rows have none; captions name the place."""
     train, test = rows_of(culture, "train"), rows_of(culture, "test")
     assert train.features == test.features
     assert train.features["category"].names == list(CATEGORIES)
