@@ -105,7 +105,7 @@ def self_contrastive_loss(
 def active_negatives(
     d_pos: torch.Tensor, d_neg: torch.Tensor, is_negative: torch.Tensor, *, negative_weight: float, margin: float
 ) -> torch.Tensor:
-    """The share (B,) of a row's negatives that L_C, see there, sees: farther ones have no gradient."""
+    """The share (B,) of a row's negatives, 0 of none, that L_C, see there, sees: farther ones have no gradient."""
     hinge = _hinge(d_pos, d_neg, is_negative, negative_weight=negative_weight, margin=margin)
     return (hinge > 0).sum(1) / is_negative.sum(1).clamp(min=1)
 
