@@ -13,6 +13,7 @@ import scoft.distances
 import scoft_losses
 import survey_scoft
 import train_scoft_lora
+from benchmarks import readme
 from scoft.evaluate.metrics import METRICS
 
 
@@ -115,3 +116,15 @@ def test_ci_runs_the_readmes_test_command():
     """The command in .ci/run is the README's, word for word."""
     command = re.search(r"^pip install -r requirements-dev.txt.*$", README, flags=re.M)[0]
     assert command in (ROOT / ".ci/run").read_text().splitlines()
+
+
+@pytest.mark.parametrize("file", readme.FILES, ids=lambda file: file.parent.name)
+def test_what_is_measured_is_what_the_results_say(file, monkeypatch):
+    """The parts that `benchmarks.readme` writes are as it would write them now, and other results change them."""
+    text = file.read_text()
+    assert readme.remade(text) == text
+    monkeypatch.setattr(readme, "runs", lambda culture, method: [{"seed": 7, "judge": {"base": OTHER, "lora": OTHER}}])
+    assert readme.remade(text) != text
+
+
+OTHER = dict.fromkeys(readme.RATES, 0.125)
