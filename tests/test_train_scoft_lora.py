@@ -653,7 +653,7 @@ CHANGES = {
     "denoising_guidance_scale": 2,
     "blip_captions_per_step": "all",
     "negative_weight": 0.2,
-    "margin": 0.3,
+    "margin": 0.1,
     "perceptual_every": 3,
     "snr_gamma": 5,
     "noise_offset": 0.1,
