@@ -26,7 +26,7 @@ from pathlib import Path
 
 import train_scoft_lora as trainer
 from benchmarks.claims_data import VARIANTS, join_loras, make_variant, prompts_of_the_other_four, training_flags
-from benchmarks.claims_page import Section, draw, page
+from benchmarks.claims_page import OF_OTHERS, Section, draw, page
 from benchmarks.pocket_cultures import settings_key
 from scoft.files import content_key, file_sha256, write_atomically
 from scoft.images import write_png
@@ -45,7 +45,6 @@ DRAWING = "--num_images 8".split()
 METRICS = {"prompts": "kid judge", "train": "clip_i div nearest", "general": "clip_score vendi"}  # by set of pictures
 SIDE_BY_SIDE = 2
 BOTH = "both"  # the arm of two cultures' LoRAs at once
-OTHERS = ("next", "third", "azuria")  # the cultures that are not a LoRA's own, in the names of numbers
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,7 @@ def cell(study: Study, *, culture: str, seed: int) -> list[dict]:
     folder = WORK / "pictures" / f"{culture}-{seed}-{content_key(settings)[:16]}"
     numbers = score(study, loras, culture=culture, folder=folder)
     if study.of_others:
-        for role, other in zip(OTHERS, (*following(culture), "azuria")):
+        for role, other in zip(OF_OTHERS, (*following(culture), "azuria")):
             found = score(study, loras, culture=other, folder=folder.with_name(f"{folder.name}-{other}"))
             for arm, values in found.items():
                 judged = {key: value for key, value in values.items() if key.startswith("judge/")}

@@ -14,8 +14,7 @@ from scoft.evaluate.tables import ARROWS, OF_SETS, headline
 from scoft.pages import Bold, table, with_interval
 
 
-# Metric and set of the page's tables; all others are in the results. The sets that an evaluation does not know are of
-# cultures other than the LoRA's own.
+# Metric and set of the page's tables; all others are in the results.
 SHOWN = (
     ("kid", "prompts"),
     ("judge/right", "prompts"),
@@ -33,6 +32,7 @@ SHOWN = (
     ("judge/right", "azuria"),
     ("judge/unclear", "azuria"),
 )
+# The roles of the cultures that are not a LoRA's own, in this order behind it, as sets of numbers and in headings.
 OF_OTHERS = {"next": ", of the next culture", "third": ", of the third culture", "azuria": ", of Azuria"}
 DRAWN = SHOWN[:1] + SHOWN[2:3] + SHOWN[4:7]  # the figure's columns
 ROW, HEADING, ABOVE, BELOW = 0.22, 0.36, 0.55, 0.35  # inches of the figure
@@ -134,6 +134,7 @@ def draw(record: Mapping[str, list[dict]], sections: Mapping[str, Section]) -> I
     Those without 0 are dark. A study of one seed has points alone.
     """
     from matplotlib.figure import Figure
+    from matplotlib.transforms import blended_transform_factory
 
     rows, blocks, at = [], [], 0.0  # (y in inches, runs, arm, the other), (y, study), how far down
     for name, section in sections.items():
@@ -142,14 +143,16 @@ def draw(record: Mapping[str, list[dict]], sections: Mapping[str, Section]) -> I
             at += HEADING
             rows += [(at + (i + 0.5) * ROW, runs, *pair) for i, pair in enumerate(section.pairs)]
             at += ROW * len(section.pairs)
-    titles = [textwrap.fill(title(metric, of), 30) for metric, of in DRAWN]
+    numbers = {number for runs in record.values() for each in runs for number in each["numbers"]}
+    drawn = [(metric, of) for metric, of in DRAWN if f"{metric}:{of}" in numbers] or DRAWN
+    titles = [textwrap.fill(title(metric, of), 30) for metric, of in drawn]
     labels = [f"{arm} - {other}" for _, _, arm, other in rows]
     with sheets.style(*titles, *labels, *(name for _, name in blocks)):
         inner = max(at, ROW)
         height = inner + ABOVE + BELOW
         figure = Figure(figsize=(12, height), dpi=100)
-        columns = figure.subplots(1, len(DRAWN), sharey=True)
-        for axes, heading, (metric, of) in zip(columns, titles, DRAWN):
+        columns = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+        for axes, heading, (metric, of) in zip(columns, titles, drawn):
             axes.axvline(0, color="0.6", linewidth=0.8)
             for y, runs, arm, other in rows:
                 if found := difference(runs, f"{metric}:{of}", arm, other):
@@ -161,7 +164,8 @@ def draw(record: Mapping[str, list[dict]], sections: Mapping[str, Section]) -> I
             axes.tick_params(labelsize="small", left=False)
         columns[0].set_ylim(inner, 0)
         columns[0].set_yticks([row[0] for row in rows], labels)
+        from_the_left = blended_transform_factory(figure.transFigure, columns[0].transData)
         for y, name in blocks:
-            columns[0].text(-1, y, name, transform=columns[0].get_yaxis_transform(), fontweight="bold", va="center")
+            columns[0].text(0.02, y, name, transform=from_the_left, fontweight="bold", va="center")
         figure.subplots_adjust(left=0.17, right=0.99, bottom=BELOW / height, top=1 - ABOVE / height, wspace=0.12)
         return sheets.picture_of(figure)

@@ -26,6 +26,7 @@ import torch
 import train_scoft_lora as trainer
 from benchmarks.train_step import processor
 from scoft.dataset_source import embedded_folder
+from scoft.distances import DISTANCES
 from scoft.files import content_key, write_atomically
 from scoft.pages import with_interval
 from scoft.train.terms import METHODS
@@ -48,6 +49,8 @@ def settings_key(argv: list[str]) -> str:
         raise SystemExit(
             f"--dataset {args.dataset} has no judge of its own: give --flags --validation_judge FILE.py:f"
         )
+    if args.margin is None:
+        args.margin = DISTANCES[args.perceptual_distance].distance().default_margin
     flags = {flag: str(value).replace(f"{ROOT}/", "") for flag, value in vars(args).items()}
     judge = Path(args.validation_judge.rpartition(":")[0])
     embedded = embedded_folder(args.dataset)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks import pocket_cultures
+from scoft.distances.base import PerceptualDistance
 
 
 RATES = ["0.25 [0.10, 0.50] -> 0.25 [0.10, 0.50]", "0.12 -> 0.12", "->"]
@@ -60,3 +61,12 @@ def test_a_dataset_without_a_judge_is_named(line):
     """Without a judge there is nothing to compare, and the flag that is missing is named."""
     with pytest.raises(SystemExit, match="has no judge of its own: give --flags --validation_judge"):
         pocket_cultures.main(line[:-2])
+
+
+def test_a_default_that_is_a_distances_own_is_a_setting(monkeypatch):
+    """Runs by an earlier default margin are not taken for today's; a margin that was asked for is the same."""
+    line = ["--dataset", "pocket", "--culture", "veridia"]
+    default, asked = (pocket_cultures.settings_key(words) for words in (line, [*line, "--margin", "0.2"]))
+    assert asked != default
+    monkeypatch.setattr(PerceptualDistance, "default_margin", 0.2)
+    assert pocket_cultures.settings_key(line) == asked

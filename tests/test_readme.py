@@ -123,8 +123,7 @@ def test_what_is_measured_is_what_the_results_say(file, monkeypatch):
     """The parts that `benchmarks.readme` writes are as it would write them now, and other results change them."""
     text = file.read_text()
     assert readme.remade(text) == text
-    monkeypatch.setattr(readme, "runs", lambda culture, method: [{"seed": 7, "judge": {"base": OTHER, "lora": OTHER}}])
+    judged = dict.fromkeys(readme.RATES, 0.125)
+    other = [{"seed": 7, "judge": {"base": judged, "lora": judged}}]
+    monkeypatch.setattr(readme, "runs", lambda culture, method: other)
     assert readme.remade(text) != text
-
-
-OTHER = dict.fromkeys(readme.RATES, 0.125)

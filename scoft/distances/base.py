@@ -21,12 +21,11 @@ class PerceptualDistance(nn.Module, ABC):
     Its halves are `embed` and `compare`, so that the features of constant images can be computed once.
 
     A subclass loads its encoder, says in `features` what is compared, and in `kind` and `default_model` what it loads.
-    All of them are 1 - cosine, so one margin m of equation 4 means the same for each.  The paper's value is lost. With
-    `default_margin` the hinge lets most negatives through that a filter has left: in the pocket world, where these are
-    0.26 or more from the photograph, L_C is 0 on 91 % of its updates with a margin of 0.05, on 76 % with 0.15, on 10 %
-    with 0.3, and only where no row has negatives with 1, which is the authors' reading, without a hinge. Of the
-    pictures 7.1, 6.7, 5.0 and 4.6 % come apart; of all that the judge says this alone tells 0.3 from 0.05, by -2.1
-    points [-3.9, -0.3] over three training seeds (`benchmarks/results/claims_settings.json`).
+    All of them are 1 - cosine, so one margin m of equation 4 means the same for each.  The paper's value is lost.
+    With `default_margin` L_C sees most negatives that a filter has left: in the pocket world, where they are 0.26 or
+    more from the photograph, it is 0 on 91, 76, 10 and 1 % of its updates with margins of 0.05, 0.15, 0.3 and 1, of
+    which the last is the authors' reading, without a hinge.  What the judge finds right tells none of them from
+    another (`benchmarks/results/claims_settings.json`).
     """
 
     kind: ClassVar[str]  # of model, for messages
