@@ -10,7 +10,9 @@ from scoft.lora_folder import LORA_FILE
 from scoft.train.processes import start_processes
 
 
-Z, T, C = torch.randn(2, 4, 4, 4), torch.tensor([300, 700]), torch.randn(2, 77, 32)
+GENERATOR = torch.Generator().manual_seed(0)
+Z, C = (torch.randn(shape, generator=GENERATOR) for shape in ((2, 4, 4, 4), (2, 77, 32)))
+T = torch.tensor([300, 700])
 
 
 def loaded(folder, dtype: torch.dtype) -> tuple[StableDiffusion, list[torch.nn.Parameter]]:
