@@ -1,0 +1,1 @@
+"""Correction at inference: a preference beside a frozen UNet, and the callback by which a pipeline follows it."""
