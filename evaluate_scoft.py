@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scoft.launch import Parser, add_options, at_least, function_of_file, multiple_of, run_main, set_up_logging
 
-from scoft.dataset_source import Remedies, embedded_flags, embedded_folder
+from scoft.dataset_source import Remedies, with_embedded_flags
 from scoft.distances import distance_options
 from scoft.errors import DataError
 from scoft.evaluate.loras import DEFAULT_BASE
@@ -162,7 +161,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     words = "metrics, such as kid judge/right clip_score:general, that say together which checkpoint is enough"
     report.add_argument("--stop_by", nargs="+", type=named_metric, default=[], metavar="METRIC[:SET]", help=words)
 
-    args = parser.parse_args(with_defaults(stages.choices, sys.argv[1:] if argv is None else argv))
+    args = parser.parse_args(
+        with_embedded_flags(
+            stages.choices,
+            sys.argv[1:] if argv is None else argv,
+            flag="--dataset",
+            required=["folder", "--dataset", "any", "--culture", "any"],
+        )
+    )
     check_args(parser, args)
     return args
 
@@ -199,22 +205,6 @@ def named_metric(text: str) -> Measured:
     if of and of not in sets:
         raise argparse.ArgumentTypeError(f"{name} is of {', '.join(sets)}; got {text!r}")
     return Measured(name, of or sets[0])
-
-
-def with_defaults(stages: Mapping[str, Parser], argv: list[str]) -> list[str]:
-    """The command line behind the flags that an embedded --dataset brings for its stage, which it overrules."""
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    peek.add_argument("--dataset", nargs="?")  # that a value is missing is for the true parser to say
-    given, _ = peek.parse_known_args(argv)
-    stage, folder = stages.get(argv[0]) if argv else None, embedded_folder(given.dataset or "")
-    if stage is None or folder is None:
-        return argv
-    asked_by = f"the defaults of --dataset {folder.name}"
-    flags, source = embedded_flags(stage, folder, section=argv[0], asked_by=asked_by)
-    required = ["folder", "--dataset", "any", "--culture", "any"]
-    words = stage.words_of(flags, here=folder, source=source, required=required)
-    # A list of the table would take the folder for its last item, so a word of another flag stands between them.
-    return [argv[0], *words, f"--dataset={folder.name}", *argv[1:]]
 
 
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):

@@ -552,8 +552,12 @@ class StableDiffusion:
         inference_steps: int,
         guidance_scale: float,
         resolution: int,
+        callback=None,
     ) -> list:
-        """A PIL picture for each row of c, from noise by its seed, with the LoRA as it is."""
+        """A PIL picture for each row of c, from noise by its seed, with the LoRA as it is.
+
+        callback: diffusers' callback_on_step_end.
+        """
         from diffusers.image_processor import VaeImageProcessor
 
         self.cast_lora()
@@ -571,6 +575,7 @@ class StableDiffusion:
                 height=resolution,
                 width=resolution,
                 output_type="latent",
+                callback_on_step_end=callback,
             ).images
         pictures = []
         for latent in latents:  # one by one: the decoder needs the most memory of all

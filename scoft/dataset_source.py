@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -109,6 +111,27 @@ def embedded_flags(parser: Parser, folder: Path, *, section: str, asked_by: str)
     """
     source = f"{folder / DEFAULTS_FILE}, {asked_by}"
     return parser.table(folder / DEFAULTS_FILE, source=source, section=section), source
+
+
+def with_embedded_flags(
+    stages: Mapping[str, Parser], argv: list[str], *, flag: str, required: Sequence[str]
+) -> list[str]:
+    """A command line behind the flags that an embedded dataset brings for its stage, which it overrules.
+
+    stages: the parsers of the command's stages by name, of which each is its first word.  flag: the command's, by
+    which a dataset is named.  required: words without which no stage takes a line.
+    """
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument(flag, dest="dataset", nargs="?")  # that a value is missing is for the true parser to say
+    given, _ = peek.parse_known_args(argv)
+    stage, folder = stages.get(argv[0]) if argv else None, embedded_folder(given.dataset or "")
+    if stage is None or folder is None:
+        return argv
+    asked_by = f"the defaults of {flag} {folder.name}"
+    flags, source = embedded_flags(stage, folder, section=argv[0], asked_by=asked_by)
+    words = stage.words_of(flags, here=folder, source=source, required=required)
+    # A list of the table would take a folder for its last item, so a word of another flag stands between them.
+    return [argv[0], *words, f"{flag}={folder.name}", *argv[1:]]
 
 
 def check_embedded(name: str) -> None:

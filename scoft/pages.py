@@ -56,15 +56,15 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["   ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-def comparison_rows(base: dict[str, float], lora: dict[str, float]) -> list[tuple[str, ...]]:
-    """Numbers as rows of text, base beside LoRA, below a row of headings.
+def comparison_rows(base: dict[str, float], lora: dict[str, float], *, called: str = "LoRA") -> list[tuple[str, ...]]:
+    """Numbers as rows of text, base beside LoRA or what else is `called` so, below a row of headings.
 
     <name>_low and <name>_high, where both are there, stand in the row of <name> as its interval.
     """
     names = base | lora
     bounds = {name: (f"{name}_low", f"{name}_high") for name in names}
     bounds = {name: pair for name, pair in bounds.items() if names.keys() >= set(pair)}
-    rows = [("", "base", "LoRA")]
+    rows = [("", "base", called)]
     for name in names:
         if not any(name in pair for pair in bounds.values()):
             keys = (name, *bounds.get(name, ()))

@@ -19,8 +19,10 @@ from scoft.launch import Parser
 
 import pytest
 
+import correct_scoft
 import survey_scoft
 import train_scoft_lora
+from scoft.corrector.preference import ATTENTION, KINDS
 from scoft.distances import DISTANCES, distance_options
 from scoft.distances.base import PerceptualDistance
 from scoft.evaluate import measures
@@ -38,11 +40,13 @@ DOORS = {
     "prepare": "prepare_ccub",
     "evaluate": "evaluate_scoft",
     "survey": "survey_scoft",
+    "correct": "correct_scoft",
 }
 LAYERED = [ROOT / "scoft_losses.py", *sorted((ROOT / "scoft").rglob("*.py"))]
 COMMANDS = [ROOT / f"{door}.py" for door in DOORS.values()]
 STAGES = ("evaluate_scoft generate", "evaluate_scoft score", "evaluate_scoft report")
 STAGES += tuple(f"survey_scoft {command}" for command in survey_scoft.COMMANDS)
+STAGES += ("correct_scoft fit", "correct_scoft draw")
 WINGS = set(DOORS)  # other folders of scoft/ are ground
 OURS = {path.stem for path in ROOT.glob("*.py")} | {"scoft", "pocket", "benchmarks"}
 
@@ -227,6 +231,7 @@ MISTYPED = {  # by door a command line, where there can be with a table of flags
     "prepare_ccub": ("--defaults pocket --culture veridia --cash_dir", "--cache_dir"),
     "evaluate_scoft": ("score folder --dataset pocket --culture veridia --cash_dir", "--cache_dir"),
     "survey_scoft": ("build eval survey --num_page", "--num_pages"),
+    "correct_scoft": ("fit --dataset pocket --culture veridia --cash_dir", "--cache_dir"),
 }
 
 
@@ -274,6 +279,7 @@ def test_choices_are_those_of_the_rooms_that_serve_them():
     assert choices["recorded_step_scaling"] == [*RECORDED_STEP_SCALINGS]
     assert choices["features"] == choices["diversity_features"] == [*ENCODERS]
     assert choices["question"] == [*QUESTIONS]
+    assert choices["kind"] == [*KINDS] and correct_scoft.ATTENTION.split(",") == [*ATTENTION]
     assert choices["metrics"] == [*METRICS] and {row.compute for row in METRICS.values()} <= vars(measures).keys()
     assert choices["perceptual_distance"] == choices["filter_distance"] == [*DISTANCES]
     assert all(issubclass(row.distance(), PerceptualDistance) for row in DISTANCES.values())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import correct_scoft
 import evaluate_scoft
 import prepare_ccub
 import scoft.distances
@@ -18,7 +19,7 @@ from scoft.evaluate.metrics import METRICS
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
-DOORS = ("prepare", "train", "evaluate", "survey")
+DOORS = ("prepare", "train", "evaluate", "survey", "correct")
 README = (ROOT / "README.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 POCKET = (ROOT / "pocket/README.md").read_text()
@@ -38,7 +39,9 @@ def test_every_flag_named_is_declared():
     commands = {"build": ["eval", "out"], "serve": ["out"], "collect": ["out", "file"], "demo": []}
     commands |= {"export": ["survey"], "analyze": ["responses"]}
     surveying = {flag for name, rest in commands.items() for flag in vars(survey_scoft.parse_args([name, *rest]))}
-    assert named - training - preparing - evaluating - surveying == set()
+    stages = {"fit": data, "draw": ["folder", "--culture", "y"]}
+    correcting = {flag for stage, rest in stages.items() for flag in vars(correct_scoft.parse_args([stage, *rest]))}
+    assert named - training - preparing - evaluating - surveying - correcting == set()
 
 
 @pytest.mark.parametrize(("flag", "value"), re.findall(r"`--([a-z_]+) ([\w.]+)`", METHOD_TABLE))
@@ -73,7 +76,7 @@ def test_every_function_and_file_named_exists():
     assert len(files) >= 6 and all((ROOT / file).exists() for file in files)
 
 
-@pytest.mark.parametrize("folder", ["scoft/prepare", "scoft/train", "scoft/evaluate", "scoft/survey", "scoft"])
+@pytest.mark.parametrize("folder", [*(f"scoft/{wing}" for wing in DOORS), "scoft"])
 def test_the_map_has_each_file_of_a_folder(folder):
     """The row of a folder names all of its files and no other: that of the ground its packages too."""
     row = re.search(rf"^\| `{folder}/` \|(.*)$", README, flags=re.M)[1]

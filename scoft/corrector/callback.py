@@ -8,8 +8,10 @@ latent space, an update of the latent code, at inference alone, the base model u
 """
 
 import copy
+import json
 import math
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from diffusers.callbacks import PipelineCallback
 from scoft.corrector.preference import PREDICTIONS, Preference
 from scoft.errors import DataError
 from scoft.hub import push, ready_repo
+from scoft.lora_page import without_places
 from scoft.weights import load_whole, loading
 from scoft_losses import at_least_float32, ddim_coefficients
 
@@ -106,12 +109,11 @@ class Corrector(PipelineCallback):
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
         """Push what `save_pretrained` writes as one commit; returns the address. Raises DataError."""
-        import tempfile
-
         repo_id, private = ready_repo(repo_id, repo_type="model", private=private, flag="repo_id")
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             files = {name: Path(folder, name) for name in WEIGHTS_FILES}
+            files["config.json"] = shared_config(Path(folder))
             retry = f'corrector.push_to_hub("{repo_id}")'
             message = f"Corrector for {self.preference.config.culture}"
             return push(
@@ -193,6 +195,11 @@ class Corrector(PipelineCallback):
             if self.knobs.cap is not None:
                 z = first + within(z - first, self.knobs.cap * norms(first))
         return z / scale
+
+
+def shared_config(folder: Path) -> bytes:
+    """A folder's config.json as it may be shown: where the base model lies on a machine is nobody's business."""
+    return json.dumps(without_places(json.loads((folder / "config.json").read_text())), indent=2).encode()
 
 
 def norms(z: torch.Tensor) -> torch.Tensor:

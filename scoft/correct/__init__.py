@@ -1,0 +1,1 @@
+"""Behind correct_scoft.py."""

@@ -1,0 +1,101 @@
+"""Pictures of the base model beside corrected ones at the same noise, and what a judge says of both."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from scoft.launch import progress
+
+import torch
+from PIL import Image
+
+from scoft import sheets
+from scoft.base_model import StableDiffusion
+from scoft.corrector.callback import Corrector
+from scoft.files import file_sha256, write_atomically
+from scoft.images import write_png
+
+
+logger = logging.getLogger(__name__)
+
+GRID_FILE = "images/before_after.png"
+JUDGED_FILE = "images/judge.json"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+IMAGES_PER_CALL = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """Which pictures are drawn, and how."""
+
+    prompts: list[str]
+    images_per_prompt: int
+    seed: int  # of each prompt's first picture; the next ones count on
+    resolution: int
+    inference_steps: int
+    guidance_scale: float
+
+    @property
+    def jobs(self) -> list[tuple[str, int]]:
+        return [(prompt, self.seed + i) for prompt in self.prompts for i in range(self.images_per_prompt)]
+
+    def draw(self, model: StableDiffusion, *, corrector: Corrector | None) -> list:
+        """A PIL picture for each job, in order; corrector: gated by the prompts, None: the base model alone."""
+        device = model.unet.device
+        text = dict(zip((*self.prompts, ""), model.encode_captions([*self.prompts, ""], device=device)))
+        pictures = []
+        for start in progress(range(0, len(self.jobs), IMAGES_PER_CALL), "Drawing", leave=False):
+            jobs = self.jobs[start : start + IMAGES_PER_CALL]
+            c = torch.stack([text[prompt] for prompt, _ in jobs]).to(device, model.dtype)
+            pictures += model.draw(
+                c,
+                text[""].to(c).expand_as(c),
+                seeds=[seed for _, seed in jobs],
+                inference_steps=self.inference_steps,
+                guidance_scale=self.guidance_scale,
+                resolution=self.resolution,
+                callback=corrector and corrector([prompt for prompt, _ in jobs]),
+            )
+        return pictures
+
+
+def before_and_after(prompts: Sequence[str], base: Sequence, corrected: Sequence, *, title: str) -> Image.Image:
+    """A block for each prompt: its words, a row of base pictures, and below them the corrected ones. RGB."""
+    rows, columns = [], len(base) // len(prompts)
+    for p, prompt in enumerate(prompts):
+        for above, heading, images in ((prompt, "base", base), ("", "corrected", corrected)):
+            cells = [sheets.Cell(picture=image) for image in images[p * columns : (p + 1) * columns]]
+            rows.append(sheets.Row(above=above, heading=heading, cells=cells))
+    return sheets.grid(rows, title=title, side=min(max(base[0].width, 128), 256))
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """JUDGED_FILE: a judge's numbers, and the sha256 of the weights that drew what it saw."""
+
+    base: dict[str, int | float]
+    corrected: dict[str, int | float]
+    sha256: str
+
+
+def show(
+    folder: Path,
+    drawing: Drawing,
+    model: StableDiffusion,
+    corrector: Corrector,
+    *,
+    judge: Callable[[list, list[str]], dict[str, float]] | None,
+    title: str,
+) -> Judged | None:
+    """Write GRID_FILE and, with a judge, JUDGED_FILE of a folder with WEIGHTS_FILE; returns what the judge said."""
+    base, corrected = (drawing.draw(model, corrector=each) for each in (None, corrector))
+    (folder / GRID_FILE).parent.mkdir(exist_ok=True)
+    write_png(folder / GRID_FILE, before_and_after(drawing.prompts, base, corrected, title=title))
+    if judge is None:
+        return None
+    prompts = [prompt for prompt, _ in drawing.jobs]
+    judged = Judged(judge(base, prompts), judge(corrected, prompts), file_sha256(folder / WEIGHTS_FILE))
+    write_atomically(folder / JUDGED_FILE, json.dumps(vars(judged), indent=2, default=float) + "\n")
+    return judged
