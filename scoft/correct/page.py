@@ -93,7 +93,7 @@ def write_card(folder: Path, *, repo_id: str | None):
         place_in_code=code_text(repo_id or folder.resolve().name),
         example=code_text(record.example),
         grid=(folder / GRID_FILE).is_file(),
-        levels=[(t, f"{held_out:.2f}", f"{shuffled:.2f}") for t, held_out, shuffled in levels],
+        levels=[(round(t), f"{held_out:.2f}", f"{shuffled:.2f}") for t, held_out, shuffled in levels],
         judged=judged and page_values(comparison_rows(judged.base, judged.corrected, called="corrected")),
         **page_values(
             {
