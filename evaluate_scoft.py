@@ -71,6 +71,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="NAME=PLACE",
         help="methods beside the base model: folder, file or Hub id of each one's LoRA",
     )
+    words = "methods beside these: folder or Hub id of each one's corrector; under a --lora's NAME both together"
+    generate.add_argument(
+        "--corrector", type=named_lora, nargs="+", action="extend", default=[], metavar="NAME=PLACE", help=words
+    )
     generate.add_argument(
         "--checkpoints", action="store_true", help="also each checkpoint of a --lora folder, as NAME@updates"
     )
@@ -174,7 +178,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def named_lora(text: str) -> tuple[str, str]:
-    """argparse's type of --lora: the name and the place of a method's LoRA."""
+    """argparse's type of --lora and --corrector: the name and the place of a method's."""
     name, _, place = text.partition("=")
     try:
         checked_name(name, what="NAME")
@@ -218,9 +222,10 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
     except DataError as error:
         parser.error(str(error))
     if args.stage == "generate":
-        names = [name for name, _ in args.lora]
-        if repeated := {name for name in names if names.count(name) > 1}:
-            parser.error(f"--lora: {min(repeated)} is given twice")
+        for flag in ("lora", "corrector"):
+            names = [name for name, _ in getattr(args, flag)]
+            if repeated := {name for name in names if names.count(name) > 1}:
+                parser.error(f"--{flag}: {min(repeated)} is given twice")
     if args.stage == "score":
         for metric in args.metrics or ():
             flag = METRICS[metric].flag
@@ -257,6 +262,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         num_captions=args.num_captions,
         num_images=args.num_images,
         loras=dict(args.lora),
+        correctors=dict(args.corrector),
         checkpoints=args.checkpoints,
         base=args.pretrained_model_name_or_path,
         revision=args.revision,

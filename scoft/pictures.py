@@ -62,6 +62,8 @@ class Picture:
     steps: int
     resolution: int
     precision: str
+    corrector: str | None = None
+    corrector_key: str | None = None  # of its weights and knobs
     blank: bool = False  # nothing to see: the safety checker's black square
 
     def __post_init__(self):
@@ -79,7 +81,10 @@ class Picture:
 
     @property
     def key(self) -> str:
-        return content_key(dataclasses.asdict(dataclasses.replace(self, blank=False)))
+        fields = dataclasses.asdict(dataclasses.replace(self, blank=False))
+        if self.corrector is None:  # pictures of before there were any keep their keys
+            del fields["corrector"], fields["corrector_key"]
+        return content_key(fields)
 
     @property
     def row(self) -> dict:

@@ -14,7 +14,9 @@ from scoft.launch import progress
 import torch
 
 from scoft.base_model import base_commit, drawing_pipeline, load_into_pipeline
+from scoft.corrector.callback import Corrector
 from scoft.errors import DataError
+from scoft.evaluate.correctors import Corrected, check_bases, find_correctors
 from scoft.evaluate.features import blocks
 from scoft.evaluate.loras import Lora, base_of, find_loras, resolution_of
 from scoft.evaluate.prompts import prompts_of_sets
@@ -47,6 +49,7 @@ class Plan:
     num_captions: int  # of each set that is a split
     num_images: int  # of each prompt
     loras: Mapping[str, str]  # name of each method beside the base model -> folder, file or Hub id
+    correctors: Mapping[str, str]  # likewise; under a LoRA's name both together
     checkpoints: bool  # also those in the folders of `loras`
     base: str | None  # Hub id or folder; None: what the LoRAs were trained on
     revision: str | None
@@ -71,7 +74,10 @@ def generate(folder: Path, plan: Plan, photographs: Photographs, choices: Choice
     accelerator = Accelerator(mixed_precision=plan.mixed_precision, kwargs_handlers=[waiting])
     prompts = prompts_of_sets(plan.sets, photographs, files=plan.prompt_files, num_captions=plan.num_captions)
     loras = find_loras(plan.loras, checkpoints=plan.checkpoints, cache_dir=plan.cache_dir)
-    base = base_of(loras, asked=plan.base)
+    correctors = find_correctors(plan.correctors, culture=photographs.dataset.culture, cache_dir=plan.cache_dir)
+    beside = {} if loras else correctors  # whose base it is, unless a LoRA or a flag says
+    base = base_of(loras, asked=plan.base or next((each.base for each in beside.values()), None))
+    check_bases(correctors, base)
     commit = base_commit(base, revision=plan.revision, cache_dir=plan.cache_dir)
     resolution = resolution_of(loras, asked=plan.resolution, base=base, commit=commit, cache_dir=plan.cache_dir)
     common = {
@@ -84,7 +90,7 @@ def generate(folder: Path, plan: Plan, photographs: Photographs, choices: Choice
         "resolution": resolution,
         "precision": accelerator.mixed_precision,
     }
-    wanted = all_pictures(prompts, loras, num_images=plan.num_images, common=common)
+    wanted = all_pictures(prompts, loras, correctors, num_images=plan.num_images, common=common)
     alone = sole_writer(folder, flag="folder") if accelerator.is_main_process else contextlib.nullcontext()
     with alone:
         missing = not_there(folder, wanted)
@@ -93,7 +99,8 @@ def generate(folder: Path, plan: Plan, photographs: Photographs, choices: Choice
         if missing:
             if accelerator.is_main_process:
                 foretell(wanted, choices, photographs)
-            draw_all(folder, missing, accelerator, plan, loras=loras, base=base, commit=commit)
+            methods = {"loras": loras, "correctors": correctors}
+            draw_all(folder, missing, accelerator, plan, base=base, commit=commit, **methods)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             if lacking := not_there(folder, wanted):
@@ -107,11 +114,15 @@ def generate(folder: Path, plan: Plan, photographs: Photographs, choices: Choice
 def all_pictures(
     prompts: Mapping[PromptSet, Sequence[tuple[str, str | None]]],
     loras: Mapping[str, Lora],
+    correctors: Mapping[str, Corrected],
     *,
     num_images: int,
     common: Mapping[str, object],
 ) -> list[Picture]:
-    """Of the base model and each LoRA, of every prompt of every set, `num_images`; `common`: fields that all share."""
+    """Of the base model, each LoRA and each corrector, of every prompt of every set, `num_images`.
+
+    common: fields that all share.
+    """
     return [
         Picture(
             method=method,
@@ -122,9 +133,12 @@ def all_pictures(
             photograph=photograph,
             lora=lora.place if lora else None,
             lora_sha256=lora.sha256 if lora else None,
+            corrector=corrector.place if corrector else None,
+            corrector_key=corrector.key if corrector else None,
             **common,
         )
-        for method, lora in ({BASE: None} | loras).items()
+        for method in dict.fromkeys([BASE, *loras, *correctors])
+        for lora, corrector in [(loras.get(method), correctors.get(method))]
         for name, chosen in prompts.items()
         for index, (prompt, photograph) in enumerate(chosen)
         for number in range(num_images)
@@ -144,6 +158,7 @@ def draw_all(
     plan: Plan,
     *,
     loras: Mapping[str, Lora],
+    correctors: Mapping[str, Corrected],
     base: str,
     commit: str | None,
 ):
@@ -160,6 +175,10 @@ def draw_all(
     for lora in {lora.place: lora for method, lora in loras.items() if method in needed}.values():  # before hours
         load_lora(pipeline, lora)
         pipeline.unload_lora_weights()
+    given = {"culture": pictures[0].culture, "cache_dir": plan.cache_dir}
+    callbacks = {
+        method: load_corrector(pipeline, each, **given) for method, each in correctors.items() if method in needed
+    }
     mine = pictures[accelerator.process_index :: accelerator.num_processes]
     by_method = [list(same) for _, same in itertools.groupby(mine, key=lambda picture: picture.method)]
     batches = [each for same in by_method for each in blocks(same, plan.batch_size)]
@@ -170,7 +189,7 @@ def draw_all(
             pipeline.unload_lora_weights()
             if loaded in loras:
                 load_lora(pipeline, loras[loaded])
-        draw(pipeline, batch, folder=folder)
+        draw(pipeline, batch, folder=folder, corrector=callbacks.get(loaded))
 
 
 def load_lora(pipeline, lora: Lora):
@@ -182,15 +201,25 @@ def load_lora(pipeline, lora: Lora):
         )
 
 
-def draw(pipeline, batch: Sequence[Picture], *, folder: Path):
+def load_corrector(pipeline, corrected: Corrected, *, culture: str, cache_dir: str | None) -> Corrector:
+    """Load a corrector beside the pipeline. Raises DataError, also where another has taken its place."""
+    corrector = Corrector.from_pretrained(corrected.place, pipeline, culture=culture, cache_dir=cache_dir)
+    if corrected.key_now() != corrected.key:
+        raise DataError(f"{corrected.place} was replaced since; run the same again", argument="corrector")
+    return corrector
+
+
+def draw(pipeline, batch: Sequence[Picture], *, folder: Path, corrector: Corrector | None):
     """Draw the pictures of one method and write each with its row."""
+    prompts = [picture.prompt for picture in batch]
     images = pipeline(
-        [picture.prompt for picture in batch],
+        prompts,
         generator=[torch.Generator().manual_seed(picture.seed) for picture in batch],
         num_inference_steps=batch[0].steps,
         guidance_scale=batch[0].guidance,
         height=batch[0].resolution,
         width=batch[0].resolution,
+        callback_on_step_end=corrector and corrector(prompts),
     ).images
     for picture, image in zip(batch, images, strict=True):
         write_png(folder / picture.file, image)

@@ -88,8 +88,11 @@ def comparable(pictures: Sequence[Picture]) -> Groups:
             raise DataError(f"pictures of different {setting} cannot be compared: {listed}. Generate all with one.")
     methods = list(dict.fromkeys(picture.method for picture in pictures))
     for method in methods:
-        if len({picture.lora_sha256 for picture in pictures if picture.method == method}) > 1:
-            raise DataError(f"the pictures of {method} are of more than one LoRA; finish them: run generate again.")
+        for what, of in (("LoRA", "lora_sha256"), ("corrector", "corrector_key")):
+            if len({getattr(picture, of) for picture in pictures if picture.method == method}) > 1:
+                raise DataError(
+                    f"the pictures of {method} are of more than one {what}; finish them: run generate again."
+                )
     for name in {name for name, _ in asked}:
         for method in methods:
             if asked.get((name, method)) != asked.get((name, methods[0])):
