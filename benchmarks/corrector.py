@@ -1,6 +1,6 @@
 """What a corrector does where the truth is known, beside what else one might do: prompts, a LoRA, both together.
 
-    python -m benchmarks.corrector                                  # three cultures, three fresh seeds: half an hour
+    python -m benchmarks.corrector                                  # main and lora: an hour of one core
     python -m benchmarks.corrector --cultures veridia --seeds 10    # one cell
     python -m benchmarks.corrector --studies strength kind --cultures veridia
     python -m benchmarks.corrector --report                         # the tables again, of what is there
@@ -40,7 +40,7 @@ from scoft.lora_folder import LORA_FILE
 
 ROOT = Path(train_scoft_lora.__file__).resolve().parent
 CULTURES, SEEDS = ("veridia", "ochria", "corallia"), (10, 11, 12)
-LORA_UPDATES = 45  # take as long as the corrector's 120
+LORA_UPDATES = 120  # take about as long as the corrector's 240; `fit_seconds` has both
 GENERAL = [f"Photo of a {what}" for what in ("building", "house", "shrine", "robe on a stand")]
 NUMBERS = ("right", "stereotype", "azurian", "unclear", "right_log_odds", "stereotype_log_odds")
 STEPS, GUIDANCE, PER_CALL = 10, 4.5, 8
@@ -64,9 +64,13 @@ STUDIES = {
         "base": Arm(),
         "prompt suffix": Arm(suffix=", a truthful photo"),
         "negative prompt": Arm(negative="stereotype"),
-        "LoRA": Arm(lora=True),
         "corrector": CORRECTED,
         "corrector, window": Arm(corrector={"stop": 0.6}),
+    },
+    "lora": {
+        "base": Arm(),
+        "LoRA": Arm(lora=True),
+        "corrector": CORRECTED,
         "LoRA and corrector": Arm(lora=True, corrector={}),
     },
     "strength": {"base": Arm()} | {f"strength {s}": Arm(corrector={"strength": float(s)}) for s in (1, 2, 4, 8, 16)},
@@ -198,15 +202,14 @@ def summary(cells: Mapping[str, dict], study: str) -> dict[str, dict]:
     arms = {}
     for arm in STUDIES[study]:
         found = {name: compared(cells, arm, name) for name in NUMBERS}
-        ratios = [
-            cell["arms"][arm]["cost"]["seconds"] / cell["arms"]["base"]["cost"]["seconds"] for cell in cells.values()
-        ]
+        costs = [(cell["arms"][arm]["cost"], cell["arms"]["base"]["cost"]) for cell in cells.values()]
+        ratios = [mine["seconds"] / its["seconds"] for mine, its in costs]
         kept = [right_kept(cell["arms"], arm) for cell in cells.values()]
         kept = [share for share in kept if share is not None]
         arms[arm] = found | {
             "times_the_base": round(float(np.median(ratios)), 2),
-            "unet_calls": float(np.mean([cell["arms"][arm]["cost"]["unet_calls"] for cell in cells.values()])),
-            "unet_rows": float(np.mean([cell["arms"][arm]["cost"]["unet_rows"] for cell in cells.values()])),
+            "unet_calls": float(np.mean([mine["unet_calls"] for mine, _ in costs])),
+            "unet_rows": float(np.mean([mine["unet_rows"] for mine, _ in costs])),
             "general_changed": float(np.mean([general_changed(cell["arms"], arm) for cell in cells.values()])),
             "right_before_still_right": round(float(np.mean(kept)), 3) if kept else None,
         }
@@ -214,7 +217,7 @@ def summary(cells: Mapping[str, dict], study: str) -> dict[str, dict]:
 
 
 def compared(cells: Mapping[str, dict], arm: str, name: str) -> dict:
-    """The mean of a number, and the interval of its difference to the base over seeds; None where one seed is there."""
+    """The mean of a number, and over seeds the interval of its difference to the base; None of a single seed."""
     by_seed = {}
     for key, cell in cells.items():
         mean, base = (float(np.mean(cell["arms"][each]["said"][name])) for each in (arm, "base"))
@@ -240,15 +243,19 @@ def right_kept(arms: Mapping[str, dict], arm: str) -> float | None:
     return float(after[before == 1].mean()) if before.any() else None
 
 
+def shown(found: dict) -> str:
+    """A mean, and the interval of its difference to the base."""
+    low_high = found["interval"] and " ({:+.2f}, {:+.2f})".format(*found["interval"])
+    return f"{found['mean']:.2f}{low_high or ''}"
+
+
 def report(record: dict) -> str:
     lines = []
     for study, arms in record["summary"].items():
-        lines += [
-            study,
-            f"{'':22}{'right':>22}{'stereotype':>22}{'azurian':>9}{'unclear':>9}{'x base':>8}{'general':>9}",
-        ]
+        heads = f"{'right':>22}{'stereotype':>22}{'azurian':>9}{'unclear':>9}{'x base':>8}{'general':>9}"
+        lines.append(f"{study:22}{heads}")
         for arm, found in arms.items():
-            cells = [f"{found[name]['mean']:.2f} {found[name]['interval'] or ''}" for name in ("right", "stereotype")]
+            cells = [shown(found[name]) for name in ("right", "stereotype")]
             rest = [f"{found[name]['mean']:.2f}" for name in ("azurian", "unclear")]
             lines.append(
                 f"{arm:22}{cells[0]:>22}{cells[1]:>22}{rest[0]:>9}{rest[1]:>9}{found['times_the_base']:>8}"
@@ -259,7 +266,7 @@ def report(record: dict) -> str:
 
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--studies", nargs="+", choices=STUDIES, default=["main"])
+    parser.add_argument("--studies", nargs="+", choices=STUDIES, default=["main", "lora"])
     parser.add_argument("--cultures", nargs="+", choices=CULTURES, default=CULTURES)
     parser.add_argument("--seeds", nargs="+", type=from_zero(int), default=SEEDS)
     parser.add_argument("--images", type=at_least(1), default=4, help="of each prompt")

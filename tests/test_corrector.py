@@ -334,6 +334,23 @@ def test_embeddings_in_place_of_prompts(pipe, corrector):
     torch.testing.assert_close(drawn(pipe, corrector=corrector, **embedded), drawn(pipe, corrector=corrector))
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.5])
+def test_the_direction_is_asked_for_the_prompts_own_words(pipe, adapters, monkeypatch, guidance_scale):
+    """Not for those of no words, which stand before them under guidance."""
+    asked, direction = [], Preference.direction
+
+    def watched(preference, unet, z, t, c):
+        asked.append(c)
+        return direction(preference, unet, z, t, c)
+
+    monkeypatch.setattr(Preference, "direction", watched)
+    prompts = [OTHER, PROMPT]
+    drawn(pipe, prompts, adapters(prompts), guidance_scale=guidance_scale)
+    text, _ = pipe.encode_prompt([PROMPT], "cpu", 1, False)
+    assert len(asked) == STEPS - 1
+    torch.testing.assert_close(asked[0], text)
+
+
 def test_without_guidance(pipe, adapters):
     base, moved = drawn(pipe, guidance_scale=1.0), drawn(pipe, corrector=adapters, guidance_scale=1.0)
     assert not torch.allclose(base, moved, atol=1e-3)
