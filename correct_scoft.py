@@ -79,7 +79,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = fit.add_argument_group("base model and preference").add_argument
     words = "Hub id or folder of a Stable Diffusion 1.x or 2.x pipeline"
     add("--pretrained_model_name_or_path", default="CompVis/stable-diffusion-v1-4", help=words)
-    words = "low-rank adapters or soft tokens, or `features`, a control that is to fail"
+    words = "low-rank adapters, soft tokens, or `features`: gradient ascent, a control to compare with"
     add("--kind", default="adapters", choices=KINDS, help=words)
     add("--rank", type=count, default=16, help="of the adapters")
     add("--layers", default=ATTENTION, help="comma-separated UNet modules that get adapters")

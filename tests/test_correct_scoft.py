@@ -292,7 +292,7 @@ def test_draw_writes_pictures_beside_each_other(fitted, tmp_path, caplog):
 
 def test_draw_names_another_culture_and_another_base(fitted, tmp_path, tmp_path_factory):
     folder, _ = fitted
-    with pytest.raises(DataError, match="^corrector .* is of veridia, not of ochria"):
+    with pytest.raises(DataError, match="^the corrector .* is of veridia, not of ochria"):
         correct_scoft.main(["draw", str(folder), "--culture=ochria"])
     other = tiny.build_pipeline(tmp_path_factory.mktemp("other"), seed=3)
     with pytest.raises(DataError, match="the pipeline's UNet has other weights"):

@@ -442,13 +442,13 @@ def test_a_fused_lora_makes_another_base(tiny_pipeline, trained, adapters):
 
 def test_another_culture_is_refused(pipe, adapters, tmp_path):
     adapters.save_pretrained(tmp_path)
-    with pytest.raises(DataError, match=r"^corrector .* is of veridia, not of ochria"):
+    with pytest.raises(DataError, match=r"^the corrector .* is of veridia, not of ochria"):
         Corrector.from_pretrained(tmp_path, pipe, culture="ochria")
 
 
 def test_what_is_no_corrector_is_named(pipe, tmp_path, tiny_pipeline):
     for place in (tmp_path, tiny_pipeline / "unet"):
-        with pytest.raises(DataError, match=r"^corrector .* cannot be loaded as a corrector"):
+        with pytest.raises(DataError, match=r"^the corrector .* cannot be loaded as a corrector"):
             Corrector.from_pretrained(place, pipe)
 
 

@@ -46,10 +46,12 @@ def draw(plan: Plan, output_dir: Path):
     """Write `before_after.png`, and each picture as base-*.png and corrected-*.png. Raises DataError."""
     from accelerate import Accelerator
 
-    with loading(plan.corrector, flag="corrector", kind="a corrector: config.json and its safetensors"):
+    with loading(plan.corrector, flag="the corrector", kind="a corrector: config.json and its safetensors"):
         config = Preference.load_config(plan.corrector, cache_dir=plan.cache_dir)
     if plan.culture and config.get("culture") != plan.culture:
-        raise DataError(f"{plan.corrector} is of {config.get('culture')}, not of {plan.culture}", argument="corrector")
+        raise DataError(
+            f"{plan.corrector} is of {config.get('culture')}, not of {plan.culture}", argument="the corrector"
+        )
     base = plan.base or config.get("base_model", "")
     commit = base_commit(base, revision=plan.revision, cache_dir=plan.cache_dir)
     resolution = plan.resolution or own_resolution(base, commit=commit, cache_dir=plan.cache_dir)

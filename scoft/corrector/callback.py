@@ -92,11 +92,11 @@ class Corrector(PipelineCallback):
 
         knobs: as of `Corrector`.  Raises DataError.
         """
-        with loading(str(place), flag="corrector", kind="a corrector: config.json and its safetensors"):
+        with loading(str(place), flag="the corrector", kind="a corrector: config.json and its safetensors"):
             preference = load_whole(Preference, place, revision=revision, cache_dir=cache_dir)
         own = preference.config.culture
         if culture is not None and own != culture:
-            raise DataError(f"{place} is of {own}, not of {culture}; take that culture's", argument="corrector")
+            raise DataError(f"{place} is of {own}, not of {culture}; take that culture's", argument="the corrector")
         corrector = cls(preference.requires_grad_(False), **knobs)
         check_scheduler(pipe.scheduler, prediction_type=preference.config.prediction_type)
         preference.check_base(pipe.unet, called=str(place))
@@ -225,16 +225,14 @@ def check_scheduler(scheduler, *, prediction_type: str):
     """Raise DataError where a pipeline's scheduler would not follow a corrector."""
     name = type(scheduler).__name__
     if name not in SCHEDULERS:
-        why = "it goes on from what it remembers of earlier steps, and nearly drops a move of the latents"
+        why = ": it goes on from what it remembers of earlier steps, and nearly drops a move of the latents"
         raise DataError(
-            f"{name} cannot be corrected{f': {why}' if 'PNDM' in name else ''}. Take one of {', '.join(SCHEDULERS)}: "
-            "pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)",
-            argument="scheduler",
+            f"the scheduler {name} cannot be corrected{why if 'PNDM' in name else ''}. Take one of "
+            f"{', '.join(SCHEDULERS)}: pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)"
         )
     found = scheduler.config.prediction_type
     if found != prediction_type or found not in PREDICTIONS:
         raise DataError(
-            f"predicts {found}, and the corrector was fitted where {prediction_type} is predicted; load the base "
-            "model with its own scheduler",
-            argument="scheduler",
+            f"the scheduler predicts {found}, and the corrector was fitted where {prediction_type} is predicted; load "
+            "the base model with its own"
         )

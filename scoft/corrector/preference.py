@@ -209,12 +209,12 @@ class Tokens(Sides):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The negative control
+# A control to compare with
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 class Features(nn.Module):
-    """A linear preference on the frozen UNet's middle, followed by gradient ascent: it is fooled, see the README.
+    """A linear preference on the frozen UNet's middle, followed by gradient ascent.
 
     Kept to be compared with: what tells photographs from negatives need not tell what makes a picture right.
     """
