@@ -8,7 +8,7 @@
 A cell is a culture and a seed, which decides fits, LoRA and noise: every arm draws the same prompts at the same noise,
 and the pocket world's judge says of each picture what it shows.  A cell that is in --output already is not done again.
 Intervals are over seeds, paired: each seed gives one difference of an arm to the base, the mean over its cultures.
-Veridia was looked at to choose the pocket's settings: number of updates and strength at seed 0, the window at 10 to 12.
+Veridia was looked at to choose the pocket's settings: updates and strength at seed 0, the window at 10 to 12.
 """
 
 import argparse
