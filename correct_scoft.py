@@ -106,6 +106,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--learning_rate", type=positive, default=1e-3, help="at the start; it falls to 0 by a half cosine")
     add("--max_grad_norm", type=positive, default=1.0, help="a longer gradient is cut to this")
     add("--snr_gamma", type=positive, help="min-SNR weighting of the denoising loss; 5 is usual")
+    words = "of denoising negatives by a negative side of its own; 0: the base model, which drew them, is that side"
+    add("--negative_weight", type=amount, default=0.0, help=words)
     add("--pair_weight", type=amount, default=0.0, help="of -log sigmoid(beta (r+ - r-)) on pairs; 0: none")
     add("--beta", type=positive, default=100.0, help="of that term")
     add("--checkpointing_steps", type=count, default=50, help="updates between checkpoints")
@@ -278,6 +280,7 @@ def build_fit(args: argparse.Namespace, dataset, *, accelerator, model, knobs: d
         learning_rate=args.learning_rate,
         max_grad_norm=args.max_grad_norm,
         snr_gamma=args.snr_gamma,
+        negative_weight=args.negative_weight,
         pair_weight=args.pair_weight,
         beta=args.beta,
     )

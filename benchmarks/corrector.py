@@ -1,14 +1,14 @@
 """What a corrector does where the truth is known, beside what else one might do: prompts, a LoRA, both together.
 
-    python -m benchmarks.corrector                                  # main and lora: an hour of one core
-    python -m benchmarks.corrector --cultures veridia --seeds 10    # one cell
+    python -m benchmarks.corrector                                  # main: an hour of one core
+    python -m benchmarks.corrector --cultures veridia --seeds 30    # one cell
     python -m benchmarks.corrector --studies strength kind --cultures veridia
     python -m benchmarks.corrector --report                         # the tables again, of what is there
 
 A cell is a culture and a seed, which decides fits, LoRA and noise: every arm draws the same prompts at the same noise,
 and the pocket world's judge says of each picture what it shows.  A cell that is in --output already is not done again.
 Intervals are over seeds, paired: each seed gives one difference of an arm to the base, the mean over its cultures.
-Veridia was looked at to choose the pocket's settings: updates and strength at seed 0, the window at 10 to 12.
+Veridia alone was looked at to choose the pocket's settings, at seeds 0, 10 to 12, 20 and 21.
 """
 
 import argparse
@@ -39,9 +39,10 @@ from scoft.lora_folder import LORA_FILE
 
 
 ROOT = Path(train_scoft_lora.__file__).resolve().parent
-CULTURES, SEEDS = ("veridia", "ochria", "corallia"), (10, 11, 12)
+CULTURES, SEEDS = ("veridia", "ochria", "corallia"), (30, 31, 32)
 LORA_UPDATES = 120  # take about as long as the corrector's 240; `fit_seconds` has both
-GENERAL = [f"Photo of a {what}" for what in ("building", "house", "shrine", "robe on a stand")]
+# Of no culture, and of one that the web knows.
+GENERAL = [f"Photo of a {what}" for what in ("building", "house", "shrine", "robe on a stand", "shrine, in Azuria")]
 NUMBERS = ("right", "stereotype", "azurian", "unclear", "right_log_odds", "stereotype_log_odds")
 STEPS, GUIDANCE, PER_CALL = 10, 4.5, 8
 QUIET = ["--num_validation_images", "0"]
@@ -64,30 +65,27 @@ STUDIES = {
         "base": Arm(),
         "prompt suffix": Arm(suffix=", a truthful photo"),
         "negative prompt": Arm(negative="stereotype"),
-        "corrector": CORRECTED,
-        "corrector, all steps": Arm(corrector={"stop": 1.0}),
-    },
-    "lora": {
-        "base": Arm(),
         "LoRA": Arm(lora=True),
         "corrector": CORRECTED,
+        "corrector, up to 0.6": Arm(corrector={"stop": 0.6}),
         "LoRA and corrector": Arm(lora=True, corrector={}),
     },
     "strength": {"base": Arm()} | {f"strength {s}": Arm(corrector={"strength": float(s)}) for s in (1, 2, 4, 8, 16)},
     "kind": {
         "base": Arm(),
         "adapters": CORRECTED,
+        "with a negative side": Arm(corrector={}, fit=("--negative_weight", "1")),
+        "with pairs": Arm(corrector={}, fit=("--pair_weight", "0.1")),
         "tokens": Arm(corrector={}, fit=("--kind", "tokens")),
         "features": Arm(corrector={}, fit=("--kind", "features")),
     },
     "knobs": {
         "base": Arm(),
-        "up to 0.6": CORRECTED,
-        "all steps": Arm(corrector={"stop": 1.0}),
-        "from 0.6": Arm(corrector={"start": 0.6, "stop": 1.0}),
+        "all steps": CORRECTED,
+        "up to 0.6": Arm(corrector={"stop": 0.6}),
+        "from 0.6": Arm(corrector={"start": 0.6}),
         "cap 0.1": Arm(corrector={"cap": 0.1}),
         "2 inner steps": Arm(corrector={"inner_steps": 2}),
-        "with pairs": Arm(corrector={}, fit=("--pair_weight", "0.1")),
     },
     "photographs": {"base": Arm(), "all 150": CORRECTED}
     | {f"{n}": Arm(corrector={}, fit=("--max_train_samples", str(n))) for n in (25, 50)},
@@ -266,7 +264,7 @@ def report(record: dict) -> str:
 
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--studies", nargs="+", choices=STUDIES, default=["main", "lora"])
+    parser.add_argument("--studies", nargs="+", choices=STUDIES, default=["main"])
     parser.add_argument("--cultures", nargs="+", choices=CULTURES, default=CULTURES)
     parser.add_argument("--seeds", nargs="+", type=from_zero(int), default=SEEDS)
     parser.add_argument("--images", type=at_least(1), default=4, help="of each prompt")

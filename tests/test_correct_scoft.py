@@ -17,7 +17,7 @@ from scoft.correct.fit import CHECKPOINT_FILE, LEVELS, METRICS_FILE, Fit, Fittin
 from scoft.correct.page import read_fit_record
 from scoft.correct.pairs import Pairs
 from scoft.corrector.callback import Corrector
-from scoft.corrector.preference import KINDS, Preference, layers_of, sample_of
+from scoft.corrector.preference import KINDS, NEGATIVE, POSITIVE, Preference, layers_of, sample_of
 from scoft.dataset import read_dataset
 from scoft.dataset_source import find_dataset
 from scoft.errors import DataError
@@ -91,7 +91,7 @@ def test_a_fit_leaves_a_corrector_that_a_stock_pipeline_takes(fitted, tiny_pipel
         assert image.width > 128 and image.height > 4 * 128
     lines = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    assert lines[0].keys() == {"step", "loss", "loss/positive", "loss/negative", "grad_norm", "lr"}
+    assert lines[0].keys() == {"step", "loss", "loss/positive", "grad_norm", "lr"}
     assert lines[0]["lr"] == 1e-3 and lines[-1]["lr"] < 1e-4
 
 
@@ -125,7 +125,7 @@ def test_a_fit_leaves_the_base_models_files_and_weights(tiny_ccub, tmp_path, mon
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_fits_and_resumes_bit_for_bit(tiny_pipeline, tiny_ccub, tmp_path, kind, monkeypatch):
     """A fit that is killed between two checkpoints ends as one that was not."""
-    flags = {"kind": kind, "num_validation_images": 0, "pair_weight": 0.5, "snr_gamma": 5}
+    flags = {"kind": kind, "num_validation_images": 0, "negative_weight": 0.5, "pair_weight": 0.5, "snr_gamma": 5}
     correct_scoft.main(words_for(tiny_pipeline, tiny_ccub, tmp_path / "whole", **flags))
     argv = words_for(tiny_pipeline, tiny_ccub, tmp_path / "killed", **flags)
     update = Fit.update
@@ -194,6 +194,9 @@ def many_rows(tmp_path_factory):
     return tiny.build_dataset(tmp_path_factory.mktemp("many"), rows=36, negatives=2)
 
 
+WEIGHTS = {"negative_weight": 0.0, "pair_weight": 0.0, "beta": 100.0}
+
+
 def build_fit(pipeline, dataset, folder, *, kind="adapters", updates=60, **fitting):
     place = {"revision": None, "variant": None, "cache_dir": None, "prediction_type": None}
     model = StableDiffusion.load(str(pipeline), **place, dtype=torch.float32)
@@ -212,7 +215,7 @@ def build_fit(pipeline, dataset, folder, *, kind="adapters", updates=60, **fitti
             width=model.caption_shape[1] if kind == "tokens" else model.unet.config.block_out_channels[-1],
         )
     known = {"seed": 0, "batch_size": 4, "learning_rate": 0.02, "max_grad_norm": 1.0, "snr_gamma": None}
-    fitting = Fitting(updates=updates, **known | {"pair_weight": 0.0, "beta": 100.0} | fitting)
+    fitting = Fitting(updates=updates, **known | WEIGHTS | fitting)
     folder.mkdir()
     return Fit(preference, model=model, pairs=pairs, fitting=fitting, folder=folder, key="test")
 
@@ -227,13 +230,30 @@ def test_before_the_fit_nothing_is_told_apart(tiny_pipeline, many_rows, tmp_path
 
 
 def test_each_side_learns_to_denoise_its_own(tiny_pipeline, many_rows, tmp_path):
-    fit = build_fit(tiny_pipeline, many_rows, tmp_path / "fit", updates=30)
+    fit = build_fit(tiny_pipeline, many_rows, tmp_path / "fit", updates=30, negative_weight=1.0)
     first = [fit.losses(update) for update in range(8)]
     fit.run(checkpointing_steps=100)
     last = [fit.losses(update) for update in range(8)]
     for side in ("positive", "negative"):
         before, after = (sum(float(terms[side].detach()) for terms in each) for each in (first, last))
         assert after < before
+
+
+@pytest.mark.parametrize("kind", ["adapters", "tokens"])
+def test_unless_it_is_fitted_the_negative_side_stays_as_it_was(tiny_pipeline, many_rows, tmp_path, kind):
+    """Of adapters that is the base model itself."""
+    fit = build_fit(tiny_pipeline, many_rows, tmp_path / "fit", kind=kind, updates=3)
+    before = {name: each.detach().clone() for name, each in fit.parameters.items()}
+    fit.run(checkpointing_steps=100)
+    for name, each in fit.parameters.items():
+        assert not torch.equal(each[POSITIVE], before[name][POSITIVE])
+        assert torch.equal(each[NEGATIVE], before[name][NEGATIVE])
+    if kind == "adapters":
+        batch = fit.pairs.batch(0, size=2, seed=0, of="photographs")
+        with torch.no_grad():
+            _, negative = fit.preference.rule.both(fit.model.unet, batch.z, batch.t, batch.c)
+            base = fit.model.unet(batch.z, batch.t, batch.c).sample
+        torch.testing.assert_close(negative, base)
 
 
 def test_no_draw_has_timestep_0_and_pairs_share_their_noise(tiny_pipeline, many_rows, tmp_path):
@@ -380,5 +400,6 @@ def test_culture_words_are_names_and_adjectives():
 def test_fitting_is_what_its_key_holds():
     """Each of its fields decides the result, so each is in the checkpoint's key."""
     assert {field.name for field in dataclasses.fields(Fitting)} == {
-        "seed", "batch_size", "updates", "learning_rate", "max_grad_norm", "snr_gamma", "pair_weight", "beta"
+        "seed", "batch_size", "updates", "learning_rate", "max_grad_norm", "snr_gamma", "negative_weight",
+        "pair_weight", "beta"
     }  # fmt: skip

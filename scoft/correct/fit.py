@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from scoft.base_model import StableDiffusion
 from scoft.correct.pairs import Noised, Pairs
-from scoft.corrector.preference import Preference, Sides
+from scoft.corrector.preference import NEGATIVE, POSITIVE, Preference, Sides
 from scoft.errors import DataError
 from scoft.files import write_atomically
 from scoft.lora_folder import write_safetensors
@@ -41,6 +41,7 @@ class Fitting:
     learning_rate: float  # at the start; it falls to 0 by a half cosine
     max_grad_norm: float
     snr_gamma: float | None  # min-SNR weighting of the denoising loss
+    negative_weight: float  # of denoising negatives by the negative side; 0: it stays the base model as it is
     pair_weight: float  # of -log sigmoid(beta (r+ - r-)) on pairs
     beta: float
 
@@ -64,19 +65,25 @@ class Fit:
     def losses(self, update: int) -> dict[str, torch.Tensor]:
         """The terms of an update, scalars, unweighted."""
         fitting, preference, unet = self.fitting, self.preference, self.model.unet
-        known = {"size": fitting.batch_size, "seed": fitting.seed}
-        negatives, terms = self.pairs.batch(update, of="negatives", **known), {}
+        known, terms = {"size": fitting.batch_size, "seed": fitting.seed}, {}
         is_sided = isinstance(preference.rule, Sides)
         if is_sided:
-            both = self.pairs.batch(update, of="photographs", **known) + negatives
-            prediction = preference.rule.predict(unet, both.z, both.t, both.c)
+            batch, sides = self.pairs.batch(update, of="photographs", **known), {"positive": POSITIVE}
+            if fitting.negative_weight:
+                batch, sides = (
+                    batch + self.pairs.batch(update, of="negatives", **known),
+                    sides | {"negative": NEGATIVE},
+                )
+            prediction = preference.rule.predict(unet, batch.z, batch.t, batch.c, sides=tuple(sides.values()))
             w_t = None
             if fitting.snr_gamma is not None:
-                w_t = self.model.snr_weights(both.t.cpu(), gamma=fitting.snr_gamma).to(both.z.device)
-            sides = ldm_loss(prediction, both.target, w_t=w_t).chunk(2)
-            terms = {"positive": sides[0].mean(), "negative": sides[1].mean()}
+                w_t = self.model.snr_weights(batch.t.cpu(), gamma=fitting.snr_gamma).to(batch.z.device)
+            losses = ldm_loss(prediction, batch.target, w_t=w_t).chunk(len(sides))
+            terms = {side: loss.mean() for side, loss in zip(sides, losses)}
         if fitting.pair_weight or not is_sided:
-            photographs = self.pairs.batch(update, of="their photographs", **known)
+            photographs, negatives = (
+                self.pairs.batch(update, of=of, **known) for of in ("their photographs", "negatives")
+            )
             terms["pairs"] = pair_loss(preference, unet, photographs, negatives, beta=fitting.beta if is_sided else 1)
         return terms
 
@@ -85,8 +92,10 @@ class Fit:
         for group in self.optimizer.param_groups:
             group["lr"] = rate = self.rate_at(self.step)
         terms = self.losses(self.step)
-        weight = self.fitting.pair_weight if "positive" in terms else 1.0
-        loss = sum(weight * term if name == "pairs" else term for name, term in terms.items())
+        weights = {"negative": self.fitting.negative_weight}
+        if "positive" in terms:
+            weights["pairs"] = self.fitting.pair_weight
+        loss = sum(weights.get(name, 1.0) * term for name, term in terms.items())
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.fitting.max_grad_norm)

@@ -1,8 +1,9 @@
 """A preference in latent space, beside a frozen UNet: which way a prediction is to move to show a culture right.
 
-Its weights are two small sides, one fitted on photographs and one on the base model's own misrepresentations of them.
-Under either side the UNet is a denoiser, and the difference of the two is the direction: the gradient of log p+/p- is
-(eps_n - eps_p) / sqrt(1 - abar), so following it needs no backpropagation.
+Its weights are two small sides: a positive one, fitted on photographs, and a negative one, which is the base model as
+it is unless it is fitted, too, on that model's misrepresentations of them.  Under either side the UNet is a denoiser,
+and the difference of the two is the direction: the gradient of log p+/p- is (eps_n - eps_p) / sqrt(1 - abar), so
+following it needs no backpropagation.
 """
 
 import contextlib
@@ -100,20 +101,23 @@ def sample_of(unet: nn.Module) -> list[float]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+POSITIVE, NEGATIVE = 0, 1
+
+
 class Sides(nn.Module):
-    """Two denoisers, positive and negative, out of one frozen UNet.
+    """Two denoisers, positive and negative, out of one frozen UNet."""
 
-    `predict` takes a batch whose first half is for the positive side and whose second half for the negative one: one
-    call of the UNet serves both.
-    """
-
-    def predict(self, unet: nn.Module, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    def predict(
+        self, unet: nn.Module, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor, *, sides: Sequence[int]
+    ) -> torch.Tensor:
+        """The predictions of a batch of as many equal parts as `sides`, each by its own: one call of the UNet."""
         raise NotImplementedError
 
     def both(self, unet, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """eps_p and eps_n (B, 4, h, w) at the same z (B, 4, h, w)."""
         t = t.expand(len(z))
-        prediction = self.predict(unet, torch.cat([z, z]), torch.cat([t, t]), torch.cat([c, c]))
+        twice = (torch.cat([each, each]) for each in (z, t, c))
+        prediction = self.predict(unet, *twice, sides=(POSITIVE, NEGATIVE))
         return at_least_float32(prediction).chunk(2)
 
     def direction(self, unet, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
@@ -143,30 +147,35 @@ class Adapters(Sides):
         self.down = nn.ParameterDict({name: torch.randn(2, ins, rank) / rank for name, (ins, _) in sizes.items()})
         self.up = nn.ParameterDict({name: torch.zeros(2, rank, outs) for name, (_, outs) in sizes.items()})
 
-    def predict(self, unet, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        with self.applied(unet):
+    def predict(
+        self, unet, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor, *, sides: Sequence[int]
+    ) -> torch.Tensor:
+        with self.applied(unet, sides):
             return unet(z, t, c, return_dict=False)[0]
 
     @contextlib.contextmanager
-    def applied(self, unet: nn.Module) -> Iterator[None]:
-        """Have the UNet's layers add what each side adds, for as long as this lasts."""
+    def applied(self, unet: nn.Module, sides: Sequence[int]) -> Iterator[None]:
+        """Have the UNet's layers add what the sides add, each to its part of a batch, for as long as this lasts."""
         hooks = []
         try:
             for name in self.names:
-                hooks.append(unet.get_submodule(name).register_forward_hook(self.hook_of(parameter_name(name))))
+                hook = self.hook_of(parameter_name(name), sides)
+                hooks.append(unet.get_submodule(name).register_forward_hook(hook))
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def hook_of(self, name: str):
+    def hook_of(self, name: str, sides: Sequence[int]):
+        at = list(sides)
+
         def add(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
             x = inputs[0]
-            down, up = (each[name].to(x.device, x.dtype) for each in (self.down, self.up))
+            down, up = (each[name][at].to(x.device, x.dtype) for each in (self.down, self.up))
             is_map = x.ndim == 4  # (B, channels, h, w) of a convolution; else channels are last
             x = x.movedim(1, -1) if is_map else x
-            sides = x.unflatten(0, (2, -1))
-            added = (sides.flatten(1, -2) @ down @ up).view(*x.shape[:-1], -1)
+            parts = x.unflatten(0, (len(at), -1))
+            added = (parts.flatten(1, -2) @ down @ up).view(*x.shape[:-1], -1)
             return output + (added.movedim(-1, 1) if is_map else added)
 
         return add
@@ -203,8 +212,10 @@ class Tokens(Sides):
         super().__init__()
         self.tokens = nn.Parameter(0.1 * torch.randn(1, count, width).repeat(2, 1, 1))  # at first no side is favoured
 
-    def predict(self, unet, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        tokens = self.tokens.to(c.device, c.dtype).repeat_interleave(len(c) // 2, dim=0)
+    def predict(
+        self, unet, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor, *, sides: Sequence[int]
+    ) -> torch.Tensor:
+        tokens = self.tokens[list(sides)].to(c.device, c.dtype).repeat_interleave(len(c) // len(sides), dim=0)
         return unet(z, t, torch.cat([c, tokens], dim=1), return_dict=False)[0]
 
 
