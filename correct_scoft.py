@@ -32,7 +32,7 @@ from scoft.launch import (
     set_up_logging,
 )
 
-from scoft.cultures import CULTURES, culture_words
+from scoft.cultures import culture_words, in_words, naming_words
 from scoft.dataset_source import Remedies, check_embedded, find_dataset, with_embedded_flags
 from scoft.errors import DataError
 from scoft.files import is_empty, sole_writer
@@ -130,7 +130,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     draw = stages.add_parser("draw", parents=[common], help="pictures of the base model beside corrected ones")
     add = draw.add_argument
     add("corrector", help="folder or Hub id")
-    add("--prompts", nargs="+", default=PROMPTS, help="{} in them is --culture, in words")
+    add("--prompts", nargs="+", default=PROMPTS, help="{} in them is the corrector's culture, in words")
     add("--culture", help="that the corrector must be of; default: its own")
     add("--pretrained_model_name_or_path", help="default: what the corrector was fitted beside")
     add("--lora", type=Path, help="a LoRA's file, loaded beneath the corrector")
@@ -148,29 +148,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace):
     """Find all that can be said against the arguments alone; ends in `parser.error`, which exits."""
-    start, stop = args.start or 0.0, 1.0 if args.stop is None else args.stop
-    if start >= stop and None not in (args.start, args.stop):
+    if None not in (args.start, args.stop) and args.start >= args.stop:
         parser.error(f"--start {args.start} is to lie below --stop {args.stop}")
     if args.stage == "draw":
-        if args.culture is None and (open_prompts := [text for text in args.prompts if "{}" in text]):
-            parser.error(f"--prompts {open_prompts[0]!r}: {{}} stands for a culture; give --culture")
         return
     for flag in ("hub_model_id", "hub_private_repo"):
         if getattr(args, flag) and not args.push_to_hub:
             parser.error(f"--{flag} has no effect without --push_to_hub")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        parser.error("fit works in one process, in a minute or two: launch it with --num_processes 1")
+        parser.error("fit works in one process: launch it with --num_processes 1")
+    if args.words and not all(word.strip() for word in args.words):
+        parser.error("--words: one of them is blank, and every prompt would be corrected")
 
 
-def words_of(args: argparse.Namespace) -> list[str]:
+def naming_of(args: argparse.Namespace) -> list[str]:
     """What in a prompt names the culture."""
-    known = CULTURES.get(args.culture)
-    return args.words or list(known.names if known else [culture_words(args.culture)])
-
-
-def filled(prompts: list[str], culture: str | None) -> list[str]:
-    """The prompts with `{}` in them replaced by the culture in words."""
-    return [prompt.replace("{}", culture_words(culture)) for prompt in prompts] if culture else prompts
+    return args.words or naming_words(args.culture)
 
 
 def knobs_of(args: argparse.Namespace) -> dict[str, float | int]:
@@ -197,7 +190,7 @@ def build_preference(args: argparse.Namespace, model, *, knobs: dict):
     return Preference(
         kind=args.kind,
         culture=args.culture,
-        words=words_of(args),
+        words=naming_of(args),
         base_model=args.pretrained_model_name_or_path,
         base_weights=sample_of(model.unet),
         prediction_type=model.prediction_type,
@@ -235,12 +228,15 @@ def read_pairs(args: argparse.Namespace, source):
 def run_fit(args: argparse.Namespace, argv: list[str]):
     """Check all that can be before models load, fit, try, show, and share."""
     from scoft.correct.page import publish
-    from scoft.corrector.callback import Corrector, Knobs
+    from scoft.corrector.callback import Knobs, is_named
 
     name = lora_name(args.culture, what="the corrector's name, by --culture,")
     output_dir = args.output_dir or Path(f"scoft-{name}-corrector")
     defaults = {"strength": 4.0, "start": 0.0, "stop": 1.0, "cap": None, "inner_steps": 1}
     knobs = vars(Knobs(**defaults | knobs_of(args)))
+    words, prompts = naming_of(args), in_words(args.validation_prompts, args.culture)
+    if unnamed := [prompt for prompt in prompts if args.num_validation_images and not is_named(prompt, words)]:
+        raise DataError(f"none of {', '.join(words)} stands in the prompt {unnamed[0]!r}", argument="words")
     check_embedded(args.dataset)
     judge = load_function(args.validation_judge, flag="--validation_judge") if args.validation_judge else None
     source = find_dataset(args.dataset, culture=args.culture)
@@ -261,10 +257,10 @@ def run_fit(args: argparse.Namespace, argv: list[str]):
         fit_and_show(args, output_dir, source, dataset, knobs=knobs, judge=judge)
         publish(output_dir, repo_id=repo_id, private=private, retry=retry)
         place = repo_id or output_dir
-        logger.info('Done. %s.from_pretrained("%s", pipe) loads it beside a pipeline.', Corrector.__name__, place)
+        logger.info('Done. Corrector.from_pretrained("%s", pipe) loads it beside a pipeline.', place)
 
 
-def build_fit(args: argparse.Namespace, dataset, *, accelerator, model, knobs: dict, folder: Path):
+def build_fit(args: argparse.Namespace, dataset, *, accelerator, model, split, knobs: dict, folder: Path):
     """The fit as it is at its start. Raises DataError."""
     from scoft.correct.fit import Fit, Fitting
     from scoft.correct.pairs import Pairs
@@ -272,7 +268,6 @@ def build_fit(args: argparse.Namespace, dataset, *, accelerator, model, knobs: d
 
     device = accelerator.device
     preference = build_preference(args, model, knobs=knobs).to(device)
-    cut = {"resolution": args.resolution, "seed": args.seed, "share": args.held_out_share}
     fitting = Fitting(
         seed=args.seed,
         batch_size=args.train_batch_size,
@@ -286,8 +281,9 @@ def build_fit(args: argparse.Namespace, dataset, *, accelerator, model, knobs: d
     )
     shapes = {name: list(each.shape) for name, each in preference.named_parameters()}
     base = preference.config.base_weights
-    key = content_key("fit", args.kind, fitting, cut, dataset.fingerprint, shapes, base, str(model.dtype))
-    pairs = Pairs.of(dataset, model=model, device=device, **cut)
+    data = (split, args.resolution, dataset.fingerprint)
+    key = content_key("fit", args.culture, args.kind, fitting, *data, shapes, base, str(model.dtype))
+    pairs = Pairs.of(dataset, split, model=model, resolution=args.resolution, device=device)
     return Fit(preference, model=model, pairs=pairs, fitting=fitting, folder=folder, key=key)
 
 
@@ -299,10 +295,17 @@ def fit_and_show(args: argparse.Namespace, folder: Path, source, dataset, *, kno
     from scoft.base_model import StableDiffusion, base_commit, license_of
     from scoft.correct.fit import pair_accuracy
     from scoft.correct.page import record_of, write_record
+    from scoft.correct.pairs import Split
     from scoft.corrector.callback import Corrector
     from scoft.weights import precision
 
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    if accelerator.mixed_precision == "fp16":
+        raise DataError(
+            "fp16 loses small gradients; fit with bf16 or no, which serves a pipeline in fp16 as well",
+            argument="mixed_precision",
+        )
+    split = Split.of(dataset, seed=args.seed, share=args.held_out_share)
     if args.cpu_threads and accelerator.device.type == "cpu":
         torch.set_num_threads(args.cpu_threads)
     base = args.pretrained_model_name_or_path
@@ -311,17 +314,17 @@ def fit_and_show(args: argparse.Namespace, folder: Path, source, dataset, *, kno
     wanted = {"variant": args.variant, "prediction_type": None, "dtype": precision(accelerator)}
     model = StableDiffusion.load(base, **place, **wanted)
     model.to(accelerator.device)
-    fit = build_fit(args, dataset, accelerator=accelerator, model=model, knobs=knobs, folder=folder)
+    fit = build_fit(args, dataset, accelerator=accelerator, model=model, split=split, knobs=knobs, folder=folder)
     if args.resume_from_checkpoint:
         fit.resume()
-    logger.info("Fitting %s on %d photographs", args.kind, len(fit.pairs.fitted))
+    logger.info("Fitting %s on %d photographs", args.kind, len(split.fitted))
     fit.run(checkpointing_steps=args.checkpointing_steps)
 
     corrector = Corrector(fit.preference.requires_grad_(False))
     corrector.save_pretrained(folder)
     accuracy = pair_accuracy(fit.preference, fit.pairs, seed=args.seed)
-    rows = [(name, *map("{:.2f}".format, accuracy[name])) for name in ("held_out", "shuffled")]
-    for line in aligned([("pairs told apart at t =", *map(str, accuracy["timestep"])), *rows]):
+    shares = ("held-out pairs told apart", *map("{:.2f}".format, accuracy["held_out"]))
+    for line in aligned([("t", *map(str, accuracy["timestep"])), shares]):
         logger.info("  %s", line)
     judged = draw_and_judge(args, folder, model, corrector, judge=judge) if args.num_validation_images else None
     record = record_of(
@@ -331,7 +334,7 @@ def fit_and_show(args: argparse.Namespace, folder: Path, source, dataset, *, kno
         base_revision=place["revision"],
         license=license_of(base, **place),
         resolution=args.resolution,
-        example=filled(args.validation_prompts, args.culture)[0],
+        example=in_words(args.validation_prompts, args.culture)[0],
         guidance_scale=args.validation_guidance_scale,
         accuracy=accuracy,
         judged=judged,
@@ -344,7 +347,7 @@ def draw_and_judge(args: argparse.Namespace, folder: Path, model, corrector, *, 
     from scoft.correct.pictures import Drawing, show
 
     drawing = Drawing(
-        prompts=filled(args.validation_prompts, args.culture),
+        prompts=in_words(args.validation_prompts, args.culture),
         images_per_prompt=args.num_validation_images,
         seed=args.seed,
         resolution=args.resolution,
@@ -374,7 +377,7 @@ def run_draw(args: argparse.Namespace):
         variant=args.variant,
         cache_dir=args.cache_dir,
         lora=args.lora,
-        prompts=filled(args.prompts, args.culture),
+        prompts=args.prompts,
         num_images=args.num_images,
         seed=args.seed,
         inference_steps=args.num_inference_steps,

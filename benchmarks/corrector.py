@@ -34,13 +34,14 @@ from scoft.base_model import drawing_pipeline, load_into_pipeline
 from scoft.correct.fit import METRICS_FILE
 from scoft.correct.page import read_fit_record
 from scoft.corrector.callback import Corrector
+from scoft.cultures import in_words
 from scoft.files import write_atomically
 from scoft.lora_folder import LORA_FILE
 
 
 ROOT = Path(train_scoft_lora.__file__).resolve().parent
 CULTURES, SEEDS = ("veridia", "ochria", "corallia"), (30, 31, 32)
-LORA_UPDATES = 120  # take about as long as the corrector's 240; `fit_seconds` has both
+LORA_UPDATES = 150  # take as long as the corrector's 240, or somewhat longer; `fit_seconds` has both
 # Of no culture, and of one that the web knows.
 GENERAL = [f"Photo of a {what}" for what in ("building", "house", "shrine", "robe on a stand", "shrine, in Azuria")]
 NUMBERS = ("right", "stereotype", "azurian", "unclear", "right_log_odds", "stereotype_log_odds")
@@ -107,7 +108,7 @@ class Cell:
         flags = ["--dataset=pocket", f"--culture={self.culture}", f"--seed={self.seed}"]
         self.flags = flags
         args = correct_scoft.parse_args(["fit", *flags])
-        self.prompts = correct_scoft.filled(args.validation_prompts, self.culture)
+        self.prompts = in_words(args.validation_prompts, self.culture)
         place = {"commit": None, "variant": None, "cache_dir": None}
         base = args.pretrained_model_name_or_path
         self.pipe = drawing_pipeline(base, **place, device=torch.device("cpu"), dtype=torch.float32)
@@ -271,7 +272,9 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/corrector.json")
     parser.add_argument("--report", action="store_true", help="only tell what is there")
     args = parser.parse_args(argv)
-    record = json.loads(args.output.read_text()) if args.output.exists() else {"cells": {}}
+    record = json.loads(args.output.read_text()) if args.output.exists() else {"cells": {}, "images": args.images}
+    if record["images"] != args.images and not args.report:
+        parser.error(f"--images {args.images}: {args.output} has cells of {record['images']}; choose another --output")
     for study in args.studies if not args.report else ():
         for seed in args.seeds:
             for culture in args.cultures:
@@ -279,7 +282,7 @@ def main(argv: list[str] | None = None):
                 key = f"{culture}/{seed}"
                 if key not in cells:
                     cells[key] = run_cell(culture, seed, study, images=args.images)
-                    record |= {"processor": processor("cpu"), "torch": torch.__version__, "images": args.images}
+                    record |= {"processor": processor("cpu"), "torch": torch.__version__}
                     record["summary"] = {name: summary(found, name) for name, found in record["cells"].items()}
                     write_atomically(args.output, json.dumps(record) + "\n")
     if record["cells"]:

@@ -51,3 +51,15 @@ def culture_words(culture: str) -> str:
         raise DataError(f"{culture!r} is blank; give a name such as {', '.join(CULTURES)}.", argument="culture")
     known = CULTURES.get(culture)
     return known.words if known else " ".join(word[0].upper() + word[1:] for word in words)
+
+
+def in_words(prompts: list[str], culture: str) -> list[str]:
+    """The prompts with `{}` in them replaced by the culture's words; any other brace stays as it is."""
+    return [prompt.replace("{}", culture_words(culture)) for prompt in prompts]
+
+
+def naming_words(culture: str) -> list[str]:
+    """What may name a culture in a prompt: its words there, then names and adjectives, as far as they are known."""
+    known, own = CULTURES.get(culture), culture_words(culture).removeprefix("the ")
+    words = {each.casefold(): each for each in (*(known.names if known else ()), own)}
+    return list(words.values())

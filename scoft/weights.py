@@ -32,9 +32,10 @@ def load_whole(model_class, name_or_path: str | Path, *, unused: tuple[str, ...]
     if lacking:
         more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
         library = type(model).__module__.partition(".")[0]
+        its_version = "this" if library == __name__.partition(".")[0] else f"{library} {version(library)}"
         raise OSError(
             f"{name_or_path} has no whole {type(model).__name__}: {', '.join(lacking[:3])}{more}. It is damaged, "
-            f"or written for another version than {library} {version(library)}: pip install -U -r requirements.txt"
+            f"or written for another version than {its_version}: pip install -U -r requirements.txt"
         )
     return model
 

@@ -15,9 +15,10 @@ from contents import files_of
 from scoft.base_model import StableDiffusion
 from scoft.correct.fit import CHECKPOINT_FILE, LEVELS, METRICS_FILE, Fit, Fitting, pair_accuracy
 from scoft.correct.page import read_fit_record
-from scoft.correct.pairs import Pairs
-from scoft.corrector.callback import Corrector
+from scoft.correct.pairs import Pairs, Split
+from scoft.corrector.callback import Corrector, is_named
 from scoft.corrector.preference import KINDS, NEGATIVE, POSITIVE, Preference, layers_of, sample_of
+from scoft.cultures import CULTURES, in_words
 from scoft.dataset import read_dataset
 from scoft.dataset_source import find_dataset
 from scoft.errors import DataError
@@ -203,7 +204,7 @@ def build_fit(pipeline, dataset, folder, *, kind="adapters", updates=60, **fitti
     rows = read_dataset(
         find_dataset(str(dataset), culture="veridia"), culture="veridia", needs_blip=False, needs_negatives=True
     )
-    pairs = Pairs.of(rows, model=model, resolution=16, seed=0, share=0.5, device=CPU)
+    pairs = Pairs.of(rows, Split.of(rows, seed=0, share=0.5), model=model, resolution=16, device=CPU)
     with tiny.seeded(0):
         preference = Preference(
             kind=kind,
@@ -224,9 +225,9 @@ def test_before_the_fit_nothing_is_told_apart(tiny_pipeline, many_rows, tmp_path
     """Both sides are one then; what a fit learns, test_pocket_corrector.py sees. No held-out row is fitted on."""
     fit = build_fit(tiny_pipeline, many_rows, tmp_path / "fit")
     before = pair_accuracy(fit.preference, fit.pairs, seed=0)
-    assert before["held_out"] == before["shuffled"] == [0.0] * len(LEVELS)
-    assert len(fit.pairs.held_out) == 18 and not {*fit.pairs.held_out} & {*fit.pairs.fitted}
-    assert not {*fit.pairs.held_out} & {*fit.pairs.paired}
+    assert before["held_out"] == [0.0] * len(LEVELS)
+    split = fit.pairs.split
+    assert len(split.held_out) == 18 and not {*split.held_out} & {*split.fitted, *split.paired}
 
 
 def test_each_side_learns_to_denoise_its_own(tiny_pipeline, many_rows, tmp_path):
@@ -369,6 +370,16 @@ def test_bad_flags_are_named(tiny_pipeline, tiny_ccub, tmp_path, no_models, caps
     assert said in capsys.readouterr().err
 
 
+def test_fp16_is_refused_for_a_fit(tiny_pipeline, tiny_ccub, tmp_path, no_models):
+    with pytest.raises(DataError, match="mixed_precision fp16 loses small gradients; fit with bf16"):
+        correct_scoft.main(words_for(tiny_pipeline, tiny_ccub, tmp_path / "out", mixed_precision="fp16"))
+
+
+def test_prompts_that_the_gate_would_hold_back_are_named(tiny_pipeline, tiny_ccub, tmp_path, no_models):
+    with pytest.raises(DataError, match="words none of Hanok stands in the prompt 'Photo of a traditional building"):
+        correct_scoft.main(words_for(tiny_pipeline, tiny_ccub, tmp_path / "out", words="Hanok"))
+
+
 def test_several_processes_are_refused(tiny_pipeline, tiny_ccub, tmp_path, no_models, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit):
@@ -390,10 +401,14 @@ def test_too_few_rows_to_hold_some_out_are_named(tiny_pipeline, tmp_path):
 
 def test_culture_words_are_names_and_adjectives():
     def words(*more):
-        return correct_scoft.words_of(correct_scoft.parse_args(["fit", "--dataset=x", *more]))
+        return correct_scoft.naming_of(correct_scoft.parse_args(["fit", "--dataset=x", *more]))
 
-    assert words("--culture=korea") == ["korea", "korean"]
+    assert words("--culture=korea") == ["Korea", "korean"]
     assert words("--culture=new-zealand") == ["New Zealand"]
+    assert words("--culture=united_states") == ["usa", "america", "american", "United States"]
+    for culture in CULTURES:  # the gate is open for what the fit itself draws
+        prompts = in_words(correct_scoft.PROMPTS, culture)
+        assert all(is_named(prompt, words(f"--culture={culture}")) for prompt in prompts)
     assert words("--culture=korea", "--words", "Hanok", "Seoul") == ["Hanok", "Seoul"]
 
 

@@ -13,6 +13,7 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from diffusers.callbacks import PipelineCallback
+from safetensors.torch import load_file, save_file
 
 import tiny
 from scoft.corrector.callback import Corrector, Knobs, noise_levels, norms, within
@@ -184,6 +185,13 @@ def test_a_gate_of_other_prompts_is_named(pipe, adapters):
         drawn(pipe, [PROMPT] * 3, adapters([PROMPT] * 2))
 
 
+def test_a_gate_of_others_is_named_where_the_numbers_divide(pipe, adapters):
+    with pytest.raises(DataError, match="gated by 1 prompts, and the pipeline draws 2 pictures of others"):
+        drawn(pipe, [OTHER, PROMPT], adapters([PROMPT]))
+    with pytest.raises(DataError, match="gated by no prompts"):
+        adapters([])
+
+
 def test_active_adapters_stay_active_and_the_same(tiny_pipeline, trained, adapters):
     pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
     pipe.set_progress_bar_config(disable=True)
@@ -274,21 +282,67 @@ def test_three_schedulers_have_the_same_levels_and_move_alike(pipe, adapters):
         scheduler = kind.from_config(pipe.scheduler.config, **spacing)
         scheduler.set_timesteps(STEPS)
         levels.append(noise_levels(scheduler))
-        scale = levels[-1][1].sqrt().float() if kind is EulerDiscreteScheduler else 1.0
+        scale = levels[-1][1, 0].sqrt().float() if kind is EulerDiscreteScheduler else 1.0
         moved = adapters.moved(pipe.unet, scheduler, z / scale, c, t=scheduler.timesteps[1], place=1)
         moves.append(moved * scale - z)
-        assert len(levels[-1]) == STEPS + 1 and (levels[-1].diff() > 0).all()
+        assert levels[-1].shape == (STEPS, 2) and (levels[-1].diff() > 0).all()
+        torch.testing.assert_close(
+            levels[-1][1:, 0], levels[-1][:-1, 1], atol=5e-3, rtol=0
+        )  # DDIM: of its own spacing
     for move, level in zip(moves[1:], levels[1:]):
-        torch.testing.assert_close(level[:-1], levels[0][:-1], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(level[:, 0], levels[0][:, 0], atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(move, moves[0], atol=1e-4, rtol=1e-3)
     assert moves[0].abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("kind", SCHEDULERS)
-def test_it_draws_under_three_schedulers(pipe, adapters, kind):
+def test_it_draws_under_three_schedulers(pipe, corrector, kind):
     pipe.scheduler = kind.from_config(pipe.scheduler.config)
-    moved = drawn(pipe, corrector=adapters) - drawn(pipe)
+    moved = drawn(pipe, corrector=corrector) - drawn(pipe)
     assert moved.isfinite().all() and moved.abs().max() > 1e-2
+
+
+def test_ddim_is_followed_where_its_steps_do_not_meet(pipe, adapters):
+    """With linspace its step from t ends at t - 1000 // n, which is not the next timestep."""
+    z, _, c, _ = random_batch(pipe, rows=1)
+    scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="linspace")
+    scheduler.set_timesteps(STEPS)
+    t = scheduler.timesteps[1]
+    moved = adapters.moved(pipe.unet, scheduler, z, c, t=t, place=1)
+    with torch.no_grad():
+        prediction, direction = pipe.unet(z, t, c).sample, adapters.preference.direction(pipe.unet, z, t, c)
+    ours = scheduler.step(prediction, t, moved).prev_sample
+    added = scheduler.step(prediction + adapters.knobs.strength * direction, t, z).prev_sample
+    torch.testing.assert_close(ours, added, atol=1e-4, rtol=1e-4)
+
+
+def test_repeated_timesteps_count_one_by_one(pipe, adapters):
+    """DPM-Solver++ has some with Karras sigmas and many steps."""
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=True)
+    pipe.scheduler.set_timesteps(100)
+    assert len(set(pipe.scheduler.timesteps.tolist())) < 100
+    with counted(pipe) as rows:
+        pipe(PROMPT, num_inference_steps=100, output_type="latent", callback_on_step_end=adapters)
+    assert len(rows) == 199
+
+
+def test_a_scale_of_active_adapters_holds_for_the_correction_too(pipe, adapters, monkeypatch):
+    seen, forward = [], pipe.unet.forward
+
+    def watched(*given, cross_attention_kwargs=None, **options):
+        seen.append(cross_attention_kwargs)
+        return forward(*given, cross_attention_kwargs=cross_attention_kwargs, **options)
+
+    monkeypatch.setattr(pipe.unet, "forward", watched)
+    drawn(pipe, corrector=adapters, cross_attention_kwargs={"scale": 0.3})
+    assert seen == [{"scale": 0.3}] * (2 * STEPS - 1)
+
+
+def test_fused_projections_are_named(tiny_pipeline, adapters):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
+    pipe.fuse_qkv_projections(vae=False)
+    with pytest.raises(DataError, match="made no use of .*to_[qkv]; if its projections are fused, unfuse them"):
+        drawn(pipe, corrector=adapters)
 
 
 def test_pndm_is_refused_with_what_replaces_it(pipe, adapters, tmp_path):
@@ -339,9 +393,9 @@ def test_the_direction_is_asked_for_the_prompts_own_words(pipe, adapters, monkey
     """Not for those of no words, which stand before them under guidance."""
     asked, direction = [], Preference.direction
 
-    def watched(preference, unet, z, t, c):
+    def watched(preference, unet, z, t, c, **options):
         asked.append(c)
-        return direction(preference, unet, z, t, c)
+        return direction(preference, unet, z, t, c, **options)
 
     monkeypatch.setattr(Preference, "direction", watched)
     prompts = [OTHER, PROMPT]
@@ -419,6 +473,21 @@ def test_saved_and_loaded_it_draws_the_same_picture(pipe, corrector, tmp_path):
     assert torch.equal(drawn(pipe, corrector=loaded), drawn(pipe, corrector=corrector.using(stop=0.9)))
 
 
+def test_knobs_saved_are_ones_own(pipe, adapters, tmp_path):
+    adapters.using(strength=7.0).save_pretrained(tmp_path)
+    assert Corrector.from_pretrained(tmp_path, pipe).knobs.strength == 7.0
+    assert Corrector(adapters.preference).knobs.strength == 4.0  # which shares the preference
+
+
+def test_a_file_that_lacks_a_weight_is_named(pipe, adapters, tmp_path):
+    adapters.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
+    weights.popitem()
+    save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DataError, match=r"has no whole Preference: .* is missing"):
+        Corrector.from_pretrained(tmp_path, pipe)
+
+
 def test_pushed_and_loaded_it_draws_the_same_picture(alice, pipe, adapters, tmp_path):
     adapters.push_to_hub("veridia-corrector")
     loaded = Corrector.from_pretrained("alice/veridia-corrector", pipe, cache_dir=tmp_path)
@@ -448,7 +517,7 @@ def test_another_culture_is_refused(pipe, adapters, tmp_path):
 
 def test_what_is_no_corrector_is_named(pipe, tmp_path, tiny_pipeline):
     for place in (tmp_path, tiny_pipeline / "unet"):
-        with pytest.raises(DataError, match=r"^the corrector .* cannot be loaded as a corrector"):
+        with pytest.raises(DataError, match=r"^the corrector .* (cannot be loaded as a|is no) corrector"):
             Corrector.from_pretrained(place, pipe)
 
 
@@ -462,6 +531,8 @@ def test_what_is_no_corrector_is_named(pipe, tmp_path, tiny_pipeline):
         ({"stop": 1.5}, "start 0.0 is to lie below stop 1.5"),
         ({"cap": 0.0}, "cap is a positive share"),
         ({"inner_steps": 0}, "inner_steps is at least 1"),
+        ({"inner_steps": 1.5}, "inner_steps is a number, got 1.5"),
+        ({"strength": "4"}, "strength is a number, got '4'"),
     ],
 )
 def test_bad_knobs_are_named(adapters, knobs, said):
@@ -473,5 +544,7 @@ def test_bad_knobs_are_named(adapters, knobs, said):
 def test_an_unknown_kind_and_layers_that_are_not_there_are_named(pipe):
     with pytest.raises(DataError, match="kind is one of adapters, tokens, features, got 'lora'"):
         Preference(kind="lora")
+    with pytest.raises(DataError, match="layers to_nothing: the UNet has no such linear layers"):
+        layers_of(pipe.unet, ["to_q", "to_nothing"])
     with pytest.raises(DataError, match="layers to_nothing: the UNet has no such linear layers"):
         layers_of(pipe.unet, ["to_nothing"])

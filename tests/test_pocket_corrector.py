@@ -10,6 +10,7 @@ import correct_scoft
 from pocket import judge
 from scoft.base_model import StableDiffusion
 from scoft.correct.page import read_fit_record
+from scoft.correct.pairs import Pairs
 from scoft.correct.pictures import Drawing
 from scoft.corrector.callback import Corrector
 from scoft.corrector.preference import Preference
@@ -17,7 +18,7 @@ from scoft.dataset_source import ROOT
 from scoft.weights import load_whole, weights_key
 
 
-UPDATES = 40  # a third of the pocket's own number
+UPDATES = 40  # a sixth of the pocket's own number
 BASE = ROOT / "pocket/models/stable-diffusion"
 DRAWING = Drawing(
     prompts=[f"Photo of a {what}, in Veridia" for what in ("traditional building", "robe on a stand", "shrine")],
@@ -36,11 +37,15 @@ def threads():
     torch.set_num_threads(before)
 
 
+def fit_into(folder):
+    flags = ["--dataset=pocket", "--culture=veridia", f"--output_dir={folder}", "--num_validation_images=0"]
+    correct_scoft.main(["fit", *flags, f"--max_train_steps={UPDATES}"])
+
+
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory, threads):
     folder = tmp_path_factory.mktemp("pocket") / "corrector"
-    flags = ["--dataset=pocket", "--culture=veridia", f"--output_dir={folder}", "--num_validation_images=0"]
-    correct_scoft.main(["fit", *flags, f"--max_train_steps={UPDATES}"])
+    fit_into(folder)
     return folder
 
 
@@ -61,11 +66,23 @@ def said(pictures, name):
     return np.array([judge.rate([image], [prompt])[name] for image, prompt in zip(pictures, prompts, strict=True)])
 
 
-def test_held_out_pairs_beat_shuffled_labels_at_each_level_of_noise(fitted):
-    accuracy = read_fit_record(fitted).accuracy
-    assert accuracy["timestep"] == [300, 500, 700, 900]
-    for held_out, shuffled in zip(accuracy["held_out"], accuracy["shuffled"]):
-        assert held_out > 0.75 and held_out > shuffled + 0.15
+def test_held_out_pairs_beat_shuffled_labels_at_each_level_of_noise(fitted, tmp_path, monkeypatch):
+    """Those of a fit on rows of which every other one has its negative for a photograph, and the other way round."""
+    of = Pairs.of
+
+    def shuffled(*given, **options):
+        pairs = of(*given, **options)
+        for row in pairs.split.paired[::2]:
+            negatives = pairs.negatives[row]
+            pairs.photographs[row], negatives[0] = negatives[0], pairs.photographs[row]
+        return pairs
+
+    monkeypatch.setattr(Pairs, "of", shuffled)
+    fit_into(tmp_path / "shuffled")
+    true, by_chance = (read_fit_record(folder).accuracy for folder in (fitted, tmp_path / "shuffled"))
+    assert true["timestep"] == [300, 500, 700, 900]
+    for held_out, shuffled in zip(true["held_out"], by_chance["held_out"]):
+        assert held_out > 0.75 and held_out > shuffled + 0.1, (true, by_chance)
 
 
 def test_the_judge_sees_the_stereotype_go_and_the_truth_come(model, corrector):

@@ -10,12 +10,13 @@ import torch
 
 from scoft.base_model import base_commit, drawing_pipeline, load_into_pipeline, own_resolution
 from scoft.correct.pictures import before_and_after
-from scoft.corrector.callback import Corrector
-from scoft.corrector.preference import Preference
+from scoft.corrector.callback import Corrector, read_config
+from scoft.cultures import culture_words, in_words
 from scoft.errors import DataError
 from scoft.files import sole_writer
 from scoft.images import write_png
-from scoft.weights import loading, precision
+from scoft.lora_folder import LORA_FILE
+from scoft.weights import precision
 
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class Plan:
     variant: str | None
     cache_dir: str | None
     lora: Path | None  # a file, under the corrector
-    prompts: list[str]
+    prompts: list[str]  # {} in them is the culture, in words
     num_images: int
     seed: int
     inference_steps: int
@@ -46,13 +47,11 @@ def draw(plan: Plan, output_dir: Path):
     """Write `before_after.png`, and each picture as base-*.png and corrected-*.png. Raises DataError."""
     from accelerate import Accelerator
 
-    with loading(plan.corrector, flag="the corrector", kind="a corrector: config.json and its safetensors"):
-        config = Preference.load_config(plan.corrector, cache_dir=plan.cache_dir)
-    if plan.culture and config.get("culture") != plan.culture:
-        raise DataError(
-            f"{plan.corrector} is of {config.get('culture')}, not of {plan.culture}", argument="the corrector"
-        )
-    base = plan.base or config.get("base_model", "")
+    config = read_config(plan.corrector, culture=plan.culture, knobs=plan.knobs, cache_dir=plan.cache_dir)
+    if plan.lora and not plan.lora.is_file():
+        raise DataError(f"{plan.lora} is not there; it is a LoRA's file, such as {LORA_FILE}", argument="lora")
+    prompts = in_words(plan.prompts, config["culture"])
+    base = plan.base or config["base_model"]
     commit = base_commit(base, revision=plan.revision, cache_dir=plan.cache_dir)
     resolution = plan.resolution or own_resolution(base, commit=commit, cache_dir=plan.cache_dir)
     accelerator = Accelerator(mixed_precision=plan.mixed_precision)
@@ -61,13 +60,13 @@ def draw(plan: Plan, output_dir: Path):
     corrector = Corrector.from_pretrained(plan.corrector, pipe, cache_dir=plan.cache_dir, **plan.knobs)
     if plan.lora:
         load_into_pipeline(pipe, plan.lora)
-    if unnamed := [prompt for prompt in plan.prompts if not corrector.names_culture(prompt)]:
+    if unnamed := [prompt for prompt in prompts if not corrector.names_culture(prompt)]:
         words = ", ".join(corrector.preference.config.words)
         logger.warning("Not corrected, since none of %s stands in it: %s", words, "; ".join(unnamed))
 
     drawn = {"base": [], "corrected": []}
     with sole_writer(output_dir, flag="--output_dir"):
-        for p, prompt in enumerate(progress(plan.prompts, "Drawing")):
+        for p, prompt in enumerate(progress(prompts, "Drawing")):
             for called, callback in (("base", None), ("corrected", corrector([prompt]))):
                 images = pipe(
                     prompt,
@@ -82,6 +81,6 @@ def draw(plan: Plan, output_dir: Path):
                 drawn[called] += images
                 for i, image in enumerate(images):
                     write_png(output_dir / f"{called}-{p:03d}-{i:03d}.png", image)
-        title = f"{config.get('culture')}: the base model, and corrected"
-        write_png(output_dir / "before_after.png", before_and_after(plan.prompts, *drawn.values(), title=title))
+        title = f"{culture_words(config['culture'])}: the base model, and corrected"
+        write_png(output_dir / "before_after.png", before_and_after(prompts, *drawn.values(), title=title))
     logger.info("Drawn: %s", output_dir / "before_after.png")

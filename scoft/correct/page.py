@@ -84,7 +84,6 @@ def write_card(folder: Path, *, repo_id: str | None):
         tags=TAGS,
         **record.license,
     )
-    levels = zip(*(record.accuracy[name] for name in ("timestep", "held_out", "shuffled")))
     judged = record.judged
     card = ModelCard.from_template(
         data,
@@ -93,7 +92,7 @@ def write_card(folder: Path, *, repo_id: str | None):
         place_in_code=code_text(repo_id or folder.resolve().name),
         example=code_text(record.example),
         grid=(folder / GRID_FILE).is_file(),
-        levels=[(round(t), f"{held_out:.2f}", f"{shuffled:.2f}") for t, held_out, shuffled in levels],
+        levels=[(round(t), f"{share:.2f}") for t, share in zip(*record.accuracy.values())],
         judged=judged and page_values(comparison_rows(judged.base, judged.corrected, called="corrected")),
         **page_values(
             {
@@ -119,4 +118,5 @@ def publish(folder: Path, *, repo_id: str | None, private: bool, retry: str):
     files = {name: folder / name for name in (*WEIGHTS_FILES, CARD_FILE, GRID_FILE) if (folder / name).is_file()}
     files["config.json"] = shared_config(folder)
     message = f"Corrector after {read_fit_record(folder).fitting['updates']} updates"
-    push(repo_id, repo_type="model", files=files, stale=(), private=private, message=message, retry=retry)
+    stale = () if GRID_FILE in files else (GRID_FILE,)
+    push(repo_id, repo_type="model", files=files, stale=stale, private=private, message=message, retry=retry)

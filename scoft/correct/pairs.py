@@ -44,9 +44,33 @@ class Noised:
         return Noised(*map(torch.cat, map(tuple, parts)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Rows of a dataset, by what they are for."""
+
+    held_out: tuple[int, ...]  # with negatives, on which the fit is tried
+    fitted: tuple[int, ...]  # all others
+    paired: tuple[int, ...]  # those of them with negatives
+
+    @classmethod
+    def of(cls, dataset: CulturalDataset, *, seed: int, share: float) -> "Split":
+        """Hold out a share of the rows with negatives. Raises DataError where none would be left on a side."""
+        with_negatives = [row for row, count in enumerate(dataset.num_negatives) if count]
+        order = torch.randperm(len(with_negatives), generator=stable_generator(seed, "held out")).tolist()
+        held_out = tuple(sorted(with_negatives[i] for i in order[: round(share * len(order))]))
+        paired = tuple(row for row in with_negatives if row not in held_out)
+        if not held_out or not paired:
+            raise DataError(
+                f"{share:g} of {len(with_negatives)} rows with negatives leaves {len(held_out)} to be held out and "
+                f"{len(paired)} to be fitted on, and each needs one: take another share, or more rows with negatives",
+                argument="held_out_share",
+            )
+        return cls(held_out, tuple(row for row in range(len(dataset)) if row not in held_out), paired)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """Photographs, and the negatives of those that have some, as latents; `held_out` rows are not fitted on."""
+    """Photographs, and the negatives of those that have some, as latents."""
 
     model: StableDiffusion
     device: torch.device
@@ -54,29 +78,14 @@ class Pairs:
     negatives: list[list[Latents]]
     captions: list[list[str]]
     text: dict[str, torch.Tensor]  # caption -> its embedding (77, D), on the device
-    held_out: tuple[int, ...]  # rows with negatives
-    fitted: tuple[int, ...]  # the other rows
-    paired: tuple[int, ...]  # those of them with negatives
+    split: Split
 
     @classmethod
     def of(
-        cls, dataset: CulturalDataset, *, model: StableDiffusion, resolution: int, seed: int, share: float, device
+        cls, dataset: CulturalDataset, split: Split, *, model: StableDiffusion, resolution: int, device: torch.device
     ) -> "Pairs":
-        """Encode a dataset's images at `resolution` pixels; `share` of the rows with negatives is held out.
-
-        Raises DataError where none would be left on a side.
-        """
+        """Encode a dataset's images at `resolution` pixels."""
         rows, transform = range(len(dataset)), ImageTransform(resolution)
-        with_negatives = [row for row in rows if dataset.num_negatives[row]]
-        order = torch.randperm(len(with_negatives), generator=stable_generator(seed, "held out")).tolist()
-        held_out = tuple(sorted(with_negatives[i] for i in order[: round(share * len(order))]))
-        paired = tuple(row for row in with_negatives if row not in held_out)
-        if not held_out or not paired:
-            raise DataError(
-                f"{share:g} of {len(with_negatives)} rows with negatives leaves {len(held_out)} to be held out and "
-                f"{len(paired)} to be fitted on, and each needs one",
-                argument="held_out_share",
-            )
         encoded = [
             encode([dataset.image(row), *dataset.negatives(row)], model=model, transform=transform)
             for row in progress(rows, "Encoding images", leave=False)
@@ -90,9 +99,7 @@ class Pairs:
             negatives=[each[1:] for each in encoded],
             captions=dataset.captions,
             text=dict(zip(captions, embeddings)),
-            held_out=held_out,
-            fitted=tuple(row for row in rows if row not in held_out),
-            paired=paired,
+            split=split,
         )
 
     def photograph(self, row: int, draw) -> Latents:
@@ -105,7 +112,7 @@ class Pairs:
 
     def batch(self, update: int, *, size: int, seed: int, of: str) -> Noised:
         """What `update` is fitted on. of: `photographs`, `negatives`, or `their photographs`, of the rows of those."""
-        rows, purpose = (self.fitted, "positive") if of == "photographs" else (self.paired, "negative")
+        rows, purpose = (self.split.fitted, "positive") if of == "photographs" else (self.split.paired, "negative")
         drawn = []
         for place in range(size):
 

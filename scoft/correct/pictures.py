@@ -1,7 +1,6 @@
 """Pictures of the base model beside corrected ones at the same noise, and what a judge says of both."""
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,16 +12,14 @@ from PIL import Image
 
 from scoft import sheets
 from scoft.base_model import StableDiffusion
-from scoft.corrector.callback import Corrector
-from scoft.files import file_sha256, write_atomically
+from scoft.corrector.callback import WEIGHTS_FILES, Corrector
+from scoft.files import file_sha256
 from scoft.images import write_png
 
 
 logger = logging.getLogger(__name__)
 
 GRID_FILE = "images/before_after.png"
-JUDGED_FILE = "images/judge.json"
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 IMAGES_PER_CALL = 8
 
 
@@ -73,7 +70,7 @@ def before_and_after(prompts: Sequence[str], base: Sequence, corrected: Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """JUDGED_FILE: a judge's numbers, and the sha256 of the weights that drew what it saw."""
+    """A judge's numbers, and the sha256 of the weights that drew what it saw."""
 
     base: dict[str, int | float]
     corrected: dict[str, int | float]
@@ -89,13 +86,11 @@ def show(
     judge: Callable[[list, list[str]], dict[str, float]] | None,
     title: str,
 ) -> Judged | None:
-    """Write GRID_FILE and, with a judge, JUDGED_FILE of a folder with WEIGHTS_FILE; returns what the judge said."""
+    """Write GRID_FILE of a folder with the corrector's weights; returns what the judge, if any, said."""
     base, corrected = (drawing.draw(model, corrector=each) for each in (None, corrector))
     (folder / GRID_FILE).parent.mkdir(exist_ok=True)
     write_png(folder / GRID_FILE, before_and_after(drawing.prompts, base, corrected, title=title))
     if judge is None:
         return None
     prompts = [prompt for prompt, _ in drawing.jobs]
-    judged = Judged(judge(base, prompts), judge(corrected, prompts), file_sha256(folder / WEIGHTS_FILE))
-    write_atomically(folder / JUDGED_FILE, json.dumps(vars(judged), indent=2, default=float) + "\n")
-    return judged
+    return Judged(judge(base, prompts), judge(corrected, prompts), file_sha256(folder / WEIGHTS_FILES[1]))

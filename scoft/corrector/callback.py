@@ -12,7 +12,7 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from scoft_losses import at_least_float32, ddim_coefficients
 # Those whose next step goes on from the latent that it is given, by the way that they scale it: not at all, or into
 # sigma space, z / sqrt(abar).
 SCHEDULERS = {"DDIMScheduler": False, "DPMSolverMultistepScheduler": False, "EulerDiscreteScheduler": True}
+KIND_OF_MODEL = "a corrector: config.json and its safetensors"
 WEIGHTS_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 
 
@@ -50,6 +51,12 @@ class Knobs:
     inner_steps: int
 
     def __post_init__(self):
+        for name, value in vars(self).items():
+            is_number = isinstance(value, int if name == "inner_steps" else (int, float)) and not isinstance(
+                value, bool
+            )
+            if not is_number and not (name == "cap" and value is None):
+                raise DataError(f"is a number, got {value!r}", argument=name)
         if not (math.isfinite(self.strength) and self.strength >= 0):
             raise DataError(f"is a finite number from 0 up, got {self.strength}", argument="strength")
         if not 0 <= self.start < self.stop <= 1:
@@ -58,6 +65,35 @@ class Knobs:
             raise DataError(f"is a positive share of the latent's norm, or None, got {self.cap}", argument="cap")
         if self.inner_steps < 1:
             raise DataError(f"is at least 1, got {self.inner_steps}", argument="inner_steps")
+
+
+def knobs_of(config: Mapping, given: Mapping[str, float | None]) -> Knobs:
+    """Those of a corrector's config, but for those that are given. Raises DataError."""
+    own = {name: config[name] for name in Knobs.__dataclass_fields__}
+    return Knobs(**own | {name: value for name, value in given.items() if value is not None})
+
+
+def read_config(
+    place: str | Path,
+    *,
+    culture: str | None,
+    knobs: Mapping[str, float | None],
+    flag: str = "the corrector",
+    revision: str | None = None,
+    cache_dir: str | None = None,
+) -> dict:
+    """The config of a corrector's folder or Hub id, with all that is wrong with it known before weights are loaded.
+
+    culture: that it must be of, if any.  Raises DataError, which names the flag.
+    """
+    with loading(str(place), flag=flag, kind=KIND_OF_MODEL):
+        config = Preference.load_config(place, revision=revision, cache_dir=cache_dir)
+    if lacking := sorted({"culture", "base_model", *Knobs.__dataclass_fields__} - config.keys()):
+        raise DataError(f"{place} is no corrector: its config.json has no {lacking[0]}", argument=flag)
+    if culture is not None and config["culture"] != culture:
+        raise DataError(f"{place} is of {config['culture']}, not of {culture}; take that culture's", argument=flag)
+    knobs_of(config, knobs)
+    return config
 
 
 class Corrector(PipelineCallback):
@@ -73,9 +109,7 @@ class Corrector(PipelineCallback):
     def __init__(self, preference: Preference, **knobs):
         """knobs: those of `Knobs`, by default the preference's own. Raises DataError."""
         super().__init__()
-        self.preference, self.mask = preference, None
-        own = {name: preference.config[name] for name in Knobs.__dataclass_fields__}
-        self.knobs = Knobs(**own | {name: value for name, value in knobs.items() if value is not None})
+        self.preference, self.mask, self.knobs = preference, None, knobs_of(preference.config, knobs)
 
     @classmethod
     def from_pretrained(
@@ -92,11 +126,10 @@ class Corrector(PipelineCallback):
 
         knobs: as of `Corrector`.  Raises DataError.
         """
-        with loading(str(place), flag="the corrector", kind="a corrector: config.json and its safetensors"):
-            preference = load_whole(Preference, place, revision=revision, cache_dir=cache_dir)
-        own = preference.config.culture
-        if culture is not None and own != culture:
-            raise DataError(f"{place} is of {own}, not of {culture}; take that culture's", argument="the corrector")
+        where = {"revision": revision, "cache_dir": cache_dir}
+        read_config(place, culture=culture, knobs=knobs, **where)
+        with loading(str(place), flag="the corrector", kind=KIND_OF_MODEL):
+            preference = load_whole(Preference, place, **where)
         corrector = cls(preference.requires_grad_(False), **knobs)
         check_scheduler(pipe.scheduler, prediction_type=preference.config.prediction_type)
         preference.check_base(pipe.unet, called=str(place))
@@ -104,8 +137,9 @@ class Corrector(PipelineCallback):
 
     def save_pretrained(self, folder: str | Path):
         """Write config.json, which has the knobs, and the weights."""
-        self.preference.register_to_config(**vars(self.knobs))
-        self.preference.save_pretrained(folder)
+        preference = copy.copy(self.preference)  # others share it, with knobs of their own
+        preference.register_to_config(**vars(self.knobs))
+        preference.save_pretrained(folder)
 
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
         """Push what `save_pretrained` writes as one commit; returns the address. Raises DataError."""
@@ -136,27 +170,26 @@ class Corrector(PipelineCallback):
         return self.rows([self.names_culture(text) for text in ([prompts] if isinstance(prompts, str) else prompts)])
 
     def names_culture(self, prompt: str) -> bool:
-        """Whether one of the culture's words stands in the prompt, as a word, in small letters or capitals."""
-        return any(
-            re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE)
-            for word in self.preference.config.words
-        )
+        return is_named(prompt, self.preference.config.words)
 
     def rows(self, mask: Sequence[bool]) -> "Corrector":
-        """The same, acting on the rows of prompts that are True alone."""
+        """The same, acting on the rows of prompts that are True alone. Raises DataError for none."""
+        if not len(mask):
+            raise DataError("the corrector was gated by no prompts; corrector itself acts on all rows")
         gated = copy.copy(self)
         gated.mask = torch.tensor([bool(each) for each in mask])
         return gated
 
-    def rows_of(self, latents: torch.Tensor) -> torch.Tensor:
-        """The places of the rows acted upon; a prompt's pictures stand together. Raises DataError."""
+    def rows_of(self, c: torch.Tensor) -> torch.Tensor:
+        """The places of the rows acted upon, of c (B, 77, D); a prompt's pictures stand together. Raises DataError."""
         if self.mask is None:
-            return torch.arange(len(latents))
-        each, rest = divmod(len(latents), max(len(self.mask), 1))
-        if rest or not each:
+            return torch.arange(len(c))
+        each, rest = divmod(len(c), len(self.mask))
+        by_prompt = c[: len(c) - rest].unflatten(0, (len(self.mask), -1))
+        if rest or not each or not by_prompt.eq(by_prompt[:, :1]).all():
             raise DataError(
-                f"the corrector was gated by {len(self.mask)} prompts, and the pipeline draws {len(latents)} pictures"
-                "; give corrector(prompts) the prompts of the call"
+                f"the corrector was gated by {len(self.mask)} prompts, and the pipeline draws {len(c)} pictures of "
+                "others; give corrector(prompts) the prompts of the call"
             )
         return self.mask.repeat_interleave(each).nonzero()[:, 0]
 
@@ -166,35 +199,46 @@ class Corrector(PipelineCallback):
         """Move the latents, which stand behind a step, for the step that follows; of the last one nothing does."""
         scheduler, knobs = pipeline.scheduler, self.knobs
         check_scheduler(scheduler, prediction_type=self.preference.config.prediction_type)
-        latents, rows = callback_kwargs["latents"], self.rows_of(callback_kwargs["latents"])
-        place = int((scheduler.timesteps == timestep).nonzero()[-1]) + 1
-        steps = len(scheduler.timesteps)
-        if place == steps or not knobs.start <= place / steps < knobs.stop or not knobs.strength or not len(rows):
-            return callback_kwargs
+        latents = callback_kwargs["latents"]
         c = callback_kwargs["prompt_embeds"][-len(latents) :]  # under guidance those of no words stand before them
         if len(c) != len(latents):
             raise DataError(
                 f"There are {len(latents)} latents for {len(c)} text embeddings: another callback cut them"
             )
+        rows, steps = self.rows_of(c), len(scheduler.timesteps)
+        place = steps - pipeline.num_timesteps + step_index + 1  # img2img begins within the schedule
+        if place == steps or not knobs.start <= place / steps < knobs.stop or not knobs.strength or not len(rows):
+            return callback_kwargs
         moved = latents.clone()
         t = scheduler.timesteps[place].to(latents.device)
         rows = rows.to(latents.device)
-        moved[rows] = self.moved(pipeline.unet, scheduler, latents[rows], c[rows], t=t, place=place).to(moved.dtype)
+        options = {"t": t, "place": place, "cross_attention_kwargs": pipeline.cross_attention_kwargs}
+        moved[rows] = self.moved(pipeline.unet, scheduler, latents[rows], c[rows], **options).to(moved.dtype)
         return callback_kwargs | {"latents": moved}
 
     @torch.no_grad()
-    def moved(self, unet, scheduler, latents: torch.Tensor, c: torch.Tensor, *, t, place: int) -> torch.Tensor:
-        """The latents (R, 4, h, w) before step `place`, moved by (b / a) strength times the direction."""
-        abar, abar_next = noise_levels(scheduler)[place : place + 2]
+    def moved(
+        self, unet, scheduler, latents: torch.Tensor, c: torch.Tensor, *, t: torch.Tensor, place: int, **options
+    ) -> torch.Tensor:
+        """The latents (R, 4, h, w) before step `place`, moved by (b / a) strength times the direction.
+
+        options: of the UNet's call, as the pipeline has them.
+        """
+        abar, abar_next = noise_levels(scheduler)[place]
         a, b = ddim_coefficients(abar, abar_next, prediction_type=self.preference.config.prediction_type)
         scale = float(abar.sqrt()) if SCHEDULERS[type(scheduler).__name__] else 1.0
         gain = float(b / a) * self.knobs.strength / self.knobs.inner_steps
         z = first = at_least_float32(latents) * scale
         for _ in range(self.knobs.inner_steps):
-            z = z + gain * self.preference.direction(unet, z.to(unet.dtype), t, c.to(unet.dtype))
+            z = z + gain * self.preference.direction(unet, z.to(unet.dtype), t, c.to(unet.dtype), **options)
             if self.knobs.cap is not None:
                 z = first + within(z - first, self.knobs.cap * norms(first))
         return z / scale
+
+
+def is_named(prompt: str, words: Sequence[str]) -> bool:
+    """Whether one of the words stands in the prompt, as a word or as its plural in s, in any case."""
+    return any(re.search(rf"(?<!\w){re.escape(word)}s?(?!\w)", prompt, re.IGNORECASE) for word in words)
 
 
 def shared_config(folder: Path) -> bytes:
@@ -213,12 +257,15 @@ def within(move: torch.Tensor, most: torch.Tensor) -> torch.Tensor:
 
 
 def noise_levels(scheduler) -> torch.Tensor:
-    """abar (n + 1,) before each of a scheduler's n steps, and behind the last; float64 on the CPU."""
+    """abar (n, 2) before and behind each of a scheduler's n steps; float64 on the CPU."""
     if hasattr(scheduler, "sigmas"):
-        return 1 / (1 + scheduler.sigmas.cpu().double() ** 2)
+        abar = 1 / (1 + scheduler.sigmas.cpu().double() ** 2)
+        return torch.stack([abar[:-1], abar[1:]], dim=1)
     abar = scheduler.alphas_cumprod.cpu().double()
     last = torch.as_tensor(scheduler.final_alpha_cumprod).cpu().double()
-    return torch.cat([abar[scheduler.timesteps.cpu()], last[None]])
+    before = scheduler.timesteps.cpu()
+    behind = before - scheduler.config.num_train_timesteps // scheduler.num_inference_steps  # not the next timestep
+    return torch.stack([abar[before], torch.where(behind >= 0, abar[behind.clamp(min=0)], last)], dim=1)
 
 
 def check_scheduler(scheduler, *, prediction_type: str):

@@ -64,12 +64,12 @@ class Preference(ModelMixin, ConfigMixin):
         else:
             self.rule = Features(width, num_train_timesteps=num_train_timesteps)
 
-    def direction(self, unet: nn.Module, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    def direction(self, unet: nn.Module, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor, **options) -> torch.Tensor:
         """What is added, times the strength, to the prediction at z (B, 4, h, w): of that shape, float32 at least.
 
-        t: the timestep, () or (B,).  c (B, 77, D): text embeddings of the prompts.
+        t: the timestep, () or (B,).  c (B, 77, D): text embeddings of the prompts.  options: of the UNet's call.
         """
-        return self.rule.direction(unet, z, t, c)
+        return self.rule.direction(unet, z, t, c, **options)
 
     def reward(self, unet, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """r (B,), greater for what is to be preferred.  target (B, 4, h, w): the right prediction at z."""
@@ -108,20 +108,22 @@ class Sides(nn.Module):
     """Two denoisers, positive and negative, out of one frozen UNet."""
 
     def predict(
-        self, unet: nn.Module, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor, *, sides: Sequence[int]
+        self, unet: nn.Module, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor, *, sides: Sequence[int], **options
     ) -> torch.Tensor:
         """The predictions of a batch of as many equal parts as `sides`, each by its own: one call of the UNet."""
         raise NotImplementedError
 
-    def both(self, unet, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def both(
+        self, unet, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor, **options
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """eps_p and eps_n (B, 4, h, w) at the same z (B, 4, h, w)."""
         t = t.expand(len(z))
         twice = (torch.cat([each, each]) for each in (z, t, c))
-        prediction = self.predict(unet, *twice, sides=(POSITIVE, NEGATIVE))
+        prediction = self.predict(unet, *twice, sides=(POSITIVE, NEGATIVE), **options)
         return at_least_float32(prediction).chunk(2)
 
-    def direction(self, unet, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        positive, negative = self.both(unet, z, t, c)
+    def direction(self, unet, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor, **options) -> torch.Tensor:
+        positive, negative = self.both(unet, z, t, c, **options)
         return positive - negative
 
     def reward(self, unet, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -148,28 +150,36 @@ class Adapters(Sides):
         self.up = nn.ParameterDict({name: torch.zeros(2, rank, outs) for name, (_, outs) in sizes.items()})
 
     def predict(
-        self, unet, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor, *, sides: Sequence[int]
+        self, unet, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor, *, sides: Sequence[int], **options
     ) -> torch.Tensor:
-        with self.applied(unet, sides):
-            return unet(z, t, c, return_dict=False)[0]
+        """Raises DataError where the UNet does without one of the layers."""
+        with self.applied(unet, sides) as called:
+            prediction = unet(z, t, c, return_dict=False, **options)[0]
+        if idle := [name for name in self.names if parameter_name(name) not in called]:
+            raise DataError(f"the UNet made no use of {idle[0]}; if its projections are fused, unfuse them")
+        return prediction
 
     @contextlib.contextmanager
-    def applied(self, unet: nn.Module, sides: Sequence[int]) -> Iterator[None]:
-        """Have the UNet's layers add what the sides add, each to its part of a batch, for as long as this lasts."""
-        hooks = []
+    def applied(self, unet: nn.Module, sides: Sequence[int]) -> Iterator[set[str]]:
+        """Have the UNet's layers add what the sides add, each to its part of a batch, for as long as this lasts.
+
+        Yields the names of the parameters that came to use.
+        """
+        hooks, called = [], set()
         try:
             for name in self.names:
-                hook = self.hook_of(parameter_name(name), sides)
+                hook = self.hook_of(parameter_name(name), sides, called)
                 hooks.append(unet.get_submodule(name).register_forward_hook(hook))
-            yield
+            yield called
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def hook_of(self, name: str, sides: Sequence[int]):
+    def hook_of(self, name: str, sides: Sequence[int], called: set[str]):
         at = list(sides)
 
         def add(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+            called.add(name)
             x = inputs[0]
             down, up = (each[name][at].to(x.device, x.dtype) for each in (self.down, self.up))
             is_map = x.ndim == 4  # (B, channels, h, w) of a convolution; else channels are last
@@ -188,18 +198,20 @@ def parameter_name(layer: str) -> str:
 
 def layers_of(unet: nn.Module, endings: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Name -> channels in and out, of the UNet's layers whose names end so. Raises DataError."""
-    found = {}
+    found, lacking = {}, set(endings)
     for name, layer in unet.named_modules():
-        if not name.endswith(tuple(f".{ending}" for ending in endings)):
-            continue
-        if isinstance(layer, nn.Linear):
+        its = [ending for ending in endings if name.endswith(f".{ending}")]
+        if its and isinstance(layer, nn.Linear):
             found[name] = (layer.in_features, layer.out_features)
-        elif isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+        elif its and isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
             found[name] = (layer.in_channels, layer.out_channels)
-    if not found:
+        else:
+            continue
+        lacking.difference_update(its)
+    if lacking:
         raise DataError(
-            f"{','.join(endings)}: the UNet has no such linear layers or 1 x 1 convolutions; {','.join(ATTENTION)} "
-            "are those of attention",
+            f"{','.join(sorted(lacking))}: the UNet has no such linear layers or 1 x 1 convolutions; "
+            f"{','.join(ATTENTION)} are those of attention",
             argument="layers",
         )
     return found
@@ -213,10 +225,10 @@ class Tokens(Sides):
         self.tokens = nn.Parameter(0.1 * torch.randn(1, count, width).repeat(2, 1, 1))  # at first no side is favoured
 
     def predict(
-        self, unet, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor, *, sides: Sequence[int]
+        self, unet, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor, *, sides: Sequence[int], **options
     ) -> torch.Tensor:
         tokens = self.tokens[list(sides)].to(c.device, c.dtype).repeat_interleave(len(c) // len(sides), dim=0)
-        return unet(z, t, torch.cat([c, tokens], dim=1), return_dict=False)[0]
+        return unet(z, t, torch.cat([c, tokens], dim=1), return_dict=False, **options)[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -235,26 +247,26 @@ class Features(nn.Module):
         self.num_train_timesteps = num_train_timesteps
         self.weight = nn.Parameter(torch.zeros(LEVELS, channels))
 
-    def score(self, unet: nn.Module, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    def score(self, unet: nn.Module, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor, **options) -> torch.Tensor:
         """(B,), of the pooled middle, by the weights of the noise level."""
         kept = []
         hook = unet.mid_block.register_forward_hook(lambda layer, inputs, output: kept.append(output))
         try:
-            unet(z, t, c, return_dict=False)
+            unet(z, t, c, return_dict=False, **options)
         finally:
             hook.remove()
         pooled = nn.functional.layer_norm(at_least_float32(kept[0]).mean((2, 3)), self.weight.shape[1:])
-        level = t.expand(len(z)) * LEVELS // self.num_train_timesteps
+        level = t.expand(len(z)).long() * LEVELS // self.num_train_timesteps  # some schedulers have fractions
         return (pooled * self.weight.to(pooled.device)[level.to(self.weight.device)]).sum(1)
 
     def reward(self, unet, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return self.score(unet, z, t, c)
 
-    def direction(self, unet, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    def direction(self, unet, z: torch.Tensor, t: torch.Tensor, c: torch.Tensor, **options) -> torch.Tensor:
         """Against the gradient, scaled to a root mean square of 0.1 in each row, where those of Sides are too."""
         with torch.enable_grad():
             z = z.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(self.score(unet, z, t, c).sum(), z)
+            (gradient,) = torch.autograd.grad(self.score(unet, z, t, c, **options).sum(), z)
         gradient = at_least_float32(gradient)
         size = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
         return -0.1 * gradient / size.clamp(min=torch.finfo(torch.float32).tiny)

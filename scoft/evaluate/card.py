@@ -30,14 +30,15 @@ def fill_card(folder: Path, method: str, results: Mapping[Path, Results]):
     results: scored folders, of which the one counts whose pictures this very LoRA drew; DataError if there is none.
     """
     sha256 = lora_sha256(folder)
-    found = ((scored, each) for scored, each in results.items() if each.loras.get(method) == sha256)
+    alone = {scored: each.loras_alone for scored, each in results.items()}
+    found = ((scored, each) for scored, each in results.items() if alone[scored].get(method) == sha256)
     scored, its_own = next(found, (None, None))
     if its_own is None:
-        loras = next(iter(results.values())).loras
-        methods = ", ".join(name for name, lora in loras.items() if lora and not is_checkpoint(name))
+        loras = next(iter(alone.values()))
+        methods = ", ".join(name for name in loras if not is_checkpoint(name))
         raise DataError(
-            f"--method {method} was not drawn by the LoRA in {folder}; the LoRAs scored are {methods or 'none'}. If "
-            "it was trained anew, generate and score again."
+            f"--method {method} was not drawn by the LoRA in {folder} alone; the LoRAs scored are "
+            f"{methods or 'none'}. If it was trained anew, generate and score again."
         )
     record = lora_folder.Evaluation(
         method=method,

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from scoft.corrector.callback import WEIGHTS_FILES
-from scoft.corrector.preference import Preference
+from scoft.corrector.callback import KIND_OF_MODEL, WEIGHTS_FILES, read_config
 from scoft.errors import DataError
 from scoft.files import content_key, file_sha256
 from scoft.weights import loading
@@ -28,13 +27,11 @@ def find_correctors(named: Mapping[str, str], *, culture: str, cache_dir: str | 
     """Method -> its corrector, of name -> folder or Hub id. Raises DataError, also for another culture's."""
     found = {}
     for name, place in named.items():
-        with loading(place, flag="corrector", kind="a corrector: config.json and its safetensors"):
-            config = Preference.load_config(place, cache_dir=cache_dir)
+        config = read_config(place, culture=culture, knobs={}, flag="corrector", cache_dir=cache_dir)
+        with loading(place, flag="corrector", kind=KIND_OF_MODEL):
             folder = folder_of(place, cache_dir=cache_dir)
             key = key_of(folder)
-        if config.get("culture") != culture:
-            raise DataError(f"{place} is of {config.get('culture')}, not of {culture}", argument="corrector")
-        found[name] = Corrected(place, folder, key, str(config.get("base_model")))
+        found[name] = Corrected(place, folder, key, config["base_model"])
     return found
 
 

@@ -203,7 +203,7 @@ def load_lora(pipeline, lora: Lora):
 
 def load_corrector(pipeline, corrected: Corrected, *, culture: str, cache_dir: str | None) -> Corrector:
     """Load a corrector beside the pipeline. Raises DataError, also where another has taken its place."""
-    corrector = Corrector.from_pretrained(corrected.place, pipeline, culture=culture, cache_dir=cache_dir)
+    corrector = Corrector.from_pretrained(corrected.folder, pipeline, culture=culture, cache_dir=cache_dir)
     if corrected.key_now() != corrected.key:
         raise DataError(f"{corrected.place} was replaced since; run the same again", argument="corrector")
     return corrector

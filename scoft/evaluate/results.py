@@ -99,6 +99,14 @@ class Results:
     counts: dict[str, Count]  # by <method>/<set>
     scores: list[Score]
     differences: list[Difference]
+    correctors: dict[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # method -> folder or Hub id, of those with one
+
+    @property
+    def loras_alone(self) -> dict[str, str]:
+        """Those whose pictures no corrector had a part in, nor the base model alone."""
+        return {method: lora for method, lora in self.loras.items() if lora and method not in self.correctors}
 
     def __post_init__(self):
         checked_name(self.culture, what="culture")
@@ -147,6 +155,7 @@ def write_results(
         neighbours=choices.neighbours,
         settings={name: getattr(pictures[0], name) for name in SETTINGS if name != "culture"},
         loras={picture.method: picture.lora_sha256 for picture in pictures},
+        correctors={picture.method: without_places(picture.corrector) for picture in pictures if picture.corrector},
         encoders={
             name: lora_folder.Encoder(place=without_places(each.place), sha256=each.sha256)
             for name, each in encoders.items()

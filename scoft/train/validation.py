@@ -16,7 +16,7 @@ from PIL import Image
 
 from scoft import sheets
 from scoft.base_model import StableDiffusion
-from scoft.cultures import culture_words
+from scoft.cultures import in_words
 from scoft.dataset import CulturalDataset
 from scoft.files import content_key, private_folder
 from scoft.images import is_blank, write_png
@@ -38,12 +38,9 @@ IMAGES_PER_CALL = 8  # pictures drawn in one pipeline call
 def validation_prompts(prompts: list[str] | None, *, culture: str | None) -> list[str]:
     """The prompts, by default the paper's two, with `{}` in them replaced by the culture in words.
 
-    Any other brace stays as it is. Without a culture the prompts stay as they are, and there are none by default.
+    Without a culture the prompts stay as they are, and there are none by default.
     """
-    if culture is None:
-        return prompts or []
-    words = culture_words(culture)
-    return [prompt.replace("{}", words) for prompt in prompts or DEFAULT_PROMPTS]
+    return (prompts or []) if culture is None else in_words(prompts or list(DEFAULT_PROMPTS), culture)
 
 
 @dataclasses.dataclass(kw_only=True)
