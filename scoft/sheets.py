@@ -363,3 +363,24 @@ def histogram(values: Sequence[float], *, threshold: float, of: str, unit: str) 
         axes.spines[["top", "right"]].set_visible(False)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         return picture_of(figure).convert("RGB")
+
+
+def comparison_grid(
+    prompts: Sequence[str], base: Sequence, changed: Sequence, *, called: str, title: str, photographs: Sequence = ()
+) -> Image.Image:
+    """A block for each prompt: its words, a row of base pictures, and below them what is `called` so, at their seeds.
+
+    Above them all a row of the dataset's `photographs`, if there are any. An RGB picture.
+    """
+    columns = len(base) // len(prompts)
+    rows = [Row(above="The dataset's photographs", cells=[Cell(picture=each) for each in photographs])]
+    for p, prompt in enumerate(prompts):
+        for above, heading, images in ((prompt, "base", base), ("", called, changed)):
+            cells = [Cell(picture=image) for image in images[p * columns : (p + 1) * columns]]
+            rows.append(Row(above=above, heading=heading, cells=cells))
+    return grid(rows if photographs else rows[1:], title=title, side=comparison_side(base))
+
+
+def comparison_side(images: Sequence) -> int:
+    """Pixels of a picture in such a sheet: of small ones enough to see them, of large ones enough to compare them."""
+    return min(max(images[0].width, 128), 256)

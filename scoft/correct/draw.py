@@ -8,8 +8,8 @@ from scoft.launch import progress
 
 import torch
 
+from scoft import sheets
 from scoft.base_model import base_commit, drawing_pipeline, load_into_pipeline, own_resolution
-from scoft.correct.pictures import before_and_after
 from scoft.corrector.callback import Corrector, read_config
 from scoft.cultures import culture_words, in_words
 from scoft.errors import DataError
@@ -82,5 +82,6 @@ def draw(plan: Plan, output_dir: Path):
                 for i, image in enumerate(images):
                     write_png(output_dir / f"{called}-{p:03d}-{i:03d}.png", image)
         title = f"{culture_words(config['culture'])}: the base model, and corrected"
-        write_png(output_dir / "before_after.png", before_and_after(prompts, *drawn.values(), title=title))
+        sheet = sheets.comparison_grid(prompts, *drawn.values(), title=title, called="corrected")
+        write_png(output_dir / "before_after.png", sheet)
     logger.info("Drawn: %s", output_dir / "before_after.png")

@@ -2,13 +2,12 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from scoft.launch import progress
 
 import torch
-from PIL import Image
 
 from scoft import sheets
 from scoft.base_model import StableDiffusion
@@ -58,16 +57,6 @@ class Drawing:
         return pictures
 
 
-def before_and_after(prompts: Sequence[str], base: Sequence, corrected: Sequence, *, title: str) -> Image.Image:
-    """A block for each prompt: its words, a row of base pictures, and below them the corrected ones. RGB."""
-    rows, columns = [], len(base) // len(prompts)
-    for p, prompt in enumerate(prompts):
-        for above, heading, images in ((prompt, "base", base), ("", "corrected", corrected)):
-            cells = [sheets.Cell(picture=image) for image in images[p * columns : (p + 1) * columns]]
-            rows.append(sheets.Row(above=above, heading=heading, cells=cells))
-    return sheets.grid(rows, title=title, side=min(max(base[0].width, 128), 256))
-
-
 @dataclasses.dataclass(frozen=True)
 class Judged:
     """A judge's numbers, and the sha256 of the weights that drew what it saw."""
@@ -89,7 +78,9 @@ def show(
     """Write GRID_FILE of a folder with the corrector's weights; returns what the judge, if any, said."""
     base, corrected = (drawing.draw(model, corrector=each) for each in (None, corrector))
     (folder / GRID_FILE).parent.mkdir(exist_ok=True)
-    write_png(folder / GRID_FILE, before_and_after(drawing.prompts, base, corrected, title=title))
+    write_png(
+        folder / GRID_FILE, sheets.comparison_grid(drawing.prompts, base, corrected, title=title, called="corrected")
+    )
     if judge is None:
         return None
     prompts = [prompt for prompt, _ in drawing.jobs]

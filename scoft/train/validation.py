@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,13 +139,13 @@ class Validation:
         self.folder.mkdir(parents=True, exist_ok=True)
         drawn = (self.prompts, self.base_images, images)
         title = f"{self.subject}: the base model, and the LoRA after {step} updates"
-        sheet = comparison_grid(*drawn, title=title)
+        sheet = sheets.comparison_grid(*drawn, title=title, called="LoRA")
         write_png(self.folder / (Path(GRID_FILE).name if final else f"step-{step:06d}.png"), sheet)
         if final:
             count = min(max(self.images_per_prompt, 4), len(self.dataset))
             rows = (row * len(self.dataset) // count for row in range(count))
-            photographs = [sheets.fitted(self.dataset.image(row), sheet_side(images)) for row in rows]
-            beside_them = comparison_grid(*drawn, title=title, photographs=photographs)
+            photographs = [sheets.fitted(self.dataset.image(row), sheets.comparison_side(images)) for row in rows]
+            beside_them = sheets.comparison_grid(*drawn, title=title, called="LoRA", photographs=photographs)
             place = private_folder(self.folder / "photographs", flag="--output_dir") / Path(GRID_FILE).name
             write_png(place, beside_them)
             for i, image in enumerate(images[:: self.images_per_prompt]):
@@ -173,22 +173,3 @@ class Validation:
 def judge_table(base: dict[str, float], lora: dict[str, float]) -> list[str]:
     """A judge's numbers as aligned rows of text, base beside LoRA."""
     return aligned(comparison_rows(base, lora))
-
-
-def comparison_grid(prompts: list[str], base: list, lora: list, *, title: str, photographs: Sequence = ()):
-    """A block for each prompt: its words, a row of base pictures, and below them the LoRA's at the same seeds.
-
-    Above them all a row of `photographs`, if there are any. An RGB picture.
-    """
-    columns = len(base) // len(prompts)
-    rows = [sheets.Row(above="The dataset's photographs", cells=[sheets.Cell(picture=each) for each in photographs])]
-    for p, prompt in enumerate(prompts):
-        for above, heading, images in ((prompt, "base", base), ("", "LoRA", lora)):
-            cells = [sheets.Cell(picture=image) for image in images[p * columns : (p + 1) * columns]]
-            rows.append(sheets.Row(above=above, heading=heading, cells=cells))
-    return sheets.grid(rows if photographs else rows[1:], title=title, side=sheet_side(base))
-
-
-def sheet_side(images: list) -> int:
-    """Pixels of a picture in a sheet: of small ones enough to see them, of large ones enough to compare them."""
-    return min(max(images[0].width, 128), 256)

@@ -1,5 +1,6 @@
 """Numbers on the page of a LoRA."""
 
+import json
 import shutil
 
 import huggingface_hub
@@ -30,9 +31,16 @@ def test_the_loras_page_gets_the_numbers(copy, lora, tmp_path, tiny_pipeline, ph
     train_scoft_lora.main([*training(tiny_pipeline, tmp_path / "lora", photographs), *longer])
     assert "No numbers were taken" in (tmp_path / "lora/README.md").read_text()  # they were of another LoRA
     with pytest.raises(
-        DataError, match="--method mpc was not drawn by the LoRA in .*; the LoRAs scored are m. If it was"
+        DataError, match="--method mpc was not drawn by the LoRA in .* alone; the LoRAs scored are m. If it was"
     ):
         evaluate_scoft.main(["report", str(copy), "--card", str(tmp_path / "lora"), "--method", "mpc"])
+
+
+def test_pictures_drawn_with_a_corrector_too_are_not_the_loras(copy, lora):
+    results = copy / "results.json"
+    results.write_text(json.dumps(json.loads(results.read_text()) | {"correctors": {"m": "of-someone"}}))
+    with pytest.raises(DataError, match="--method m was not drawn by the LoRA in .* alone; the LoRAs scored are none"):
+        evaluate_scoft.main(["report", str(copy), "--card", str(lora), "--method", "m"])
 
 
 def test_a_card_that_is_none_leaves_no_trace(tmp_path):
