@@ -215,12 +215,12 @@ def summary(cells: Mapping[str, dict], study: str) -> dict[str, dict]:
     return arms
 
 
-def compared(cells: Mapping[str, dict], arm: str, name: str) -> dict:
-    """The mean of a number, and over seeds the interval of its difference to the base; None of a single seed."""
+def compared(cells: Mapping[str, dict], arm: str, name: str, *, to: str = "base") -> dict:
+    """The mean of a number, and over seeds the interval of its difference to another arm's; None of a single seed."""
     by_seed = {}
     for key, cell in cells.items():
-        mean, base = (float(np.mean(cell["arms"][each]["said"][name])) for each in (arm, "base"))
-        by_seed.setdefault(key.split("/")[1], []).append((mean, mean - base))
+        mean, other = (float(np.mean(cell["arms"][each]["said"][name])) for each in (arm, to))
+        by_seed.setdefault(key.split("/")[1], []).append((mean, mean - other))
     means = [np.mean(each, axis=0) for each in by_seed.values()]
     values, differences = zip(*means)
     interval = mean_with_interval(differences)[1:] if len(differences) > 1 else None
