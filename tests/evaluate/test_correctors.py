@@ -14,6 +14,7 @@ from evaluation import pictures_of, rows_of, run
 from scoft.corrector.callback import Corrector
 from scoft.corrector.preference import ATTENTION, Preference, layers_of, sample_of
 from scoft.errors import DataError
+from scoft.evaluate import generate
 from scoft.evaluate.correctors import find_correctors
 from scoft.pictures import read_pictures
 
@@ -108,3 +109,47 @@ def test_one_that_does_not_fit_is_named_before_models_load(corrector, words, tmp
     monkeypatch.setattr("scoft.evaluate.generate.drawing_pipeline", None)
     with pytest.raises(DataError, match=said):
         run("generate", tmp_path / "out", [*words["generate"], "--corrector", f"c={copy}"])
+
+
+def without_loras(flags: list[str]) -> list[str]:
+    """Flags of `generate` that ask for the base model and what more is given behind them."""
+    at = flags.index("--lora")
+    return [flag for flag in flags[:at] + flags[at + 2 :] if flag != "--checkpoints"]
+
+
+def test_one_that_is_replaced_while_the_base_loads_is_named(corrector, words, tmp_path, monkeypatch):
+    """Else pictures would be kept under the key of another."""
+    copy = shutil.copytree(corrector, tmp_path / "corrector")
+    load = generate.drawing_pipeline
+
+    def replacing(*args, **options):
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps(config | {"strength": 1.0}))
+        return load(*args, **options)
+
+    monkeypatch.setattr(generate, "drawing_pipeline", replacing)
+    with pytest.raises(DataError, match="^corrector .* was replaced since; run the same again"):
+        run("generate", tmp_path / "out", [*without_loras(words["generate"]), "--corrector", f"c={copy}"])
+    assert not (tmp_path / "out/images/c").exists()
+
+
+def test_a_base_of_the_same_name_with_other_weights_is_named(corrector, words, tiny_pipeline, tmp_path):
+    """A fiftieth more or less is another base model; what 16 bits round off is not, see test_corrector.py."""
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
+    with torch.no_grad():
+        for parameter in pipe.unet.parameters():
+            parameter *= 1.02
+    pipe.save_pretrained(tmp_path / tiny_pipeline.name)
+    flags = [*without_loras(words["generate"]), "--pretrained_model_name_or_path", str(tmp_path / tiny_pipeline.name)]
+    with pytest.raises(DataError, match="corrects .*, and the pipeline's UNet has other weights. Load that base"):
+        run("generate", tmp_path / "out", [*flags, "--corrector", f"c={corrector}"])
+    assert not (tmp_path / "out/images").exists()
+
+
+def test_pictures_of_two_correctors_under_one_name_are_not_scored(drawn, words, tmp_path):
+    folder = shutil.copytree(drawn, tmp_path / "drawn")
+    rows = rows_of(folder)
+    next(row for row in rows if row["method"] == "c")["corrector_key"] = "of another"
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="pictures of c are of more than one corrector; finish them: run generate"):
+        run("score", folder, words["score"])
