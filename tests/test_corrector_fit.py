@@ -180,7 +180,7 @@ def test_held_out_pairs_differ_in_nothing_but_the_picture(numbered):
         seen.append(Noised(z, t, c, target))
         return torch.tensor([0.0, 1.0, -1.0, 0.0])
 
-    # right of one negative in three: of a photograph that has as much reward as its negative nothing is told
+    # Right of one negative in three: the first has more reward than its photograph, the last as much.
     accuracy = pair_accuracy(SimpleNamespace(reward=reward), numbered, seed=0)
     assert accuracy["held_out"] == pytest.approx([1 / 3] * len(LEVELS))
     rows = numbered.split.held_out
