@@ -195,9 +195,9 @@ def push_lora(folder: Path, *, repo_id: str, private: bool, retry: str):
 
 
 def without_places(value):
-    """`value` with the last name alone of every absolute path in it."""
+    """`value` with the last name alone of every path in it that starts at a root, a home, here or above."""
     if isinstance(value, str):
-        return Path(value).name if Path(value).is_absolute() else value
+        return Path(value).name if value.startswith(("./", "../", "~")) or Path(value).is_absolute() else value
     if isinstance(value, dict):
         return {key: without_places(each) for key, each in value.items()}
     if isinstance(value, list):

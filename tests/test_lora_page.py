@@ -240,4 +240,5 @@ def test_the_licence_follows_the_base_model(tmp_path, base_model, readme, expect
 def test_places_on_the_machine_stay_there():
     """Of absolute paths, wherever they stand, the last name is left; other texts are as they were."""
     found = without_places({"a": "/home/me/data", "b": ["/x/judge.py:rate", "org/name"], "c": {"d": 1.5}})
+    assert without_places(["../clients/acme/base", "./me/base", "~/base"]) == ["base"] * 3
     assert found == {"a": "data", "b": ["judge.py:rate", "org/name"], "c": {"d": 1.5}}
