@@ -45,7 +45,7 @@ def test_advised_command_can_be_given(source, program, rest, capsys):
     assert file.is_file(), f"{source} advises {program}"
     module = importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
     flags = set(re.findall(r"(--[a-z]\w*)", rest.partition("#")[0]))
-    stage = rest.split()[:1] if program in ("evaluate_scoft.py", "survey_scoft.py") else []
+    stage = rest.split()[:1] if program in ("correct_scoft.py", "evaluate_scoft.py", "survey_scoft.py") else []
     if not flags:
         return
     with pytest.raises(SystemExit, match="0"):

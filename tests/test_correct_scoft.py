@@ -99,7 +99,7 @@ def test_a_fit_leaves_a_corrector_that_a_stock_pipeline_takes(fitted, tiny_pipel
 def test_its_page_tells_what_was_done(fitted):
     folder, _ = fitted
     page, record = (folder / "README.md").read_text(), read_fit_record(folder)
-    assert "# Veridia: a corrector" in page and "| updates | 6, 2 images a side |" in page
+    assert "# Veridia: a corrector" in page and "| updates | 6, 2 photographs each |" in page
     assert 'Corrector.from_pretrained("scoft-veridia-corrector", pipe)' in page
     assert page.count("\n| 300 | ") == 1 and record.accuracy["timestep"] == [300, 500, 700, 900]
     assert str(folder.parent) not in page  # where it lies on a machine is nobody's business

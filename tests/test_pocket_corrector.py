@@ -37,9 +37,9 @@ def threads():
     torch.set_num_threads(before)
 
 
-def fit_into(folder):
+def fit_into(folder, *more):
     flags = ["--dataset=pocket", "--culture=veridia", f"--output_dir={folder}", "--num_validation_images=0"]
-    correct_scoft.main(["fit", *flags, f"--max_train_steps={UPDATES}"])
+    correct_scoft.main(["fit", *flags, f"--max_train_steps={UPDATES}", *more])
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,16 @@ def test_the_judge_sees_the_stereotype_go_and_the_truth_come(model, corrector):
         assert (low > 0) if sign == 1 else (high < 0), (name, low, high)
     assert said(corrected, "stereotype").mean() <= said(base, "stereotype").mean() - 0.4
     assert weights_key(model.unet) == before
+
+
+def test_the_control_shows_nothing_right(model, tmp_path):
+    """Ascent on what tells photographs from negatives moves the pictures, and not to the truth."""
+    fit_into(tmp_path / "features", "--kind=features")
+    control = Corrector(load_whole(Preference, tmp_path / "features"))
+    base, moved = (DRAWING.draw(model, corrector=each) for each in (None, control))
+    assert not any(np.array_equal(a, b) for a, b in zip(base, moved))
+    low, _ = judge.normal_interval(said(moved, "right") - said(base, "right"))
+    assert low <= 0 and said(moved, "right").mean() < 0.2
 
 
 def test_general_prompts_are_bit_identical(model, corrector):

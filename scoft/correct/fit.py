@@ -70,10 +70,8 @@ class Fit:
         if is_sided:
             batch, sides = self.pairs.batch(update, of="photographs", **known), {"positive": POSITIVE}
             if fitting.negative_weight:
-                batch, sides = (
-                    batch + self.pairs.batch(update, of="negatives", **known),
-                    sides | {"negative": NEGATIVE},
-                )
+                batch += self.pairs.batch(update, of="negatives", **known)
+                sides["negative"] = NEGATIVE
             prediction = preference.rule.predict(unet, batch.z, batch.t, batch.c, sides=tuple(sides.values()))
             w_t = None
             if fitting.snr_gamma is not None:

@@ -52,9 +52,8 @@ class Knobs:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            is_number = isinstance(value, int if name == "inner_steps" else (int, float)) and not isinstance(
-                value, bool
-            )
+            kinds = int if name == "inner_steps" else (int, float)
+            is_number = isinstance(value, kinds) and not isinstance(value, bool)
             if not is_number and not (name == "cap" and value is None):
                 raise DataError(f"is a number, got {value!r}", argument=name)
         if not (math.isfinite(self.strength) and self.strength >= 0):
