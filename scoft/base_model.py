@@ -16,6 +16,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -173,6 +174,9 @@ class StableDiffusion:
     vae: nn.Module
     unet: nn.Module
     dtype: torch.dtype  # of the UNet's frozen weights
+
+    door: ClassVar[str] = "train_scoft_lora.py"  # the command that trains this family
+    pipeline_class: ClassVar[str] = "StableDiffusionPipeline"  # diffusers', which draws with it
 
     def __post_init__(self):
         self.trained = self.unet  # what accelerate is to wrap for its processes, and `predict` then calls

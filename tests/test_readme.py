@@ -15,6 +15,7 @@ import survey_scoft
 import train_scoft_lora
 from benchmarks import readme
 from scoft.evaluate.metrics import METRICS
+from scoft.train.flags import loss_weights
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
@@ -45,7 +46,7 @@ def test_every_flag_named_is_declared():
 def test_defaults_in_the_method_table_are_the_defaults(flag, value):
     """A default that the method table prints is the parser's."""
     args = train_scoft_lora.parse_args(["--dataset", "x", "--culture", "y"])
-    weights = {f"{term}_weight": weight for term, weight in train_scoft_lora.loss_weights(args).items()}
+    weights = {f"{term}_weight": weight for term, weight in loss_weights(args).items()}
     default = (vars(args) | weights)[flag]
     assert (str(default) == value) if isinstance(default, str) else default == float(value)
 

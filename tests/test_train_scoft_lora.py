@@ -33,8 +33,10 @@ from scoft.dataset import read_dataset
 from scoft.dataset_source import find_dataset
 from scoft.errors import DataError
 from scoft.images import ImageTransform
+from scoft.lora_folder import LORA_FILE as LORA
 from scoft.lora_folder import lora_name, lora_sha256
 from scoft.train import checkpoints, processes
+from scoft.train.build import build_dataset
 from scoft.train.checkpoints import check_seal
 from scoft.train.constants import Constants, ImageFeatures
 from scoft.train.examples import TrainingExamples
@@ -44,7 +46,6 @@ from scoft.train.validation import Validation, validation_prompts
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
-LORA = train_scoft_lora.LORA_FILE
 
 
 @pytest.fixture
@@ -303,7 +304,7 @@ def test_a_compiled_unet_gives_the_same_run(train, start, monkeypatch):
     torch._dynamo.utils.counters.clear()
     more = SMOOTH["mpc"] | AUDIBLE_IMAGES | {"max_train_steps": 4, "gradient_accumulation_steps": 2}
     more |= {"blip_captions_per_step": "all", "train_batch_size": 2}
-    counts, teach, build_dataset = set(), Objective.teach, train_scoft_lora.build_dataset
+    counts, teach = set(), Objective.teach
 
     def ragged(*args, **more):
         dataset = build_dataset(*args, **more)
@@ -314,7 +315,7 @@ def test_a_compiled_unet_gives_the_same_run(train, start, monkeypatch):
         counts.add(len(batch["blip_rows"]))
         return teach(objective, batch, *noised)
 
-    monkeypatch.setattr(train_scoft_lora, "build_dataset", ragged)
+    monkeypatch.setattr("scoft.train.run.build_dataset", ragged)
     monkeypatch.setattr(Objective, "teach", counted)
     plain = train("plain", **more)
     assert len(counts) > 1 and not torch._dynamo.utils.counters["stats"]
