@@ -91,7 +91,7 @@ def test_a_module_imports_only_what_lies_below_it(file):
         ("scoft/train/checkpoints.py", "import pocket.world", True),
         ("scoft_losses.py", "from scoft.errors import DataError", True),
         ("scoft/train/checkpoints.py", "from scoft.train import records\nfrom scoft import sheets", False),
-        ("scoft/base_model.py", "import torch\nfrom scoft_losses import ldm_loss", False),
+        ("scoft/base_model/pipelines.py", "import torch\nfrom scoft_losses import ldm_loss", False),
         ("prepare_ccub.py", "from scoft.train.terms import TERMS", True),
         ("evaluate_scoft.py", "from train_scoft_lora import parse_args", True),
         ("train_scoft_lora.py", "from pocket import world", True),

@@ -87,8 +87,8 @@ class Objective:
         The objective is computed here once for each term.  scaler: of gradients in fp16, None in other precisions.
         """
         model, norms = copy.copy(self.model), {}
-        model.trained = model.unet  # whose gradients no other process waits for
-        parameters = [parameter for parameter in model.unet.parameters() if parameter.requires_grad]
+        model.trained = model.network  # whose gradients no other process waits for
+        parameters = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
         scale = scaler.get_scale() if scaler else 1.0
         without_images = {name: part for name, part in batch.items() if name != "f_pos"}
         for term, weight in self.weights.items():
