@@ -35,6 +35,7 @@ from scoft_losses import RECORDED_STEP_SCALINGS, RECORDED_STEPS
 ROOT = Path(train_scoft_lora.__file__).parent
 DOORS = {  # and the wing behind each
     "train_scoft_lora": "train",
+    "train_scoft_lora_sdxl": "train",
     "prepare_ccub": "prepare",
     "evaluate_scoft": "evaluate",
     "survey_scoft": "survey",
@@ -226,6 +227,7 @@ HEAVY = {"torch", "numpy", "scipy", "PIL", "matplotlib", "pandas", "pyarrow", "d
 HEAVY |= {"huggingface_hub", "peft", "pydantic", "safetensors", "timm", "transformers"}
 MISTYPED = {  # by door a command line, where there can be with a table of flags, ending in a typo; what was meant
     "train_scoft_lora": ("--dataset pocket --culture veridia --cash_dir", "--cache_dir"),
+    "train_scoft_lora_sdxl": ("--dataset d --culture c --pretrained_vae", "--pretrained_vae_model_name_or_path"),
     "prepare_ccub": ("--defaults pocket --culture veridia --cash_dir", "--cache_dir"),
     "evaluate_scoft": ("score folder --dataset pocket --culture veridia --cash_dir", "--cache_dir"),
     "survey_scoft": ("build eval survey --num_page", "--num_pages"),

@@ -13,6 +13,7 @@ import scoft.distances
 import scoft_losses
 import survey_scoft
 import train_scoft_lora
+import train_scoft_lora_sdxl
 from benchmarks import readme
 from scoft.evaluate.metrics import METRICS
 from scoft.train.flags import loss_weights
@@ -31,7 +32,8 @@ def test_every_flag_named_is_declared():
     """Each --flag in the READMEs belongs to one of the scripts, or to accelerate's launcher."""
     elsewhere = {"multi_gpu", "num_processes", "help", "check", "loras"}
     named = set(re.findall(r"--(?:no-)?([a-z][a-z_0-9]+)", README + POCKET)) - elsewhere
-    training = vars(train_scoft_lora.parse_args(["--dataset", "x", "--culture", "y"])).keys()
+    doors = (train_scoft_lora, train_scoft_lora_sdxl)
+    training = {flag for door in doors for flag in vars(door.parse_args(["--dataset", "x", "--culture", "y"]))}
     preparing = vars(prepare_ccub.parse_args(["--culture", "korea"])).keys()
     data = ["--dataset", "x", "--culture", "y"]
     stages = {"generate": ["out", *data], "score": ["out", *data], "report": ["out"]}

@@ -43,6 +43,7 @@ from scoft.train.examples import TrainingExamples
 from scoft.train.objective import Objective
 from scoft.train.terms import DEFAULT_WEIGHTS, METHODS
 from scoft.train.validation import Validation, validation_prompts
+from training import lora, metrics, relative_difference, words
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
@@ -66,16 +67,6 @@ def flags(tiny_pipeline, tiny_ccub, tiny_clip_conv):
     }
 
 
-def words(flags: dict) -> list[str]:
-    argv = []
-    for flag, value in flags.items():
-        if value is True:
-            argv.append(f"--{flag}")
-        elif value is not None and value is not False:
-            argv += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
-    return argv
-
-
 @pytest.fixture
 def train(flags, tmp_path):
     """train(name, **more flags) runs the script's main in this process and returns its output folder."""
@@ -85,21 +76,6 @@ def train(flags, tmp_path):
         return tmp_path / name
 
     return run
-
-
-def lora(folder: Path) -> torch.Tensor:
-    """All LoRA weights of a folder as one float64 vector."""
-    weights = load_file(folder / LORA)
-    return torch.cat([weights[name].double().flatten() for name in sorted(weights)])
-
-
-def metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def relative_difference(a: Path, b: Path, start: torch.Tensor) -> float:
-    """||difference|| over ||LoRA - its start||."""
-    return float((lora(a) - lora(b)).norm() / (lora(a) - start).norm())
 
 
 @pytest.fixture

@@ -4,12 +4,14 @@
     loras               in files: read, and loaded into a pipeline whole or not at all
     adapted             what all families share: a network, the LoRA on it, and what it predicts
     stable_diffusion    a family: captions and photographs in, predictions, a LoRA, pictures out
+    stable_diffusion_xl
 
 diffusers and transformers are imported where they are used, so that a mistyped flag is answered at once.
 """
 
 from scoft.base_model.loras import check_whole, load_into_pipeline, read_lora
 from scoft.base_model.pipelines import (
+    TRAINERS,
     base_commit,
     drawing_pipeline,
     license_of,
@@ -19,10 +21,13 @@ from scoft.base_model.pipelines import (
     pixels_of_latent,
 )
 from scoft.base_model.stable_diffusion import StableDiffusion
+from scoft.base_model.stable_diffusion_xl import StableDiffusionXL
 
 
 __all__ = [
+    "TRAINERS",
     "StableDiffusion",
+    "StableDiffusionXL",
     "base_commit",
     "check_whole",
     "drawing_pipeline",

@@ -19,7 +19,16 @@ from scoft.weights import load_whole, loading
 logger = logging.getLogger(__name__)
 
 # Licences of the base models that most use, where their own pages cannot be read: a part of the id -> licence.
-BASE_LICENSES = {"stable-diffusion-v1": "creativeml-openrail-m", "stable-diffusion-2": "openrail++"}
+BASE_LICENSES = {
+    "stable-diffusion-v1": "creativeml-openrail-m",
+    "stable-diffusion-2": "openrail++",
+    "stable-diffusion-xl": "openrail++",
+}
+# The families that are trained: diffusers' pipeline, which draws with one, and the command that trains it.
+TRAINERS = {
+    "StableDiffusionPipeline": "train_scoft_lora.py",
+    "StableDiffusionXLPipeline": "train_scoft_lora_sdxl.py",
+}
 
 
 def base_commit(name_or_path: str, *, revision: str | None, cache_dir: str | None) -> str | None:
@@ -66,6 +75,34 @@ def license_of(base_model: str, *, revision: str | None, cache_dir: str | os.Pat
     return found or ({"license": named[0]} if named else {})
 
 
+def pipeline_class_of(name_or_path: str, *, revision: str | None, cache_dir: str | None) -> str | None:
+    """diffusers' class that a pipeline is of, by its own word; None for a folder of parts that says nothing.
+
+    Raises OSError, as diffusers does.
+    """
+    from diffusers import DiffusionPipeline
+
+    if Path(name_or_path).is_dir() and not Path(name_or_path, DiffusionPipeline.config_name).exists():
+        return None
+    index = DiffusionPipeline.load_config(name_or_path, revision=revision, cache_dir=cache_dir)
+    return index.get("_class_name")
+
+
+def check_family(name_or_path: str, *, pipeline_class: str, revision: str | None, cache_dir: str | None):
+    """Raise DataError, which names the right command, for a base model of another family than `pipeline_class`'s.
+
+    What is of no family known goes on: its parts tell whether they fit.
+    """
+    with loading(name_or_path):
+        found = pipeline_class_of(name_or_path, revision=revision, cache_dir=cache_dir)
+    if found in TRAINERS and found != pipeline_class:
+        raise DataError(
+            f"{name_or_path} is a {found}, which {TRAINERS[found]} trains; {TRAINERS[pipeline_class]} takes a "
+            f"{pipeline_class}",
+            argument="pretrained_model_name_or_path",
+        )
+
+
 def own_resolution(name_or_path: str, *, commit: str | None, cache_dir: str | None) -> int:
     """Pixels of what a pipeline draws unasked. Raises DataError."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -110,13 +147,23 @@ def drawing_pipeline(
     device: torch.device,
     dtype: torch.dtype,
 ):
-    """The whole pipeline, drawing by DDIM without a progress bar of its own. Raises DataError."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    """The whole pipeline, of the family that it says, drawing by DDIM without a progress bar of its own.
 
+    Raises DataError.
+    """
+    import diffusers
+    from diffusers import DDIMScheduler
+
+    place = {"revision": commit, "cache_dir": cache_dir}
     with loading(name_or_path):
-        pipeline = load_pipeline(
-            StableDiffusionPipeline, name_or_path, revision=commit, variant=variant, cache_dir=cache_dir
+        found = pipeline_class_of(name_or_path, **place)
+    if found not in TRAINERS:
+        raise DataError(
+            f"{name_or_path} is no {' or '.join(TRAINERS)}, but {found or 'a folder without model_index.json'}",
+            argument="pretrained_model_name_or_path",
         )
+    with loading(name_or_path):
+        pipeline = load_pipeline(getattr(diffusers, found), name_or_path, variant=variant, **place)
     pipeline.to(device, dtype)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     pipeline.set_progress_bar_config(disable=True)

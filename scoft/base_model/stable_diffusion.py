@@ -6,13 +6,13 @@ diffusers and transformers are imported where they are used, so that a mistyped 
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
 
 from scoft.base_model.adapted import Adapted
-from scoft.base_model.pipelines import pixels_of_latent
+from scoft.base_model.pipelines import check_family, pixels_of_latent
 from scoft.errors import DataError
 from scoft.files import content_key
 from scoft.weights import load_whole, loading, weights_key
@@ -24,7 +24,8 @@ class StableDiffusion(Adapted):
     """The frozen parts of a pipeline, what the objective asks of them, and the UNet's LoRA.
 
     Latents z (B, 4, h, w) are scaled as the UNet takes them; c (B, 77, D) are text embeddings; t (B,) timesteps.
-    Another family of base models has the same methods and properties over parts of its own.
+    Another family of base models has the same methods and properties over parts of its own, and its captions in as
+    many rows as it needs: c is (B, L, D) to all others.
     """
 
     noise_scheduler: object
@@ -35,8 +36,10 @@ class StableDiffusion(Adapted):
     dtype: torch.dtype  # of the UNet's frozen weights
 
     part: ClassVar[str] = "unet"
-    door: ClassVar[str] = "train_scoft_lora.py"  # the command that trains this family
     pipeline_class: ClassVar[str] = "StableDiffusionPipeline"  # diffusers', which draws with it
+    kind: ClassVar[str] = "Stable Diffusion 1.x or 2.x"
+    addition_embed_type: ClassVar[str | None] = None  # of what its UNet takes besides the text
+    is_framed: ClassVar[bool] = False  # whether it is told of each photograph's size and crop, see `framed`
 
     def __post_init__(self):
         self.trained = self.unet
@@ -62,6 +65,7 @@ class StableDiffusion(Adapted):
 
         place = {"revision": revision, "cache_dir": cache_dir}
         weights = {**place, "variant": variant}
+        check_family(name_or_path, pipeline_class=cls.pipeline_class, **place)
         with loading(name_or_path):
             model = cls(
                 DDPMScheduler.from_pretrained(name_or_path, subfolder="scheduler", **place),
@@ -71,12 +75,20 @@ class StableDiffusion(Adapted):
                 load_whole(UNet2DConditionModel, name_or_path, subfolder="unet", torch_dtype=dtype, **weights),
                 dtype=dtype,
             )
+        return model.ready(name_or_path, prediction_type=prediction_type)
+
+    def ready(self, name_or_path: str, *, prediction_type: str | None) -> Self:
+        """The same, frozen, once it is checked; prediction_type: None leaves the model its own.  Raises DataError."""
         if prediction_type is not None:
-            model.noise_scheduler.register_to_config(prediction_type=prediction_type)
-        model.check_kind(name_or_path)
-        for part in (model.text_encoder, model.vae, model.unet):
+            self.noise_scheduler.register_to_config(prediction_type=prediction_type)
+        self.check_kind(name_or_path)
+        for part in (*self.text_encoders, self.vae, self.unet):
             part.requires_grad_(False).eval()
-        return model
+        return self
+
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        return [self.text_encoder]
 
     def check_kind(self, name_or_path: str):
         """Raise DataError unless the objective can be computed with a model that is configured so."""
@@ -90,11 +102,16 @@ class StableDiffusion(Adapted):
                 f"is v_prediction where a model has zero terminal SNR, as {name_or_path}", argument="prediction_type"
             )
         unet, vae = self.unet.config, self.vae.config
-        if unet.in_channels != vae.latent_channels or unet.addition_embed_type is not None:
+        if unet.in_channels != vae.latent_channels or unet.addition_embed_type != self.addition_embed_type:
             raise DataError(
-                f"{name_or_path} is no plain text-to-image Stable Diffusion 1.x or "
-                f"2.x: its UNet takes {unet.in_channels} channels and {unet.addition_embed_type or 'no'} embeddings "
-                "besides the text",
+                f"{name_or_path} is no plain text-to-image {self.kind}: its UNet takes {unet.in_channels} channels "
+                f"and {unet.addition_embed_type or 'no'} embeddings besides the text",
+                argument="pretrained_model_name_or_path",
+            )
+        if unet.time_cond_proj_dim is not None:
+            raise DataError(
+                f"{name_or_path} is distilled to draw without guidance, through which this trains. Train on the base "
+                "model that it was made of: the LoRA loads on both",
                 argument="pretrained_model_name_or_path",
             )
 
@@ -162,13 +179,23 @@ class StableDiffusion(Adapted):
 
         The text encoder is on the device for as long as this lasts.
         """
-        input_ids = self.tokenizer(
-            captions, max_length=self.max_tokens, padding="max_length", truncation=True, return_tensors="pt"
-        ).input_ids
         self.text_encoder.to(device)
+        input_ids = self.token_ids(self.tokenizer, captions)
         embeddings = torch.cat([self.text_encoder(ids.to(device))[0].cpu() for ids in input_ids.split(32)])
         self.text_encoder.to("cpu")
         return embeddings
+
+    def token_ids(self, tokenizer, captions: list[str]) -> torch.Tensor:
+        """(N, max_tokens)."""
+        length = {"max_length": self.max_tokens, "padding": "max_length", "truncation": True}
+        return tokenizer(captions, **length, return_tensors="pt").input_ids
+
+    def framed(self, c: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
+        """c as `predict` takes it of an `is_framed` family: told what pictures it is about.
+
+        frame (B, 4): `ImageTransform.frame` of each photograph, on c's device.
+        """
+        return c
 
     def too_long(self, captions: list[str]) -> list[str]:
         """Those that lose their end, since they have more than `max_tokens`."""
@@ -250,6 +277,10 @@ class StableDiffusion(Adapted):
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
+    def pipeline_text(self, c: torch.Tensor, c_null: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What `pipeline` is called with, for captions c and those that guidance leads away from."""
+        return {"prompt_embeds": c, "negative_prompt_embeds": c_null}
+
     @torch.no_grad()
     def draw(
         self,
@@ -271,8 +302,7 @@ class StableDiffusion(Adapted):
 
         with self.unet.register_forward_pre_hook(in_dtype):
             latents = self.pipeline(
-                prompt_embeds=c,
-                negative_prompt_embeds=c_null,
+                **self.pipeline_text(c, c_null),
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 num_inference_steps=inference_steps,
                 guidance_scale=guidance_scale,

@@ -136,6 +136,7 @@ def build_examples(
         random_flip=args.random_flip,
         random_crop=not args.center_crop,
         noise_offset=args.noise_offset,
+        sizes=[dataset.size(row) for row in range(len(dataset))] if objective.model.is_framed else None,
         load_photograph=objective.constants.latents is None,
         load_negatives_every=args.perceptual_every if every_image_anew else None,
     )

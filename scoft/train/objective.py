@@ -106,6 +106,9 @@ class Objective:
         Raises FloatingPointError.
         """
         c_null = self.constants.embed([""])
+        if self.model.is_framed:
+            whole = torch.tensor([[resolution, resolution, 0, 0]], device=c_null.device)
+            c_null = self.model.framed(c_null, whole)
         generator = stable_generator(seed, "check")
         z = torch.randn(1, *self.model.latent_shape(resolution), generator=generator).to(c_null.device)
         t = torch.tensor([self.model.num_train_timesteps // 2], device=c_null.device)
@@ -121,7 +124,7 @@ class Objective:
 def training_losses(batch: dict, objective: Objective) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The SCoFT objective on one micro-batch (section 4), its terms and what else is logged; scalars, means over rows.
 
-    batch: z_0 and eps (B, 4, h, w); c_ccub and c_null (B, 77, D); c_blip (N, 77, D); where L_P and L_C are due, f_pos
+    batch: z_0 and eps (B, 4, h, w); c_ccub and c_null (B, L, D); c_blip (N, L, D); where L_P and L_C are due, f_pos
         (B, P, D), f_neg (B, K, P, D) and is_negative (B, K).  On the CPU, so that no device is waited for: t (B,),
         recorded_u (B,) and blip_rows (N,), the row that each naive caption belongs to, in order.
     """

@@ -11,7 +11,7 @@ from scoft.launch import command_again, load_function, progress
 
 import torch
 
-from scoft.base_model import StableDiffusion, base_commit, license_of
+from scoft.base_model import TRAINERS, StableDiffusion, base_commit, license_of
 from scoft.cultures import culture_words
 from scoft.dataset_source import check_embedded, find_dataset
 from scoft.hub import ready_repo
@@ -79,7 +79,7 @@ def train(args: argparse.Namespace, family: type[StableDiffusion], *, argv: Sequ
             hub_id, is_private = args.hub_model_id or f"scoft-{name}", args.hub_private_repo
             repo_id, private = ready_repo(hub_id, repo_type="model", private=is_private, flag="--hub_model_id")
         goal, resume = ["--max_train_steps", str(total_steps)], ["--resume_from_checkpoint", "latest"]
-        retry = command_again(family.door, argv, without=[goal[0], resume[0]], more=goal + resume)
+        retry = command_again(TRAINERS[family.pipeline_class], argv, without=[goal[0], resume[0]], more=goal + resume)
         hub = {"repo_id": repo_id, "private": private, "collection": args.hub_collection, "retry": retry}
         if is_finished(output_dir, step=first_step, total_steps=total_steps):
             logger.info("%s has all %d updates and its LoRA is written: nothing to train.", checkpoint, total_steps)
@@ -157,6 +157,7 @@ def train(args: argparse.Namespace, family: type[StableDiffusion], *, argv: Sequ
             base_model=base,
             base_revision=base_revision,
             license=license_of(base, **place),
+            pipeline=family.pipeline_class,
             method=args.method,
             weights=weights,
             margin=objective.images and objective.images.margin,
