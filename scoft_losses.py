@@ -1,6 +1,6 @@
-"""What SCoFT trains with: section 4 of the paper as pure functions, in two shelves.
+"""What SCoFT trains with: section 4 of the paper as pure functions, in three shelves.
 
-1. Losses (equations 1 to 4).  2. Denoising with one recorded step (section 4.3).
+1. Losses (equations 1 to 4).  2. Denoising with one recorded step (section 4.3).  3. The same by flow matching.
 
     symbol      meaning                                                              shape, range
     z_0, z_t    latent of the photograph x+, and the same noised to timestep t       (B, 4, h, w)
@@ -320,6 +320,74 @@ def recorded_step_surrogate(eps_theta: torch.Tensor, c: torch.Tensor, g: torch.T
     eps_theta = at_least_float32(eps_theta)
     weight = (c[:, None, None, None] * g).detach().to(eps_theta)
     return (weight * eps_theta).flatten(1).sum(1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 3. The same by flow matching
+# ---------------------------------------------------------------------------------------------------------------------
+#
+# Models of today mix z_sigma = (1 - sigma) z_0 + sigma eps and predict the velocity v = eps - z_0; Euler's step is
+# z' = z + (sigma' - sigma) v.  As above, .sg holds the noise prediction of every other step constant, which here is
+# eps_hat = z + (1 - sigma) v.  Such a step multiplies z by (1 - sigma') / (1 - sigma), which telescopes: again the
+# final latent is affine in the recorded prediction, z_hat_0 = A + c v_theta, and since only the steps after it count,
+# the way may start from pure noise, sigma = 1.  g = d loss / d z_hat_0 and the surrogate are those of above.
+
+
+def flow_timetables(sigma: torch.Tensor, *, num_steps: int, shift: float) -> torch.Tensor:
+    """Each row's own way from sigma to clean: even steps of what the schedule's shift makes uneven, 0 at the end.
+
+    sigma (B,) in (0, 1].  shift: alpha of sigma = alpha u / (1 + (alpha - 1) u), the scheduler's own, or e^mu where
+    it depends on the size of the picture.  Returns (B, num_steps + 1) in sigma's dtype; from 1 they are diffusers'
+    `set_timesteps(sigmas=...)` of 1 - j / num_steps.
+    """
+    if not ((sigma > 0) & (sigma <= 1)).all():
+        raise ValueError(f"denoising starts at a noise level sigma above 0 and up to 1, got {sigma.tolist()}")
+    u = sigma / (shift - (shift - 1) * sigma)
+    u = u[:, None] * (1 - torch.arange(num_steps + 1, dtype=sigma.dtype) / num_steps)
+    timetables = shift * u / (1 + (shift - 1) * u)
+    timetables[:, 0] = sigma  # which was rounded on the way to u and back
+    return timetables
+
+
+def flow_gain(sigma: torch.Tensor, sigma_next: torch.Tensor, *, guidance_scale: float) -> torch.Tensor:
+    """c of z_hat_0 = A + c v_theta for a gradient recorded at the step sigma -> sigma_next < 1.
+
+    guidance_scale: the factor on the conditional prediction, 1 + w; 1 of a model without guidance.
+    """
+    return guidance_scale * (sigma_next - sigma) / (1 - sigma_next)
+
+
+@torch.no_grad()
+def flow_rollout(
+    predict: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    z: torch.Tensor,
+    timetables: torch.Tensor,
+    recorded: torch.Tensor,
+    *,
+    guidance_scale: float,
+) -> Rollout:
+    """Denoise z (B, ...) by Euler's steps, each row on its own timetable (B, num_steps + 1), on the CPU.
+
+    predict(z, sigma) returns the velocities (v_cond, v_null) at z, each shaped as it; of a model without guidance
+    both are v_cond.  recorded (B,): which step of each row records the gradient, as `recorded_index` has it.  Latents
+    keep z's dtype, t_recorded is the recorded step's sigma, on z's device; no call runs with gradients on.
+    """
+    place = recorded[:, None]
+    sigma, sigma_next = timetables.gather(1, place)[:, 0], timetables.gather(1, place + 1)[:, 0]
+    c = flow_gain(sigma, sigma_next, guidance_scale=guidance_scale)
+    is_recorded = torch.arange(timetables.shape[1] - 1) == place
+    timetables, steps, sigma, c = (
+        table.to(z.device, z.dtype, non_blocking=True) for table in (timetables, timetables.diff(), sigma, c)
+    )
+    steps, is_recorded = (
+        table.to(z.device, non_blocking=True)[(...,) + (None,) * (z.dim() - 1)] for table in (steps, is_recorded)
+    )
+    z_recorded = z
+    for j in range(steps.shape[1]):
+        z_recorded = torch.where(is_recorded[:, j], z, z_recorded)
+        v_cond, v_null = predict(z, timetables[:, j])
+        z = z + steps[:, j] * guide(v_cond, v_null, guidance_scale=guidance_scale).to(z)
+    return Rollout(z, z_recorded, sigma, c)
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:

@@ -29,8 +29,10 @@ from scoft.dataset_source import find_dataset
 from scoft.files import write_atomically
 from scoft.images import ImageTransform
 from scoft.lora_folder import read_judged
+from scoft.train.build import build_dataset, build_distance, build_examples, build_objective
 from scoft.train.examples import TrainingExamples, collate
-from scoft.train.objective import Objective
+from scoft.train.flags import loss_weights
+from scoft.train.objective import Objective, training_losses
 from scoft.train.terms import IMAGE_TERMS
 from scoft.weights import DTYPES
 
@@ -60,9 +62,9 @@ def train(more: list[str], folder: Path) -> Path:
 def load(lora: Path | None, precision: str) -> tuple[Objective, TrainingExamples]:
     """The main job's objective and examples in a precision, and its LoRA from a folder; None: as at first."""
     args = trainer.parse_args(FLAGS)
-    weights = trainer.loss_weights(args)
+    weights = loss_weights(args)
     source = find_dataset(args.dataset, culture=args.culture)
-    dataset = trainer.build_dataset(args, source, weights=weights, remember_in=None)
+    dataset = build_dataset(args, source, weights=weights, remember_in=None)
     place = {"revision": None, "variant": None, "cache_dir": None, "prediction_type": None}
     model = StableDiffusion.load(args.pretrained_model_name_or_path, **place, dtype=DTYPES[precision])
     torch.manual_seed(args.seed)
@@ -70,17 +72,17 @@ def load(lora: Path | None, precision: str) -> tuple[Objective, TrainingExamples
     if lora:
         model.load_lora(lora)
     known = {"dataset": dataset, "transform": ImageTransform(args.resolution, args.image_interpolation_mode)}
-    objective = trainer.build_objective(
+    objective = build_objective(
         args,
         model=model,
         prompts=[],
         weights=weights,
-        distance=trainer.build_distance(args, model, DEVICE),
+        distance=build_distance(args, model, DEVICE),
         device=DEVICE,
         **known,
     )
     images = args.train_batch_size
-    return objective, trainer.build_examples(args, objective=objective, images_per_update=images, **known)
+    return objective, build_examples(args, objective=objective, images_per_update=images, **known)
 
 
 def gradients(lora: Path | None, precision: str, rollout: str, batches: int) -> dict[str, list[torch.Tensor]]:
@@ -94,7 +96,7 @@ def gradients(lora: Path | None, precision: str, rollout: str, batches: int) -> 
         for term, of_term in found.items():
             batch = objective.constants.assemble(examined, with_images=term in IMAGE_TERMS)
             with rollout_by(rollout):
-                loss, _ = trainer.training_losses(batch, dataclasses.replace(objective, weights={term: 1.0}))
+                loss, _ = training_losses(batch, dataclasses.replace(objective, weights={term: 1.0}))
             of_term.append(torch.cat([each.flatten() for each in torch.autograd.grad(loss, parameters)]))
     return found
 

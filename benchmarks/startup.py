@@ -31,7 +31,7 @@ from scoft.files import write_atomically
 ROOT = Path(trainer.__file__).resolve().parent
 DOORS = ("train_scoft_lora.py", "prepare_ccub.py", "evaluate_scoft.py")
 RUN = ["--dataset", "pocket", "--culture", "veridia", "--num_validation_images", "0", "--cpu_threads", "1"]
-# The parts of the way to the first update, and the trainer's functions with which they end.
+# The parts of the way to the first update, and the functions with which they end, of the trainer or of its run.
 PARTS = {
     "arguments": "parse_args",
     "dataset": "build_dataset",
@@ -45,7 +45,7 @@ LAUNCHERS = {
 }
 # Trains until each of PARTS has ended once; tells the seconds since the start, and the modules that are new.
 TRAIN = """
-import gc, json, os, sys
+import gc, importlib, json, os, sys
 from scoft.launch import run_main
 import train_scoft_lora as trainer
 
@@ -58,13 +58,19 @@ def ending(part, function):
         if part == last:
             print(json.dumps([parts, gc.get_threshold()]))
             sys.exit()
+        if part == "arguments" and os.path.exists("scoft/train/run.py"):  # in older checkouts the trainer is all
+            watch(importlib.import_module("scoft.train.run"))  # heavy, and so imported when the trainer does
         return result
     return ended
 
+def watch(room):
+    for part, name in names.items():
+        if hasattr(room, name):
+            setattr(room, name, ending(part, getattr(room, name)))
+
 names, flags, parts = *map(json.loads, sys.argv[1:]), {}
 *_, last = names
-for part, name in names.items():
-    setattr(trainer, name, ending(part, getattr(trainer, name)))
+watch(trainer)
 run_main(lambda: trainer.main(flags), memory_advice="")
 """
 # Imports lists of modules, collecting garbage as rarely as the trainer; tells the seconds since the start after each.

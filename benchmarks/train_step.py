@@ -47,8 +47,11 @@ import train_scoft_lora as trainer
 from scoft.base_model import StableDiffusion
 from scoft.distances.base import PerceptualDistance
 from scoft.distances.clip_conv import ClipConv
+from scoft.train.build import build_examples, build_objective
 from scoft.train.examples import is_due, make_loader
+from scoft.train.objective import training_losses
 from scoft.train.optimizer import make_optimizer
+from scoft.train.run import update
 from scoft.train.terms import DEFAULT_WEIGHTS
 from scoft.weights import DTYPES
 from scoft_losses import denoising_timetables, weighted_sum
@@ -263,7 +266,7 @@ def make_accelerator(precision: str, *, cpu: bool) -> Accelerator:
 
 
 class Bench:
-    """The run that `train_scoft_lora.main` sets up, by its own builders, on models of random weights and on noise.
+    """The run that `train_scoft_lora.py` sets up, by its own builders, on models of random weights and on noise.
 
     arms: without "plain", VAE encoder and text encoder leave the device once the constants are computed, as in the
     trainer.  Other arguments: see `parse_args`.
@@ -309,7 +312,7 @@ class Bench:
         self.dataset = NoiseDataset(resolution=resolution, blip_captions=blip_captions, negatives=negatives)
         vae = self.model.vae
         encoder = {name: getattr(vae, name) for name in ("encoder", "quant_conv")}
-        self.objective = trainer.build_objective(
+        self.objective = build_objective(
             self.args,
             model=self.model,
             dataset=self.dataset,
@@ -330,7 +333,7 @@ class Bench:
 
     def batches(self, arm: str, steps: range) -> Iterator[dict]:
         """The collated batches of updates `steps`, the same for both arms; `plain` gets the pixels too."""
-        examples = trainer.build_examples(
+        examples = build_examples(
             self.args,
             objective=self.objective,
             dataset=self.dataset,
@@ -353,7 +356,7 @@ class Bench:
     def losses(self, arm: str, batch: dict, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The objective and its terms on one batch; L_P and L_C are among them on every n-th step."""
         if arm == "ours":
-            return trainer.training_losses(self.objective.assemble(batch, step), self.objective)
+            return training_losses(self.objective.assemble(batch, step), self.objective)
         self.model.cast_lora()
         return plain_losses(
             batch,
@@ -372,7 +375,7 @@ class Bench:
         """An update of the trainer at each `next`."""
         batches = self.batches(arm, steps)
         for step in steps:
-            yield trainer.update(
+            yield update(
                 self.args,
                 step,
                 batches,

@@ -7,12 +7,13 @@ imported where they are used, so that a mistyped flag is answered at once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ from scoft.dataset_rows import (
 from scoft.dataset_source import READER_REMEDIES, DatasetSource, Remedies
 from scoft.errors import DataError, legible, listing
 from scoft.files import content_key
-from scoft.images import UnusableImage, open_image, reading_key
+from scoft.images import UnusableImage, open_image, reading_key, upright_size
 from scoft.metadata import EXAMPLE_LINE
 from scoft.user_cache import Verdict, remembered_verdicts
 
@@ -73,6 +74,11 @@ class CulturalDataset:
     def image(self, i: int) -> Image.Image:
         """The photograph x+ of row i, upright, RGB, at its own size."""
         return _open_named(self.image_files[i], self.names[i])
+
+    def size(self, i: int) -> tuple[int, int]:
+        """Width and height of `image(i)`."""
+        with _naming(self.names[i]):
+            return upright_size(self.image_files[i].read_bytes())
 
     def negatives(self, i: int) -> list[Image.Image]:
         """The negatives x-_k of row i, upright, RGB, each at its own size; possibly none."""
@@ -343,8 +349,15 @@ def _inspect(file: ImageFile | ArrowCell, stamp: str) -> Verdict:
 
 
 def _open_named(file: ImageFile | ArrowCell, name: str) -> Image.Image:
-    try:
+    with _naming(name):
         return open_image(file.read_bytes())
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Raise DataError, which names the image, for what keeps it from being read inside."""
+    try:
+        yield
     except (DataError, OSError) as error:
         raise DataError(f"{name} was good when the run began and now is not: {error}") from error
 

@@ -79,6 +79,7 @@ _UPRIGHT = {  # EXIF orientation -> what undoes it; 1 is upright and other value
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LYING = (5, 6, 7, 8)  # those whose width is the upright height
 
 
 class UnusableImage(DataError):
@@ -241,13 +242,26 @@ def _check_header(image: Image.Image, *, min_side: int):
 def upright(image: Image.Image) -> Image.Image:
     """The image as its EXIF orientation says it is to be looked at. What is outside 1..8 says nothing."""
     # ImageOps.exif_transpose also writes the EXIF block anew, which fails where other tags of it are invalid
+    method = _UPRIGHT.get(_orientation(image))
+    return image if method is None else image.transpose(method)
+
+
+def _orientation(image: Image.Image) -> int | None:
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        return image.getexif().get(ExifTags.Base.Orientation)
     except (SyntaxError, struct.error) as error:
         logger.debug("orientation unknown, the EXIF block is unreadable: %s", error)
-        return image
-    method = _UPRIGHT.get(orientation)
-    return image if method is None else image.transpose(method)
+        return None
+
+
+def upright_size(content: bytes) -> tuple[int, int]:
+    """Width and height of the picture that `open_image` decodes; raises what that does.
+
+    From the header alone, but for PNG, whose orientation may stand behind the pixels.
+    """
+    with telling_damage():
+        image = open_header(content)
+        return image.size[::-1] if _orientation(image) in _LYING else image.size
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -295,15 +309,32 @@ class ImageTransform:
 
         `crop` is where it lies (down, across): (0, 0) top left, (0.5, 0.5) center, (1, 1) bottom right.
         """
+        scaled, (left, top) = self._scaled(image.size), self._corner(image.size, crop=crop)
+        if scaled != image.size:
+            image = image.resize(scaled, INTERPOLATIONS[self.interpolation])
+        return image.crop((left, top, left + self.resolution, top + self.resolution))
+
+    def _scaled(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height of a picture of this size whose shorter side is R."""
+        return tuple(int(self.resolution * side / min(size)) for side in size)
+
+    def _corner(self, size: tuple[int, int], *, crop: tuple[float, float]) -> tuple[int, int]:
+        """Left and top of the square in the scaled picture."""
         if not all(0 <= place <= 1 for place in crop):
             raise ValueError(f"crop {crop} must lie in 0..1.")
-        width, height = image.size
-        short, size = min(width, height), self.resolution
-        width, height = int(size * width / short), int(size * height / short)
-        if (width, height) != image.size:
-            image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
-        top, left = round((height - size) * crop[0]), round((width - size) * crop[1])
-        return image.crop((left, top, left + size, top + size))
+        width, height = self._scaled(size)
+        return round((width - self.resolution) * crop[1]), round((height - self.resolution) * crop[0])
+
+    def frame(
+        self, size: tuple[int, int], *, flip: bool = False, crop: tuple[float, float] = (0.5, 0.5)
+    ) -> tuple[int, int, int, int]:
+        """What can be told of a square beside its pixels: height and width of the picture that it was cut from, and
+        top and left of it in that picture, scaled and, with `flip`, mirrored.
+        """
+        (width, height), (left, top) = size, self._corner(size, crop=crop)
+        if flip:
+            left = self._scaled(size)[0] - self.resolution - left
+        return height, width, top, left
 
     def __call__(
         self, image: Image.Image, *, flip: bool = False, crop: tuple[float, float] = (0.5, 0.5)

@@ -84,6 +84,8 @@ class Facts:
     learning_rate: float
     lora_alpha: float
     mixed_precision: str
+    # diffusers' class that loads it; older records know of one alone
+    pipeline: Literal["StableDiffusionPipeline", "StableDiffusionXLPipeline"] = "StableDiffusionPipeline"
     hub_model_id: str | None = None  # where it was pushed to, which is known last
 
     def __post_init__(self):

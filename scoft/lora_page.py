@@ -36,16 +36,12 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 ROOT = Path(__file__).resolve().parents[1]
-TAGS = [
-    "text-to-image",
-    "diffusers",
-    "diffusers-training",
-    "lora",
-    "template:sd-lora",
-    "stable-diffusion",
-    "stable-diffusion-diffusers",
-    "scoft",
-]
+# By diffusers' class: what its models are called, and the tag that the Hub has for them.
+FAMILIES = {
+    "StableDiffusionPipeline": ("Stable Diffusion", "stable-diffusion"),
+    "StableDiffusionXLPipeline": ("Stable Diffusion XL", "stable-diffusion-xl"),
+}
+TAGS = ["text-to-image", "diffusers", "diffusers-training", "lora", "template:sd-lora"]
 # All of a LoRA folder that loading it and reading its page need; checkpoints, logs and metrics stay at home, and so do
 # the sheets in images/photographs, which show the dataset's.
 PICTURES = (GRID_FILE, PICTURE_FILE.format("*"), EVALUATION_GRID_FILE)
@@ -80,6 +76,7 @@ def write_model_card(folder: Path, *, repo_id: str | None = None):
     card = ModelCard.from_template(
         data,
         template_path=str(ROOT / "model_card.md"),
+        family=FAMILIES[facts.pipeline][0],
         kohya_file=Path(KOHYA_FILE.format(name)).stem,
         example=code_text(prompts[0] if prompts else f"Photo of a traditional building, in {culture or name}"),
         base_in_code=code_text(base_model),
@@ -113,14 +110,14 @@ def metadata_of(
     from huggingface_hub import EvalResult, ModelCardData
 
     facts, culture = record.resolved, words_of_culture(record)
-    dataset = dataset_name(facts)
+    dataset, (_, family) = dataset_name(facts), FAMILIES[facts.pipeline]
     return ModelCardData(
         base_model=facts.base_model if facts.base_revision else None,
         base_model_relation="adapter" if facts.base_revision else None,
         library_name="diffusers",
         pipeline_tag="text-to-image",
         datasets=[facts.dataset_id] if facts.dataset_id else None,
-        tags=TAGS,
+        tags=[*TAGS, family, f"{family}-diffusers", "scoft"],
         instance_prompt=prompts[0] if prompts else None,
         widget=[{"text": prompt, "output": {"url": url}} for prompt, url in zip(prompts, pictures)] or None,
         eval_results=evaluation

@@ -51,6 +51,11 @@ def tiny_pipeline_v(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_pipeline_xl(tmp_path_factory):
+    return tiny.build_pipeline_xl(tmp_path_factory.mktemp("pipeline_xl"))
+
+
+@pytest.fixture(scope="session")
 def tiny_ccub(tmp_path_factory):
     return tiny.build_dataset(tmp_path_factory.mktemp("ccub"))
 

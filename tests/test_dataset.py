@@ -224,9 +224,11 @@ def test_image_lost_during_the_run(tmp_path):
     """An image that vanishes after the check is named by its row when it is read."""
     folder = write_folder(tmp_path / "d", records())
     data = read(folder)
+    assert data.size(1) == data.image(1).size
     (folder / "images" / "green.png").unlink()
-    with pytest.raises(DataError, match=r"row 1 \(images/green.png\) was good when the run began"):
-        data.image(1)
+    for read_it in (data.image, data.size):
+        with pytest.raises(DataError, match=r"row 1 \(images/green.png\) was good when the run began"):
+            read_it(1)
 
 
 def test_revision_of_a_folder(tmp_path):

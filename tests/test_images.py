@@ -17,7 +17,7 @@ from torchvision import transforms
 from layouts import COLOURS, encoded, noise, plain
 from scoft import dataset, images
 from scoft.errors import DataError
-from scoft.images import ImageTransform, as_rgb, is_blank, open_file, open_image, write_png
+from scoft.images import ImageTransform, as_rgb, is_blank, open_file, open_image, upright_size, write_png
 
 
 def refuse(error):
@@ -288,6 +288,32 @@ def test_transform_crop_and_flip_places():
     assert left[0, 0, 0] == -1 and right[0, 0, -1] == (252 / 255 - 0.5) / 0.5
     assert torch.equal(transform(wide, flip=True, crop=(0.5, 0.0)), left.flip(-1))
     assert torch.equal(transform(wide.rotate(-90, expand=True), crop=(0.0, 0.5))[:, 0, 0], left[:, 0, 0])
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("crop", [(0.5, 0.5), (0.0, 0.1), (0.3, 0.9)])
+@pytest.mark.parametrize("size", [(48, 32), (32, 61), (97, 61), (16, 16)])
+def test_frame_is_where_the_square_lies(size, crop, flip):
+    """Height and width of the picture, and the square's corner in it once it is scaled, and mirrored with a flip."""
+    transform, image = ImageTransform(16), noise(size)
+    height, width, top, left = transform.frame(size, flip=flip, crop=crop)
+    assert (width, height) == size
+    scaled = image.resize((int(16 * width / min(size)), int(16 * height / min(size))), Image.Resampling.LANCZOS)
+    if flip:
+        scaled = scaled.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    square = scaled.crop((left, top, left + 16, top + 16))
+    assert torch.equal(transform(square), transform(image, flip=flip, crop=crop))
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("value", [1, 3, 5, 6, 8, 9])
+def test_the_upright_size_is_that_of_the_picture(value, file_format, monkeypatch):
+    """By the orientation in its header; a JPEG is not decoded."""
+    content = oriented(value, file_format)
+    expected = open_image(content).size
+    if file_format == "JPEG":
+        monkeypatch.setattr(Image.Image, "load", refuse(AssertionError("decoded")))
+    assert upright_size(content) == expected == ((16, 32) if value in (5, 6, 8) else (32, 16))
 
 
 @pytest.mark.parametrize(

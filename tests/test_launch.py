@@ -26,6 +26,7 @@ import scoft.evaluate.score
 import scoft.files
 import scoft.hub
 import scoft.prepare.write
+import scoft.train.run
 import train_scoft_lora
 from scoft import launch
 from scoft.dataset_source import READER_REMEDIES
@@ -191,7 +192,7 @@ def test_only_the_main_process_tells(monkeypatch):
         for module in (
             scoft.hub,
             scoft.dataset,
-            train_scoft_lora,
+            scoft.train.run,
             scoft.evaluate.score,
             scoft.prepare.write,
             scoft.files,

@@ -17,8 +17,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from pocket.train_models import HERE as POCKET
-from scoft import base_model
-from scoft.base_model import check_whole, load_into_pipeline, read_lora
+from scoft.base_model import check_whole, load_into_pipeline, loras, read_lora
 from scoft.errors import DataError
 from scoft.lora_folder import LORA_FILE
 from tiny import around
@@ -119,7 +118,7 @@ def test_a_lora_is_read_once_beside_diffusers_own_reading(tiny_pipeline, tmp_pat
     """What was read to be checked is what the model is held against."""
     around(with_lora(tiny_pipeline, layers=BLOCKS).unet).save_lora(tmp_path)
     pipe, read = StableDiffusionPipeline.from_pretrained(tiny_pipeline), []
-    monkeypatch.setattr(base_model, "read_lora", lambda file: read.append(file) or read_lora(file))
+    monkeypatch.setattr(loras, "read_lora", lambda file: read.append(file) or read_lora(file))
     load_into_pipeline(pipe, tmp_path / LORA_FILE)
     assert read == [tmp_path / LORA_FILE]
 

@@ -14,8 +14,10 @@ import scoft.distances
 import scoft_losses
 import survey_scoft
 import train_scoft_lora
+import train_scoft_lora_sdxl
 from benchmarks import readme
 from scoft.evaluate.metrics import METRICS
+from scoft.train.flags import loss_weights
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
@@ -31,7 +33,8 @@ def test_every_flag_named_is_declared():
     """Each --flag in the READMEs belongs to one of the scripts, or to accelerate's launcher."""
     elsewhere = {"multi_gpu", "num_processes", "help", "check", "loras"}
     named = set(re.findall(r"--(?:no-)?([a-z][a-z_0-9]+)", README + POCKET)) - elsewhere
-    training = vars(train_scoft_lora.parse_args(["--dataset", "x", "--culture", "y"])).keys()
+    doors = (train_scoft_lora, train_scoft_lora_sdxl)
+    training = {flag for door in doors for flag in vars(door.parse_args(["--dataset", "x", "--culture", "y"]))}
     preparing = vars(prepare_ccub.parse_args(["--culture", "korea"])).keys()
     data = ["--dataset", "x", "--culture", "y"]
     stages = {"generate": ["out", *data], "score": ["out", *data], "report": ["out"]}
@@ -48,7 +51,7 @@ def test_every_flag_named_is_declared():
 def test_defaults_in_the_method_table_are_the_defaults(flag, value):
     """A default that the method table prints is the parser's."""
     args = train_scoft_lora.parse_args(["--dataset", "x", "--culture", "y"])
-    weights = {f"{term}_weight": weight for term, weight in train_scoft_lora.loss_weights(args).items()}
+    weights = {f"{term}_weight": weight for term, weight in loss_weights(args).items()}
     default = (vars(args) | weights)[flag]
     assert (str(default) == value) if isinstance(default, str) else default == float(value)
 

@@ -17,7 +17,7 @@ from peft import LoraConfig
 
 from scoft.base_model import StableDiffusion
 from scoft.distances import load_distance
-from scoft.train.objective import ImageLosses, Objective
+from scoft.train.objective import ImageLosses, Objective, image_losses, training_losses
 from scoft.train.terms import ACTIVE
 from scoft_losses import (
     RECORDED_STEPS,
@@ -39,7 +39,6 @@ from scoft_losses import (
     weighted_sum,
 )
 from tiny import seeded
-from train_scoft_lora import image_losses, training_losses
 
 
 NUM_STEPS, GUIDANCE_SCALE = 20, 4.5

@@ -33,18 +33,20 @@ from scoft.dataset import read_dataset
 from scoft.dataset_source import find_dataset
 from scoft.errors import DataError
 from scoft.images import ImageTransform
+from scoft.lora_folder import LORA_FILE as LORA
 from scoft.lora_folder import lora_name, lora_sha256
 from scoft.train import checkpoints, processes
+from scoft.train.build import build_dataset
 from scoft.train.checkpoints import check_seal
 from scoft.train.constants import Constants, ImageFeatures
 from scoft.train.examples import TrainingExamples
 from scoft.train.objective import Objective
 from scoft.train.terms import DEFAULT_WEIGHTS, METHODS
 from scoft.train.validation import Validation, validation_prompts
+from training import lora, metrics, relative_difference, words
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
-LORA = train_scoft_lora.LORA_FILE
 
 
 @pytest.fixture
@@ -65,16 +67,6 @@ def flags(tiny_pipeline, tiny_ccub, tiny_clip_conv):
     }
 
 
-def words(flags: dict) -> list[str]:
-    argv = []
-    for flag, value in flags.items():
-        if value is True:
-            argv.append(f"--{flag}")
-        elif value is not None and value is not False:
-            argv += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
-    return argv
-
-
 @pytest.fixture
 def train(flags, tmp_path):
     """train(name, **more flags) runs the script's main in this process and returns its output folder."""
@@ -84,21 +76,6 @@ def train(flags, tmp_path):
         return tmp_path / name
 
     return run
-
-
-def lora(folder: Path) -> torch.Tensor:
-    """All LoRA weights of a folder as one float64 vector."""
-    weights = load_file(folder / LORA)
-    return torch.cat([weights[name].double().flatten() for name in sorted(weights)])
-
-
-def metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def relative_difference(a: Path, b: Path, start: torch.Tensor) -> float:
-    """||difference|| over ||LoRA - its start||."""
-    return float((lora(a) - lora(b)).norm() / (lora(a) - start).norm())
 
 
 @pytest.fixture
@@ -303,7 +280,7 @@ def test_a_compiled_unet_gives_the_same_run(train, start, monkeypatch):
     torch._dynamo.utils.counters.clear()
     more = SMOOTH["mpc"] | AUDIBLE_IMAGES | {"max_train_steps": 4, "gradient_accumulation_steps": 2}
     more |= {"blip_captions_per_step": "all", "train_batch_size": 2}
-    counts, teach, build_dataset = set(), Objective.teach, train_scoft_lora.build_dataset
+    counts, teach = set(), Objective.teach
 
     def ragged(*args, **more):
         dataset = build_dataset(*args, **more)
@@ -314,7 +291,7 @@ def test_a_compiled_unet_gives_the_same_run(train, start, monkeypatch):
         counts.add(len(batch["blip_rows"]))
         return teach(objective, batch, *noised)
 
-    monkeypatch.setattr(train_scoft_lora, "build_dataset", ragged)
+    monkeypatch.setattr("scoft.train.run.build_dataset", ragged)
     monkeypatch.setattr(Objective, "teach", counted)
     plain = train("plain", **more)
     assert len(counts) > 1 and not torch._dynamo.utils.counters["stats"]

@@ -36,7 +36,7 @@ def seeded(seed: int):
 
 
 # ----------------------------------------------------------------------------------------------------------------
-# Stable Diffusion 1.x, with every part there and every part small
+# Stable Diffusion 1.x and XL, with every part there and every part small
 # ----------------------------------------------------------------------------------------------------------------
 
 
@@ -112,6 +112,71 @@ def build_pipeline(
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return Path(folder)
+
+
+def build_pipeline_xl(folder: str | Path, *, force_upcast: bool = True, zeros: bool = True, seed: int = 0) -> Path:
+    """A `StableDiffusionXLPipeline` folder: latents 8 x 8, images 16 x 16, two text encoders of different widths.
+
+    zeros: whether guidance leads away from zeros, as the true one's does.
+    """
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    tokenizer = _clip_tokenizer()
+    with seeded(seed):
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=32 + 48,
+            attention_head_dim=(2, 4),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 24,
+            norm_num_groups=8,
+        )
+        vae = AutoencoderKL(
+            sample_size=16,
+            block_out_channels=(32, 64),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=8,
+            scaling_factor=0.13025,
+            force_upcast=force_upcast,
+        )
+        common = {
+            "vocab_size": 1024,
+            "intermediate_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 77,
+            "projection_dim": 24,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "initializer_factor": 2.0,  # as in the other, where a norm follows, which here does not
+        }
+        text_encoder = CLIPTextModel(CLIPTextConfig(hidden_size=32, **common))
+        text_encoder_2 = CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=48, **common))
+    schedule = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    scheduler = EulerDiscreteScheduler(**schedule, steps_offset=1, timestep_spacing="leading")
+    pipeline = StableDiffusionXLPipeline(
+        unet=unet,
+        vae=vae,
+        text_encoder=text_encoder,
+        text_encoder_2=text_encoder_2,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        scheduler=scheduler,
+        force_zeros_for_empty_prompt=zeros,
+        add_watermarker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
     return Path(folder)

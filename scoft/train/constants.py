@@ -107,7 +107,7 @@ class Constants:
     model: StableDiffusion
     caption_index: dict[str, int]  # caption -> its number in `text`
     text: Text  # numbers of captions -> their embeddings
-    c_null: torch.Tensor  # (1, 77, D), of no words
+    c_null: torch.Tensor  # (1, L, D), of no words
     latents: dict[str, torch.Tensor] | None  # see `cache_latents`; None: each batch encodes its own photographs
     features: ImageFeatures | None  # None: no loss is on images
 
@@ -153,7 +153,7 @@ class Constants:
         return cls(model=model, latents=latents, features=features, **constant)
 
     def embed(self, captions: list[str]) -> torch.Tensor:
-        """(B, 77, D), of captions among those known."""
+        """(B, L, D), of captions among those known."""
         return self.text(torch.tensor([self.caption_index[caption] for caption in captions]))
 
     def assemble(self, batch: dict, *, with_images: bool) -> dict:
@@ -178,6 +178,12 @@ class Constants:
             blip_captions = torch.tensor([caption for captions in batch["blip_captions"] for caption in captions])
             assembled["c_blip"] = self.text(blip_captions)
             assembled["blip_rows"] = torch.repeat_interleave(counts)
+        if "frame" in batch:  # told alike in every branch
+            frame = to_device(batch["frame"], device)
+            frames = {"c_ccub": frame, "c_null": frame}
+            if "c_blip" in assembled:
+                frames["c_blip"] = frame[to_device(assembled["blip_rows"], device)]
+            assembled |= {name: self.model.framed(assembled[name], each) for name, each in frames.items()}
         return assembled | (self.image_features(batch) if with_images else {})
 
     def image_features(self, batch: dict) -> dict[str, torch.Tensor]:

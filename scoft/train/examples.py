@@ -41,6 +41,7 @@ class TrainingExamples(torch.utils.data.Dataset):
     noise_offset: float
     load_photograph: bool  # "photograph" (3, H, W) joins the example
     load_negatives_every: int | None  # "negatives", a list of (3, H, W), on every n-th update
+    sizes: list[tuple[int, int]] | None = None  # of the photographs, width and height; with them "frame" (4,) joins
 
     def __getitem__(self, entry: int) -> dict:
         place = divmod(entry, self.entries_per_update)
@@ -67,6 +68,9 @@ class TrainingExamples(torch.utils.data.Dataset):
             "caption": torch.tensor(self.caption_index[caption]),
             "blip_captions": [self.caption_index[blip_captions[i]] for i in chosen],
         }
+        if self.sizes:
+            frame = self.transform.frame(self.sizes[row], flip=flip, crop=crop)
+            example["frame"] = torch.tensor(frame, dtype=torch.float32)
         if self.load_photograph:
             example["photograph"] = self.transform(self.dataset.image(row), flip=flip, crop=crop)
         if self.load_negatives_every and (place[0] + 1) % self.load_negatives_every == 0:

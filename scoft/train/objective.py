@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -10,10 +9,21 @@ import torch
 from scoft.base_model import StableDiffusion
 from scoft.distances.base import PerceptualDistance
 from scoft.randomness import stable_generator
-from scoft.train.constants import Constants, to_device
+from scoft.train.constants import Constants, pad_rows, to_device
 from scoft.train.examples import is_due
-from scoft.train.terms import IMAGE_TERMS
-from scoft_losses import RecordedStepDenoiser, Rollout
+from scoft.train.terms import ACTIVE, IMAGE_TERMS
+from scoft_losses import (
+    RecordedStepDenoiser,
+    Rollout,
+    active_negatives,
+    latent_gradient,
+    ldm_loss,
+    memorization_loss,
+    perceptual_loss,
+    recorded_step_surrogate,
+    self_contrastive_loss,
+    weighted_sum,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,22 +81,21 @@ class Objective:
 
             return self.images.denoiser(predict_pair, z_t, batch["t"], batch["recorded_u"])
 
-    def term_norms(self, batch: dict, losses: Callable, *, scaler) -> dict[str, torch.Tensor]:
+    def term_norms(self, batch: dict, *, scaler) -> dict[str, torch.Tensor]:
         """The norm of each weighted term's gradient in the LoRA, by name, on this process's rows of the batch.
 
-        losses(batch, objective): the objective and its terms, computed here once for each term.  scaler: of gradients
-        in fp16, None in other precisions.
+        The objective is computed here once for each term.  scaler: of gradients in fp16, None in other precisions.
         """
         model, norms = copy.copy(self.model), {}
-        model.trained = model.unet  # whose gradients no other process waits for
-        parameters = [parameter for parameter in model.unet.parameters() if parameter.requires_grad]
+        model.trained = model.network  # whose gradients no other process waits for
+        parameters = [parameter for parameter in model.network.parameters() if parameter.requires_grad]
         scale = scaler.get_scale() if scaler else 1.0
         without_images = {name: part for name, part in batch.items() if name != "f_pos"}
         for term, weight in self.weights.items():
             if term in IMAGE_TERMS and "f_pos" not in batch:
                 continue
             needed = batch if term in IMAGE_TERMS else without_images
-            loss, _ = losses(needed, dataclasses.replace(self, model=model, weights={term: weight}))
+            loss, _ = training_losses(needed, dataclasses.replace(self, model=model, weights={term: weight}))
             gradients = torch.autograd.grad(loss * scale, parameters)
             norms[f"grad_norm/{term}"] = torch.nn.utils.get_total_norm(gradients) / scale
         return norms
@@ -97,6 +106,9 @@ class Objective:
         Raises FloatingPointError.
         """
         c_null = self.constants.embed([""])
+        if self.model.is_framed:
+            whole = torch.tensor([[resolution, resolution, 0, 0]], device=c_null.device)
+            c_null = self.model.framed(c_null, whole)
         generator = stable_generator(seed, "check")
         z = torch.randn(1, *self.model.latent_shape(resolution), generator=generator).to(c_null.device)
         t = torch.tensor([self.model.num_train_timesteps // 2], device=c_null.device)
@@ -107,3 +119,60 @@ class Objective:
                 f"update {step} left weights with which the UNet's prediction is not finite; no checkpoint of them is "
                 "written. A lower --learning_rate or --mixed_precision bf16 may help"
             )
+
+
+def training_losses(batch: dict, objective: Objective) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The SCoFT objective on one micro-batch (section 4), its terms and what else is logged; scalars, means over rows.
+
+    batch: z_0 and eps (B, 4, h, w); c_ccub and c_null (B, L, D); c_blip (N, L, D); where L_P and L_C are due, f_pos
+        (B, P, D), f_neg (B, K, P, D) and is_negative (B, K).  On the CPU, so that no device is waited for: t (B,),
+        recorded_u (B,) and blip_rows (N,), the row that each naive caption belongs to, in order.
+    """
+    model, weights, images = objective.model, objective.weights, objective.images if "f_pos" in batch else None
+    z_0, eps, c_ccub = batch["z_0"], batch["eps"], batch["c_ccub"]
+    size, t = len(z_0), to_device(batch["t"], z_0.device)
+    z_t = model.noised(z_0, eps, t)
+
+    # All that carries no gradient comes first.
+    eps_blip = objective.teach(batch, z_t, t) if "memorization" in weights else None
+    z_in, t_in, c_in = z_t, t, c_ccub
+    if images:
+        rollout = objective.roll_out(batch, z_t)
+        g, image_terms = latent_gradient(lambda z: image_losses(z, batch, objective), weights, rollout.z_hat_0)
+        if images.denoiser.recorded_step != "first":
+            z_in, t_in = torch.cat([z_t, rollout.z_recorded]), torch.cat([t, rollout.t_recorded])
+            c_in = torch.cat([c_ccub, c_ccub])
+
+    # The one graph of the update.  Where the first step is recorded, its prediction is L_LDM's own.
+    eps_theta = model.predict(z_in, t_in, c_in)
+    eps_theta, eps_recorded = eps_theta[:size], eps_theta[-size:]
+
+    terms = {}
+    if "ldm" in weights:
+        w_t = objective.snr_gamma and model.snr_weights(t, gamma=objective.snr_gamma)
+        terms["ldm"] = ldm_loss(eps_theta, model.target(z_0, eps, t), w_t=w_t)
+    if "memorization" in weights:
+        counts = torch.bincount(batch["blip_rows"], minlength=size).tolist()
+        terms["memorization"] = memorization_loss(eps_theta, *pad_rows(list(eps_blip.split(counts))))
+
+    loss = weighted_sum(terms, weights)
+    if images:
+        loss = loss + recorded_step_surrogate(eps_recorded, rollout.c, g)
+        terms |= image_terms
+    return loss.mean(), {name: term.detach().mean() for name, term in terms.items()}
+
+
+def image_losses(z: torch.Tensor, batch: dict, objective: Objective) -> dict[str, torch.Tensor]:
+    """L_P and L_C (equations 3 and 4) of a latent z (B, 4, h, w), each (B,), as far as they have a weight.
+
+    Beside L_C comes the share of the negatives that it sees.
+    """
+    images, weights = objective.images, objective.weights
+    f_hat = images.distance.embed(objective.model.decode(z))
+    d_pos = perceptual_loss(images.distance, f_hat, batch["f_pos"])
+    terms = {"perceptual": d_pos} if "perceptual" in weights else {}
+    if "contrastive" in weights:
+        distances = d_pos, images.distance.compare(f_hat[:, None], batch["f_neg"]), batch["is_negative"]
+        terms["contrastive"] = self_contrastive_loss(*distances, **images.hinge)
+        terms[ACTIVE] = active_negatives(*distances, **images.hinge)
+    return terms

@@ -42,6 +42,7 @@ FREE_FLAGS = (
     "logging_steps", "term_norms_every", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_collection",
     "pretrained_model_name_or_path", "revision", "dataset_revision", "max_train_samples", "skip_bad_images",
     "train_batch_size", "gradient_accumulation_steps", "scale_lr", "max_train_steps", "num_train_epochs", "prompts",
+    "pipeline",
     *(f"{name}_weight" for name in TERMS),
 )  # fmt: skip
 

@@ -17,7 +17,7 @@ PROMPT_FLAGS = ("--validation_prompts", "--validation_prompt")
 # tests/test_layers.py holds the names to theirs.
 INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
 RECORDED_STEPS, RECORDED_STEP_SCALINGS = ("first", "last", "random"), ("paper", "normalized")
-MAX_RANK = 1280  # a matrix has no rank above its smaller side, which is at most this in Stable Diffusion 1.x and 2.x
+MAX_RANK = 1280  # a matrix has no rank above its smaller side, which is at most this in all Stable Diffusions trained
 
 REMEDIES = Remedies(
     no_blip_captions="or train with --method finetune, which needs none",

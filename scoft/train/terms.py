@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Term(NamedTuple):
-    """A term is this row, its function in scoft_losses.py, and its line in the losses of train_scoft_lora.py."""
+    """A term is this row, its function in scoft_losses.py, and its line in `objective.py: training_losses`."""
 
     symbol: str
     weight: float  # of the authors' code; the paper's own are lost

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 PIECE = 2048  # captions that are encoded, and lie in a file, together: 240 MB in 16 bits
 
-# Numbers of captions (B,), on the CPU -> their embeddings (B, 77, D) on the device.
+# Numbers of captions (B,), on the CPU -> their embeddings (B, L, D) on the device, shaped as the base model has them.
 Text = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -30,7 +30,7 @@ Text = Callable[[torch.Tensor], torch.Tensor]
 class TextOnDevice:
     """Embeddings that all lie on the device."""
 
-    table: torch.Tensor  # (N, 77, D)
+    table: torch.Tensor  # (N, L, D)
 
     def __call__(self, captions: torch.Tensor) -> torch.Tensor:
         return self.table[captions.to(self.table.device, non_blocking=True)]

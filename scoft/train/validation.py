@@ -49,7 +49,7 @@ class Validation:
 
     accelerator: "accelerate.Accelerator"
     model: StableDiffusion
-    embed: Callable[[list[str]], torch.Tensor]  # prompts -> (B, 77, D) on the device
+    embed: Callable[[list[str]], torch.Tensor]  # prompts -> (B, L, D) on the device
     prompts: list[str]
     images_per_prompt: int
     seed: int  # of each prompt's first picture; the next ones count on
