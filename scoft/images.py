@@ -261,7 +261,8 @@ def upright_size(content: bytes) -> tuple[int, int]:
     """
     with telling_damage():
         image = open_header(content)
-        return image.size[::-1] if _orientation(image) in _LYING else image.size
+        is_turned = image.format != "TIFF" and _orientation(image) in _LYING  # Pillow turns a TIFF's size by itself
+        return image.size[::-1] if is_turned else image.size
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -1,9 +1,11 @@
 """Models are whole: a door refuses one that lacks a weight, or has it in another shape, by flag, model and name."""
 
 import ast
+import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ import evaluate_scoft
 import prepare_ccub
 import train_scoft_lora
 from pocket import judge
-from scoft.base_model import StableDiffusion, load_pipeline
+from scoft.base_model import StableDiffusion, drawing_pipeline, load_pipeline
 from scoft.distances import load_distance
 from scoft.errors import DataError
 from scoft.prepare.caption import Captioner
@@ -23,6 +25,7 @@ from scoft.prepare.negatives import DepthEstimator, DrawNegatives, NegativeGener
 from scoft.weights import load_whole
 
 
+CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 # A weight of each model of a pipeline.
 WEIGHTS = {"text_encoder": "final_layer_norm.weight", "unet": "conv_in.weight", "vae": "quant_conv.weight"}
 
@@ -54,10 +57,14 @@ def evaluate(folder: Path):
     evaluate_scoft.main(["generate", str(folder / "out"), *flags.split()])
 
 
-def prepare(depth_model: Path, controlnet: Path, base: Path):
+def negatives_of(depth_model: Path, controlnet: Path, base: Path) -> DrawNegatives:
     flags = f"--depth_model {depth_model} --controlnet {controlnet} --pretrained_model_name_or_path {base}"
     args = prepare_ccub.parse_args(["--culture", "korea", "--images", str(base), *flags.split()])
-    stage = prepare_ccub.built(DrawNegatives, args)
+    return prepare_ccub.built(DrawNegatives, args)
+
+
+def prepare(depth_model: Path, controlnet: Path, base: Path):
+    stage = negatives_of(depth_model, controlnet, base)
     NegativeGenerator(stage, device=torch.device("cpu"), dtype=torch.float32, cache_dir=None)
 
 
@@ -217,3 +224,36 @@ def test_a_named_class_is_seen():
     assert names_of_a_family("import diffusers\ndiffusers.UNet2DConditionModel()") == ["UNet2DConditionModel"]
     assert names_of_a_family("StableDiffusion.load('a StableDiffusionPipeline')\nStableDiffusionXL.load()") == []
     assert names_of_a_family("diffusers.StableDiffusionXLPipeline()") == ["StableDiffusionXLPipeline"]
+
+
+@pytest.mark.parametrize("named", ["StableDiffusionImg2ImgPipeline", ["pipeline", "Mine"]])
+def test_a_base_that_says_another_class_trains_and_draws_by_its_parts(tiny_pipeline, tmp_path, named):
+    """As one that was saved by a pipeline of another task, or by one of somebody's own."""
+    folder = Path(shutil.copytree(tiny_pipeline, tmp_path / "base"))
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": named}))
+    train(folder)
+    place = {"commit": None, "variant": None, "cache_dir": None}
+    assert type(drawing_pipeline(str(folder), **place, **CPU)) is StableDiffusionPipeline
+
+
+def test_a_folder_of_parts_draws_nothing(tiny_pipeline, tmp_path):
+    folder = Path(shutil.copytree(tiny_pipeline, tmp_path / "base"))
+    (folder / "model_index.json").unlink()
+    with pytest.raises(DataError, match="a folder without model_index.json is no whole pipeline"):
+        drawing_pipeline(str(folder), commit=None, variant=None, cache_dir=None, **CPU)
+
+
+def test_prepare_draws_no_negatives_by_stable_diffusion_xl(tiny_depth, tiny_controlnet, tiny_pipeline_xl):
+    message = "^--pretrained_model_name_or_path .* is a StableDiffusionXLPipeline; what is needed is"
+    with pytest.raises(DataError, match=message):
+        negatives_of(tiny_depth, tiny_controlnet, tiny_pipeline_xl).check(SimpleNamespace(does=bool, cache_dir=None))
+
+
+def test_latents_of_another_scale_have_another_key(tiny_pipeline):
+    """They are kept scaled, and the weights do not say how."""
+    options = dict.fromkeys(("revision", "variant", "cache_dir", "prediction_type"))
+    model = StableDiffusion.load(str(tiny_pipeline), **options, dtype=torch.float32)
+    before = model.photographs_key()
+    model.vae.register_to_config(scaling_factor=0.5)
+    assert model.photographs_key() != before

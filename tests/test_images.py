@@ -305,7 +305,7 @@ def test_frame_is_where_the_square_lies(size, crop, flip):
     assert torch.equal(transform(square), transform(image, flip=flip, crop=crop))
 
 
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("value", [1, 3, 5, 6, 8, 9])
 def test_the_upright_size_is_that_of_the_picture(value, file_format, monkeypatch):
     """By the orientation in its header; a JPEG is not decoded."""

@@ -479,7 +479,7 @@ def test_a_base_of_the_wrong_family_names_the_right_door(request, flags, tmp_pat
     if base == "tiny_pipeline_xl":
         right, wrong = wrong, right
     argv = words(flags | {"pretrained_model_name_or_path": folder, "output_dir": tmp_path / "run"})
-    message = f"^pretrained_model_name_or_path {folder} is a \\w+, which {right.__name__}.py trains"
+    message = f"^pretrained_model_name_or_path {folder} is a \\w+, for which LoRAs are trained by {right.__name__}.py;"
     with pytest.raises(DataError, match=message):
         wrong.main(argv)
 

@@ -85,7 +85,8 @@ def pipeline_class_of(name_or_path: str, *, revision: str | None, cache_dir: str
     if Path(name_or_path).is_dir() and not Path(name_or_path, DiffusionPipeline.config_name).exists():
         return None
     index = DiffusionPipeline.load_config(name_or_path, revision=revision, cache_dir=cache_dir)
-    return index.get("_class_name")
+    named = index.get("_class_name")
+    return named[-1] if isinstance(named, list) else named  # a pipeline of one's own is a file and a class
 
 
 def check_family(name_or_path: str, *, pipeline_class: str, revision: str | None, cache_dir: str | None):
@@ -97,7 +98,7 @@ def check_family(name_or_path: str, *, pipeline_class: str, revision: str | None
         found = pipeline_class_of(name_or_path, revision=revision, cache_dir=cache_dir)
     if found in TRAINERS and found != pipeline_class:
         raise DataError(
-            f"{name_or_path} is a {found}, which {TRAINERS[found]} trains; {TRAINERS[pipeline_class]} takes a "
+            f"{name_or_path} is a {found}, for which LoRAs are trained by {TRAINERS[found]}; what is needed here is a "
             f"{pipeline_class}",
             argument="pretrained_model_name_or_path",
         )
@@ -128,7 +129,7 @@ def load_pipeline(pipeline_class, name_or_path: str, *, revision=None, variant=N
     place = {"revision": revision, "cache_dir": cache_dir}
     index = pipeline_class.load_config(name_or_path, **place)
     for part, entry in index.items():
-        if part in parts or not isinstance(entry, (list, tuple)) or entry[0] is None:
+        if part in parts or part.startswith("_") or not isinstance(entry, (list, tuple)) or entry[0] is None:
             continue
         library, class_name = entry
         package = library if library in ("diffusers", "transformers") else f"diffusers.pipelines.{library}"
@@ -157,13 +158,11 @@ def drawing_pipeline(
     place = {"revision": commit, "cache_dir": cache_dir}
     with loading(name_or_path):
         found = pipeline_class_of(name_or_path, **place)
-    if found not in TRAINERS:
-        raise DataError(
-            f"{name_or_path} is no {' or '.join(TRAINERS)}, but {found or 'a folder without model_index.json'}",
-            argument="pretrained_model_name_or_path",
-        )
-    with loading(name_or_path):
-        pipeline = load_pipeline(getattr(diffusers, found), name_or_path, variant=variant, **place)
+        if found is None:
+            raise OSError("a folder without model_index.json is no whole pipeline")
+        # What is of no family known, as one of other tasks, draws as the trainer takes it.
+        pipeline_class = getattr(diffusers, found if found in TRAINERS else "StableDiffusionPipeline")
+        pipeline = load_pipeline(pipeline_class, name_or_path, variant=variant, **place)
     pipeline.to(device, dtype)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     pipeline.set_progress_bar_config(disable=True)

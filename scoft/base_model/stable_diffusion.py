@@ -218,7 +218,7 @@ class StableDiffusion(Adapted):
 
     def photographs_key(self) -> str:
         """In keys of caches: what `encode_photographs` depends on."""
-        return weights_key(self.vae)
+        return content_key(weights_key(self.vae), self.vae.config.scaling_factor)
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """Of the latent of a square picture with sides of `resolution` pixels."""

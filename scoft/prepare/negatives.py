@@ -117,7 +117,7 @@ class DrawNegatives:
             check_model(
                 self.pretrained_model_name_or_path,
                 flag="--pretrained_model_name_or_path",
-                kinds=("Pipeline",),
+                kinds=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"),
                 file="model_index.json",
                 weights="unet/*.safetensors",
                 **there,
