@@ -14,6 +14,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from packaging.version import Version
 from peft.utils import get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pocket.train_models import HERE as POCKET
@@ -324,3 +325,5 @@ def test_the_kohya_file_fits_a_full_size_checkpoint(tmp_path, layers):
     assert len(kohya) == 3 * len(found)
     if layers == ALL:
         assert found.keys() == sd1_layers().keys()
+    with safe_open(tmp_path / KOHYA, framework="pt") as file:
+        assert file.metadata()["ss_base_model_version"] == "sd_v1"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import evaluate_scoft
@@ -370,6 +371,8 @@ def test_saved_lora_draws_what_the_trained_unet_draws(train, monkeypatch, tiny_p
         check_whole(pipe.unet, folder / (name or LORA_FILE), adapter="default_0")
         assert len(read_lora(folder / (name or LORA_FILE))) == adapted > 0
         assert np.abs(draw(pipe) - expected).max() <= 1e-5, name
+    with safe_open(run / KOHYA, framework="pt") as file:  # by this A1111 lists it
+        assert file.metadata()["ss_base_model_version"].startswith("sdxl_")
     alphas = {float(weight) for name, weight in load_file(run / KOHYA).items() if name.endswith(".alpha")}
     assert alphas == {alpha}
 

@@ -28,6 +28,11 @@ class Adapted:
     compiled: bool
 
     @property
+    def kohya_family(self) -> dict[str, str]:
+        """What a kohya file says of its base model: A1111 lists a LoRA beside checkpoints of that family alone."""
+        raise NotImplementedError
+
+    @property
     def network(self) -> nn.Module:
         return getattr(self, self.part)
 
@@ -176,7 +181,7 @@ class Adapted:
                 for name, weight in convert_state_dict_to_kohya(lora).items()
             }
             metadata = {"ss_network_dim": str(config.r), "ss_network_alpha": str(config.lora_alpha)}
-            write_safetensors(folder / kohya_name, kohya, metadata=metadata)
+            write_safetensors(folder / kohya_name, kohya, metadata=metadata | self.kohya_family)
 
     def load_lora(self, folder: Path):
         """Put a saved LoRA back into the network's adapter, bit for bit; it must fit key by key."""

@@ -212,6 +212,11 @@ class StableDiffusion(Adapted):
         """Of a caption's embedding: tokens, channels."""
         return self.max_tokens, self.text_encoder.config.hidden_size
 
+    @property
+    def kohya_family(self) -> dict[str, str]:
+        is_2 = self.unet.config.cross_attention_dim == 1024  # OpenCLIP's channels; CLIP's of 1.x are 768
+        return {"ss_base_model_version": "sd_v2", "ss_v2": "True"} if is_2 else {"ss_base_model_version": "sd_v1"}
+
     def captions_key(self) -> str:
         """In keys of caches: what `encode_captions` depends on."""
         return weights_key(self.text_encoder)

@@ -107,6 +107,10 @@ class StableDiffusionXL(StableDiffusion):
     def caption_shape(self) -> tuple[int, int]:
         return self.max_tokens + 1, sum(encoder.config.hidden_size for encoder in self.text_encoders)
 
+    @property
+    def kohya_family(self) -> dict[str, str]:
+        return {"ss_base_model_version": "sdxl_base_v1-0"}
+
     def captions_key(self) -> str:
         return content_key(*map(weights_key, self.text_encoders), self.zeros_for_empty)
 
