@@ -110,6 +110,7 @@ class Cell:
         args = correct_scoft.parse_args(["fit", *flags])
         self.prompts = in_words(args.validation_prompts, self.culture)
         place = {"commit": None, "variant": None, "cache_dir": None}
+        torch.set_num_threads(args.cpu_threads)  # as a fit does: with more, what no arm changes differs by rounding
         base = args.pretrained_model_name_or_path
         self.pipe = drawing_pipeline(base, **place, device=torch.device("cpu"), dtype=torch.float32)
 

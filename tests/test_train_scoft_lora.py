@@ -43,7 +43,7 @@ from scoft.train.examples import TrainingExamples
 from scoft.train.objective import Objective
 from scoft.train.terms import DEFAULT_WEIGHTS, METHODS
 from scoft.train.validation import Validation, validation_prompts
-from training import lora, metrics, relative_difference, words
+from training import first_lora, lora, metrics, relative_difference, runner, short_run, words
 
 
 ROOT = Path(train_scoft_lora.__file__).parent
@@ -51,37 +51,18 @@ ROOT = Path(train_scoft_lora.__file__).parent
 
 @pytest.fixture
 def flags(tiny_pipeline, tiny_ccub, tiny_clip_conv):
-    """Flags of a short run on the tiny models; None leaves a flag out, True gives it bare, a list several values."""
-    return {
-        "pretrained_model_name_or_path": tiny_pipeline,
-        "dataset": tiny_ccub,
-        "culture": "veridia",
-        "perceptual_model_name_or_path": tiny_clip_conv,
-        "resolution": 16,
-        "rank": 4,
-        "max_train_steps": 4,
-        "perceptual_every": 2,
-        "num_denoising_steps": 3,
-        "num_validation_images": 0,
-        "report_to": "none",
-    }
+    return short_run(tiny_pipeline, tiny_ccub, tiny_clip_conv)
 
 
 @pytest.fixture
 def train(flags, tmp_path):
     """train(name, **more flags) runs the script's main in this process and returns its output folder."""
-
-    def run(name: str = "run", **more) -> Path:
-        train_scoft_lora.main(words(flags | {"output_dir": tmp_path / name} | more))
-        return tmp_path / name
-
-    return run
+    return runner(train_scoft_lora, flags, tmp_path)
 
 
 @pytest.fixture
 def start(train) -> torch.Tensor:
-    """The LoRA that every run with the default seed starts from: one update at a rate that rounds to nothing."""
-    return lora(train("start", method="finetune", max_train_steps=1, learning_rate=1e-30))
+    return first_lora(train)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -28,9 +28,8 @@ from scoft.errors import DataError
 from scoft.images import ImageTransform
 from scoft.lora_folder import LORA_FILE
 from scoft.train import processes
-from scoft.train.examples import TrainingExamples
 from scoft.train.objective import ImageLosses, Objective, training_losses
-from training import lora, metrics, relative_difference, words
+from training import examples_of, first_lora, lora, metrics, relative_difference, runner, short_run, words
 
 
 UNSAID = dict.fromkeys(("revision", "variant", "cache_dir", "prediction_type"))
@@ -43,37 +42,18 @@ def load(folder: Path, *, dtype: torch.dtype = torch.float32, **more) -> StableD
 
 @pytest.fixture
 def flags(tiny_pipeline_xl, tiny_ccub, tiny_clip_conv):
-    """Flags of a short run on the tiny models, see `words`."""
-    return {
-        "pretrained_model_name_or_path": tiny_pipeline_xl,
-        "dataset": tiny_ccub,
-        "culture": "veridia",
-        "perceptual_model_name_or_path": tiny_clip_conv,
-        "resolution": 16,
-        "rank": 4,
-        "max_train_steps": 4,
-        "perceptual_every": 2,
-        "num_denoising_steps": 3,
-        "num_validation_images": 0,
-        "report_to": "none",
-    }
+    return short_run(tiny_pipeline_xl, tiny_ccub, tiny_clip_conv)
 
 
 @pytest.fixture
 def train(flags, tmp_path):
     """train(name, **more flags) runs the script's main in this process and returns its output folder."""
-
-    def run(name: str = "run", **more) -> Path:
-        train_scoft_lora_sdxl.main(words(flags | {"output_dir": tmp_path / name} | more))
-        return tmp_path / name
-
-    return run
+    return runner(train_scoft_lora_sdxl, flags, tmp_path)
 
 
 @pytest.fixture
 def start(train) -> torch.Tensor:
-    """The LoRA that every run with the default seed starts from: one update at a rate that rounds to nothing."""
-    return lora(train("start", method="finetune", max_train_steps=1, learning_rate=1e-30))
+    return first_lora(train)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -241,21 +221,7 @@ def test_finetune_is_a_plain_lora_finetune_update_by_update(train, start, tiny_p
     run = train(**SMOOTH, method="finetune", learning_rate=1e-2, train_batch_size=2, checkpointing_steps=1)
     needs = {"needs_blip": False, "needs_negatives": False}
     dataset = read_dataset(find_dataset(str(tiny_ccub), culture="veridia"), culture="veridia", **needs)
-    examples = TrainingExamples(
-        dataset,
-        transform=ImageTransform(16),
-        caption_index={caption: i for i, (caption,) in enumerate(dataset.captions)},
-        seed=0,
-        entries_per_update=2,
-        latent_shape=(4, 8, 8),
-        num_train_timesteps=1000,
-        blip_captions_per_step=1,
-        random_flip=False,
-        random_crop=False,
-        noise_offset=0,
-        load_photograph=True,
-        load_negatives_every=None,
-    )
+    examples = examples_of(dataset, entries_per_update=2)
     known = {"start": run.parent / "start" / LORA_FILE, "batch_size": 2, "steps": SMOOTH["max_train_steps"]}
     for step, expected in enumerate(plain_finetune(tiny_pipeline_xl, examples, dataset, **known), start=1):
         ours = lora(run / f"checkpoint-{step}")

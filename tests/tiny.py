@@ -48,12 +48,7 @@ def build_pipeline(
     seed: int = 0,
 ) -> Path:
     """A `StableDiffusionPipeline` folder: latents 8 x 8, images 16 x 16, prompts of up to 77 tokens."""
-    from diffusers import (
-        AutoencoderKL,
-        DDIMScheduler,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     tokenizer = _clip_tokenizer()
@@ -68,14 +63,7 @@ def build_pipeline(
             attention_head_dim=8,
             norm_num_groups=8,
         )
-        vae = AutoencoderKL(
-            sample_size=16,
-            block_out_channels=(32, 64),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            norm_num_groups=8,
-        )
+        vae = _autoencoder()
         text_encoder = CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=1024,
@@ -122,7 +110,7 @@ def build_pipeline_xl(folder: str | Path, *, force_upcast: bool = True, zeros: b
 
     zeros: whether guidance leads away from zeros, as the true one's does.
     """
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     tokenizer = _clip_tokenizer()
@@ -141,16 +129,7 @@ def build_pipeline_xl(folder: str | Path, *, force_upcast: bool = True, zeros: b
             projection_class_embeddings_input_dim=6 * 8 + 24,
             norm_num_groups=8,
         )
-        vae = AutoencoderKL(
-            sample_size=16,
-            block_out_channels=(32, 64),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            norm_num_groups=8,
-            scaling_factor=0.13025,
-            force_upcast=force_upcast,
-        )
+        vae = _autoencoder(scaling_factor=0.13025, force_upcast=force_upcast)
         common = {
             "vocab_size": 1024,
             "intermediate_size": 64,
@@ -173,7 +152,7 @@ def build_pipeline_xl(folder: str | Path, *, force_upcast: bool = True, zeros: b
         text_encoder=text_encoder,
         text_encoder_2=text_encoder_2,
         tokenizer=tokenizer,
-        tokenizer_2=tokenizer,
+        tokenizer_2=_clip_tokenizer(pad_token="!"),  # as the true one
         scheduler=scheduler,
         force_zeros_for_empty_prompt=zeros,
         add_watermarker=False,
@@ -189,7 +168,22 @@ def around(unet):
     return StableDiffusion(None, None, None, None, unet, dtype=torch.float32)
 
 
-def _clip_tokenizer():
+def _autoencoder(**more):
+    """Of images 16 x 16, to latents 8 x 8."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        sample_size=16,
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=8,
+        **more,
+    )
+
+
+def _clip_tokenizer(**more):
     """A CLIP tokenizer that reads any text byte by byte, and the dataset's words in a token or two as CLIP would."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
@@ -211,6 +205,7 @@ def _clip_tokenizer():
         vocab={token: i for i, token in enumerate(vocab)},
         merges=list(merges),
         model_max_length=77,
+        **more,
     )
 
 
